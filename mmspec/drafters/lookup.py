@@ -1,0 +1,39 @@
+"""Prompt lookup: what followed the last time these tokens were seen (Saxena 2023), over what was generated."""
+
+import torch
+from torch import Tensor
+
+from mmspec.accept import Verdict
+from mmspec.sampling import Noise, Sampling
+from mmspec.targets.base import State, Target
+from mmspec.tree import DraftTree, chain
+
+
+class LookupDrafter:
+    """Finds the most recent earlier occurrence of the longest suffix (`longest` down to 1 tokens) and copies on from there."""
+
+    name = "lookup"
+    needs_features = False
+
+    def __init__(self, max_nodes: int = 7, longest: int = 3):
+        self.max_nodes, self.longest = max_nodes, longest
+
+    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None: ...
+
+    def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
+        found = [self._copy(state.history(row).tolist()) for row in range(state.rows)]
+        height = min(limit, max(map(len, found)))
+        guesses = [(row + [0] * height)[:height] for row in found]
+        lengths = torch.tensor([min(len(row), height) for row in found], device=state.roots.device)
+        return chain(state.roots, torch.tensor(guesses, dtype=torch.long, device=state.roots.device).view(len(found), height), lengths)
+
+    def _copy(self, history: list[int]) -> list[int]:
+        for size in range(min(self.longest, len(history) - 1), 0, -1):
+            suffix = history[-size:]
+            for end in range(len(history) - 1, size - 1, -1):
+                if history[end - size : end] == suffix:
+                    following = history[end : end + self.max_nodes]
+                    return following if min(following) >= 0 else []
+        return []
+
+    def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None: ...

@@ -1,0 +1,16 @@
+"""The one exception that users are meant to see, and the hint for a misspelt name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MmspecError(ValueError):
+    """What was given, what was expected, what to do; the CLI prints it and exits 2."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> MmspecError:
+    """`unknown("drafter", "hwak", [...])`: an error that names the near matches and then all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return MmspecError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names) or 'none'}")

@@ -1,0 +1,61 @@
+"""What a generation cost and gained, as data."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class GenerationStats:
+    """Counts and seconds of one call.
+
+    `mean_acceptance_length` is tokens committed per round and row, 1 + accepted draft tokens / rounds (vLLM's definition).
+    `runs[row]` lists how many tokens each round committed.
+    """
+
+    drafter: str = "none"
+    acceptance: str = "exact"
+    lossless: bool = True
+    prefill: float = 0.0
+    draft: float = 0.0
+    target: float = 0.0
+    accept: float = 0.0
+    total: float = 0.0
+    nodes: int = 0
+    cache_bytes: int = 0
+    runs: list[list[int]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(sum, self.runs))
+
+    @property
+    def rounds(self) -> int:
+        return max(map(len, self.runs), default=0)
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        return self.tokens / max(1, sum(map(len, self.runs)))
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.total if self.total else 0.0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The time split: draft, target (prefill included), accept, other."""
+        target = self.target + self.prefill
+        return {"draft": self.draft, "target": target, "accept": self.accept, "other": max(0.0, self.total - self.draft - target - self.accept)}
+
+    def as_dict(self) -> dict:
+        """Plain data for JSON, metadata and tables."""
+        return {
+            "drafter": self.drafter,
+            "acceptance": self.acceptance,
+            "lossless": self.lossless,
+            "tokens": self.tokens,
+            "rounds": self.rounds,
+            "nodes_per_round": self.nodes / max(1, self.rounds),
+            "mean_acceptance_length": self.mean_acceptance_length,
+            "tokens_per_second": self.tokens_per_second,
+            "cache_bytes": self.cache_bytes,
+            "seconds": self.seconds | {"total": self.total},
+        }

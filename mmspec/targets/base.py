@@ -1,0 +1,98 @@
+"""What the loop asks of a target, and the state of one generation."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmspec.cache import TreeCache
+from mmspec.tree import DraftTree
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The raster that tokens fill: `height` rows of `width` codes, each closed by an end-of-row token if there is one."""
+
+    height: int
+    width: int
+    end_of_row: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Tokens from one place to the place below it."""
+        return self.width + self.end_of_row
+
+    @property
+    def tokens(self) -> int:
+        return self.height * self.stride
+
+
+@dataclass(slots=True)
+class State:
+    """One generation: what is committed, and its keys, values and features. The target itself holds nothing.
+
+    Tokens are numbered in the generated vocabulary; prompt tokens outside it are negative. The root is the last
+    committed token, whose keys are not yet in the cache. `features[:, b, i]` is the hidden state that predicted
+    token i of row b (the one after token i - 1 was read, i = 0 after the prompt), kept when a drafter asks for it.
+    """
+
+    cache: TreeCache
+    streams: int
+    roots: Int[Tensor, "row"]
+    tokens: list[list[int]]
+    prompts: list[Tensor]
+    features: Float[Tensor, "stream row position width"] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens generated so far, for each row."""
+        return [len(row) for row in self.tokens]
+
+    def history(self, row: int) -> Int[Tensor, "position"]:
+        """Prompt and generated tokens of a row; the last one is the root."""
+        return torch.cat([self.prompts[row], torch.tensor(self.tokens[row], dtype=torch.long, device=self.roots.device)])
+
+    def commit(self, tree: DraftTree, paths: list[list[int]], tokens: list[list[int]], hidden: Tensor) -> None:
+        """Append what a round accepted: keys and features of the path's nodes, and the new tokens."""
+        if self.features is not None:
+            for row, (path, count) in enumerate(zip(paths, self.counts, strict=True)):
+                if path:
+                    self.features[:, row, count : count + len(path)] = hidden[:, row, path]
+        self.cache.commit(paths * self.streams)
+        for row, new in enumerate(tokens):
+            self.tokens[row].extend(new)
+        self.roots = torch.tensor([row[-1] if row else int(root) for row, root in zip(self.tokens, self.roots)], device=self.roots.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One target pass over a tree: guided logits, and the hidden state of every node in every stream."""
+
+    logits: Float[Tensor, "row node vocab"]
+    hidden: Float[Tensor, "stream row node width"]
+
+
+class Target(Protocol):
+    """A model whose output must be kept."""
+
+    vocabulary: int
+    hidden_size: int
+
+    def prefill(self, prompts: Any, capacity: int, features: bool) -> State:
+        """Read the prompts, all but their last token. `capacity` is new tokens plus one tree, for each row."""
+        ...
+
+    def forward(self, state: State, tree: DraftTree) -> Output:
+        """One pass over the tree; nothing is committed."""
+        ...
+
+    def guide(self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:
+        """Mix the streams' logits for the tokens at `places` (guidance, forced tokens): what drafters must apply too."""
+        ...

@@ -1,0 +1,108 @@
+"""Any decoder-only transformers model as a target, unmodified."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from mmspec.cache import TreeCache, causal, positions
+from mmspec.errors import MmspecError
+from mmspec.targets.base import Output, State
+from mmspec.tree import DraftTree
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Token ids of every row; with `unconditional` prompts, a second stream guides the first by `guidance`.
+
+    guided logits = unconditional + guidance * (conditional - unconditional)
+    """
+
+    conditional: list[list[int]]
+    unconditional: list[list[int]] | None = None
+    guidance: float = 1.0
+
+    @property
+    def streams(self) -> list[list[int]]:
+        """All prompts, stream by stream."""
+        return self.conditional + (self.unconditional or [])
+
+
+class CausalTarget:
+    """A transformers causal language model that generates ids `offset ... offset + vocabulary - 1`.
+
+    Token ids of the loop are model ids less `offset`. The final logits are always computed in float32 (float64 for a
+    float64 model): bfloat16 logits tie too often for samples to be reproducible.
+    """
+
+    def __init__(self, model: PreTrainedModel, offset: int = 0, vocabulary: int | None = None):
+        self.model = model.eval()
+        self.offset = offset
+        head = model.get_output_embeddings()
+        self.vocabulary = vocabulary or head.weight.shape[0] - offset
+        wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+        self.head = head.weight.detach()[offset : offset + self.vocabulary].to(wide)
+        self.hidden_size = self.head.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def logits(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
+        """The model's own head, in float32 or wider."""
+        return F.linear(hidden.to(self.head.dtype), self.head)
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Prompts, capacity: int, features: bool = False) -> State:
+        streams = prompts.streams
+        if any(not prompt for prompt in streams):
+            raise MmspecError("a prompt has no tokens: give at least a beginning-of-sequence token")
+        rows, longest = len(prompts.conditional), max(map(len, streams))
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        if most and longest + capacity > most + 64:
+            raise MmspecError(f"{longest} prompt tokens and {capacity} new ones exceed the model's {most} positions: shorten one of them")
+        cache = TreeCache(self.model.config.num_hidden_layers, len(streams), longest - 1 + capacity, self.device)
+        if longest > 1:
+            ids = torch.tensor([prompt[:-1] + [0] * (longest - len(prompt)) for prompt in streams], device=self.device)
+            self._run(cache, ids, causal(len(streams), longest - 1, self.device), torch.arange(longest - 1, device=self.device).expand_as(ids))
+            cache.lengths = [len(prompt) - 1 for prompt in streams]
+        return State(
+            cache=cache,
+            streams=len(streams) // rows,
+            roots=torch.tensor([prompt[-1] - self.offset for prompt in prompts.conditional], device=self.device),
+            tokens=[[] for _ in range(rows)],
+            prompts=[torch.tensor(prompt, device=self.device) - self.offset for prompt in prompts.conditional],
+            features=self.head.new_zeros(len(streams) // rows, rows, capacity, self.hidden_size, dtype=self.dtype) if features else None,
+            options={"guidance": prompts.guidance},
+        )
+
+    @torch.inference_mode()
+    def forward(self, state: State, tree: DraftTree) -> Output:
+        depths = tree.depths.repeat(state.streams, 1)
+        ids = (tree.tokens + self.offset).repeat(state.streams, 1)
+        hidden = self._run(state.cache, ids, tree.ancestors().repeat(state.streams, 1, 1), positions(state.cache.lengths, depths))
+        hidden = rearrange(hidden, "(stream row) node width -> stream row node width", stream=state.streams)
+        places = positions(state.counts, tree.depths)
+        return Output(self.guide(state, self.logits(hidden), places), hidden)
+
+    def guide(self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:
+        if state.streams == 1:
+            return logits[0]
+        conditional, unconditional = logits
+        return unconditional + state.options["guidance"] * (conditional - unconditional)
+
+    def _run(self, cache: TreeCache, ids: Tensor, ancestors: Tensor, places: Tensor) -> Float[Tensor, "row node width"]:
+        cache.open(ids.shape[1])
+        mask = cache.mask(ancestors)
+        if self.model.config._attn_implementation == "eager":
+            mask = torch.where(mask, 0.0, torch.finfo(self.dtype).min).to(self.dtype)
+        out = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
+        return out.last_hidden_state

@@ -1,0 +1,1 @@
+"""Everything that `mmspec train` runs; nothing here is needed to generate."""

@@ -1,0 +1,131 @@
+"""The emoji picture set: free art in three styles, English names, composed backgrounds."""
+
+import io
+import json
+import random
+import shutil
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmspec.errors import MmspecError
+
+PACKAGES = {
+    "cartoon": "emoji-datasource-google@16.0.0",
+    "flat": "emoji-datasource-twitter@16.0.0",
+    "3d": "@lobehub/fluent-emoji-3d@1.1.0",
+}
+CATEGORIES = (
+    "Animals & Nature",
+    "Food & Drink",
+    "Travel & Places",
+    "Objects",
+    "Smileys & Emotion",
+    "Activities",
+)
+BACKGROUNDS = {
+    "white": (255, 255, 255),
+    "red": (214, 48, 49),
+    "orange": (253, 150, 68),
+    "yellow": (254, 211, 48),
+    "green": (38, 166, 91),
+    "blue": (52, 120, 246),
+    "purple": (136, 84, 208),
+    "pink": (255, 159, 203),
+    "gray": (150, 156, 163),
+    "black": (24, 24, 28),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One (name, style) pair; `held_out` pairs are never trained on."""
+
+    name: str
+    style: str
+    held_out: bool
+
+
+def article(name: str) -> str:
+    return "an" if name[0].lower() in "aeiou" else "a"
+
+
+def caption(name: str, style: str | None = None, background: str = "white") -> str:
+    """The prompt of a picture: `caption("cat", "3d", "blue") == "a cat on a blue background, 3d style"`."""
+    where = "" if background == "white" else f" on {article(background)} {background} background"
+    how = f", {style} style" if style else ""
+    return f"{article(name)} {name}{where}{how}"
+
+
+def compose(rgba: np.ndarray, background: str = "white") -> np.ndarray:
+    """Alpha-blend an RGBA picture onto a named background: uint8 `h w 4` to uint8 `h w 3`."""
+    alpha = rgba[..., 3:].astype(np.float32) / 255
+    mixed = rgba[..., :3] * alpha + np.array(BACKGROUNDS[background], np.float32) * (1 - alpha)
+    return np.round(mixed).astype(np.uint8)
+
+
+def fetch(folder: Path) -> dict[str, Path]:
+    """Download the art packages with `npm pack`; those already there are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for style, package in PACKAGES.items():
+        path = folder / (package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz")
+        if not path.exists():
+            if shutil.which("npm") is None:
+                raise MmspecError("the emoji art comes from npm packages, and no `npm` was found: install Node.js and try again")
+            done = subprocess.run(["npm", "pack", package], cwd=folder, capture_output=True, text=True)
+            if done.returncode or not path.exists():
+                raise MmspecError(f"`npm pack {package}` failed: {done.stderr.strip()[-300:]}")
+        paths[style] = path
+    return paths
+
+
+def _english_names(archive: tarfile.TarFile) -> dict[str, str]:
+    """File stem to CLDR short name, for the categories that are kept (clock faces are not)."""
+    from emoji import EMOJI_DATA
+
+    table = json.load(archive.extractfile("package/emoji.json"))
+    names = {}
+    for row in table:
+        if row["category"] not in CATEGORIES or row["subcategory"] == "time":
+            continue
+        character = "".join(chr(int(part, 16)) for part in row["unified"].split("-"))
+        name = EMOJI_DATA.get(character, {}).get("en", row["short_name"])
+        names[row["unified"].lower()] = name.strip(":").replace("_", " ").replace("-", " ").replace("’", "'").lower()
+    return names
+
+
+def build(folder: Path, size: int = 64, held_out: float = 0.05, seed: int = 0) -> tuple[np.ndarray, list[Picture]]:
+    """All pictures, resized and named, cached in `folder/pictures.npz`: uint8 `n size size 4` and their descriptions."""
+    cache = folder / f"pictures-{size}.npz"
+    if cache.exists():
+        stored = np.load(cache, allow_pickle=False)
+        return stored["rgba"], [Picture(n, s, bool(h)) for n, s, h in zip(stored["names"], stored["styles"], stored["held"])]
+    paths = fetch(folder)
+    with tarfile.open(paths["cartoon"]) as archive:
+        names = _english_names(archive)
+    images, pictures = [], []
+    chance = random.Random(seed)
+    for style, path in paths.items():
+        with tarfile.open(path) as archive:
+            for member in sorted(archive.getmembers(), key=lambda m: m.name):
+                name = names.get(Path(member.name).stem)
+                if name is None or Path(member.name).suffix not in (".png", ".webp"):
+                    continue
+                image = Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGBA").convert("RGBa")
+                image = image.resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
+                images.append(np.asarray(image))
+                pictures.append(Picture(name, style, chance.random() < held_out))
+    rgba = np.stack(images)
+    np.savez(
+        cache,
+        rgba=rgba,
+        names=[p.name for p in pictures],
+        styles=[p.style for p in pictures],
+        held=[p.held_out for p in pictures],
+    )
+    return rgba, pictures

@@ -1,0 +1,115 @@
+"""The image model: a text prefix and then VQ codes in raster order, one Llama over both."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import VQModel
+from rich.progress import track
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mmspec.training.emoji import BACKGROUNDS, Picture, caption, compose
+from mmspec.training.fit import Budget, fit, optimizers
+from mmspec.training.tokenizer import to_tensor
+
+SPECIAL = ["<pad>", "<bos>", "<image>"]
+
+
+def train_text_tokenizer(prompts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Lower-casing byte-level BPE whose output is `<bos> words <image>`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(prompts, trainer)
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.post_processor = TemplateProcessing(single="<bos> $A <image>", special_tokens=[("<bos>", 1), ("<image>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CodeSet:
+    """Every training picture as codes: `codes[picture, variant]` is on `backgrounds[picture][variant]`, variant 0 white."""
+
+    pictures: list[Picture]
+    codes: Tensor
+    backgrounds: list[list[str]]
+
+
+@torch.no_grad()
+def encode_pictures(vq: VQModel, rgba: np.ndarray, pictures: list[Picture], variants: int, cache: Path, seed: int = 0) -> CodeSet:
+    """Encode each picture on white and on `variants - 1` random colours; codes are int `picture variant place`."""
+    chance = random.Random(seed)
+    colours = [colour for colour in BACKGROUNDS if colour != "white"]
+    backgrounds = [["white", *chance.sample(colours, variants - 1)] for _ in pictures]
+    if cache.exists():
+        return CodeSet(pictures, torch.load(cache, weights_only=True), backgrounds)
+    rows = []
+    for start in track(range(0, len(pictures), 16), "encoding pictures"):
+        part = range(start, min(start + 16, len(pictures)))
+        images = np.stack([compose(rgba[i], colour) for i in part for colour in backgrounds[i]])
+        latents = vq.encode(to_tensor(images)).latents
+        rows.append(vq.quantize(latents)[2][2].reshape(len(part), variants, -1).short())
+    codes = torch.cat(rows)
+    torch.save(codes, cache)
+    return CodeSet(pictures, codes, backgrounds)
+
+
+def sequences(data: CodeSet, tokenizer: PreTrainedTokenizerFast, batch: int, seed: int, drop: float = 0.1) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless (input ids, labels), right-padded, labels -100 on text and padding.
+
+    A prompt is dropped with probability `drop`, so that the model also learns the unconditional law that
+    classifier-free guidance needs; its style is left out once in eight times.
+    """
+    chance = random.Random(seed)
+    offset = len(tokenizer)
+    while True:
+        rows = []
+        for _ in range(batch):
+            i = chance.randrange(len(data.pictures))
+            variant = 0 if chance.random() < 0.55 else chance.randrange(1, data.codes.shape[1])
+            style = None if chance.random() < 0.125 else data.pictures[i].style
+            prompt = "" if chance.random() < drop else caption(data.pictures[i].name, style, data.backgrounds[i][variant])
+            rows.append((tokenizer(prompt).input_ids, data.codes[i, variant].long() + offset))
+        length = max(len(text) + len(codes) for text, codes in rows)
+        ids = torch.full((batch, length), tokenizer.pad_token_id)
+        labels = torch.full((batch, length), -100)
+        for row, (text, codes) in enumerate(rows):
+            end = len(text) + len(codes)
+            ids[row, :end] = torch.cat([torch.tensor(text), codes])
+            labels[row, len(text) : end] = codes
+        yield ids, labels
+
+
+def next_code_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Cross entropy over the codes, nats per token."""
+    ids, labels = batch
+    device = next(model.parameters()).device
+    ids, labels = ids.to(device), labels.to(device)[:, 1:]
+    hidden = getattr(model, "module", model).model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    kept = labels != -100
+    logits = getattr(model, "module", model).lm_head(hidden[kept])
+    return {"loss": F.cross_entropy(logits.float(), labels[kept])}
+
+
+def train_target(data: CodeSet, tokenizer: PreTrainedTokenizerFast, codes: int, config: dict, budget: Budget, work: Path, seed: int = 0, device: str | None = None) -> LlamaForCausalLM:
+    """Train the decoder over `len(tokenizer) + codes` tokens; the checkpoint is `work/target.pt`."""
+    torch.manual_seed(seed)
+    special = dict(bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=None)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) + codes, **special, **config["model"]))
+    chosen = optimizers(model, config["lr"], config.get("weight_decay", 0.01), config.get("muon_lr"))
+    source = lambda s: sequences(data, tokenizer, config["batch"], seed + 7919 * s, config.get("drop", 0.1))  # noqa: E731
+    return fit("target", model, source, next_code_loss, chosen, budget, work / "target.pt", device=device)
