@@ -1,0 +1,63 @@
+"""Drafters by name; anything that follows `base.Drafter` may be passed instead of a name."""
+
+import json
+import warnings
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from mmspec.errors import MmspecError, unknown
+
+TABLE = {
+    "none": "mmspec.drafters.none:NoDrafter",
+    "lookup": "mmspec.drafters.lookup:LookupDrafter",
+    "jacobi": "mmspec.drafters.jacobi:JacobiDrafter",
+    "medusa": "mmspec.drafters.medusa:MedusaDrafter",
+    "hawk": "mmspec.drafters.hawk:HawkDrafter",
+    "hawk-path": "mmspec.drafters.hawk_path:HawkPathDrafter",
+}
+TRAINED = ("medusa", "hawk", "hawk-path")
+
+
+def names() -> dict[str, str]:
+    """Built-in drafters and those that other packages register under `mmspec.drafters`."""
+    return TABLE | {entry.name: entry.value for entry in entry_points(group="mmspec.drafters") if entry.name not in TABLE}
+
+
+def load(name: Any, folder: Path | None, target: Any, **options: Any) -> Any:
+    """A drafter ready for `target`: by name, from `folder/drafters/<name>` if it has weights; an instance is returned as it is."""
+    if not isinstance(name, str):
+        return name
+    known = names()
+    folders = {path.name for path in (folder / "drafters").iterdir()} if folder and (folder / "drafters").is_dir() else set()
+    if name not in known and name not in folders:
+        raise unknown("drafter", name, {*known, *folders})
+    config = {}
+    path = folder / "drafters" / name if folder else None
+    if path and (path / "config.json").exists():
+        config = json.loads((path / "config.json").read_text())
+    module, _, attribute = known.get(config.get("kind", name), "").partition(":")
+    if not module:
+        raise MmspecError(f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are {', '.join(known)}")
+    kind = getattr(import_module(module), attribute)
+    if not hasattr(kind, "from_pretrained"):
+        return kind(**options)
+    if path is None or not (path / "config.json").exists():
+        raise MmspecError(f"drafter {name!r} has no weights for this model: train it with `mmspec train`, or use one of {', '.join(sorted(folders | (set(TABLE) - set(TRAINED))))}")
+    config.pop("kind", None)
+    for key, wanted in (("hidden_size", target.hidden_size), ("vocabulary", target.vocabulary), ("stride", getattr(getattr(target, "grid", None), "stride", None))):
+        if wanted is not None and key in config and config[key] not in (wanted, 0):
+            raise MmspecError(f"drafter {name!r} was trained for another target: its {key} is {config[key]}, this target's is {wanted}; train one for this target")
+    if config.get("target") and getattr(target, "hash", None) and config["target"] != target.hash:
+        warnings.warn(f"drafter {name!r} was trained on other weights of this target ({config['target']} and not {target.hash}): exact, but slow", stacklevel=2)
+    try:
+        drafter = kind.from_pretrained(path, strict=True)
+    except (SafetensorError, RuntimeError, OSError, TypeError) as error:
+        raise MmspecError(f"drafter {name!r}: the files in {path} are truncated or foreign ({error}): restore them or train again") from None
+    drafter = drafter.to(target.device, target.dtype).eval()
+    for key, value in options.items():
+        setattr(drafter, key, value)
+    return drafter

@@ -68,9 +68,10 @@ def encode_pictures(vq: VQModel, rgba: np.ndarray, pictures: list[Picture], vari
     return CodeSet(pictures, codes, backgrounds)
 
 
-def sequences(data: CodeSet, tokenizer: PreTrainedTokenizerFast, batch: int, seed: int, drop: float = 0.1) -> Iterator[tuple[Tensor, Tensor]]:
+def sequences(data: CodeSet, tokenizer: PreTrainedTokenizerFast, batch: int, seed: int, drop: float = 0.1, width: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (input ids, labels), right-padded, labels -100 on text and padding.
 
+    Rows are padded to `width` (one shape for a compiled model), or to the longest of the batch.
     A prompt is dropped with probability `drop`, so that the model also learns the unconditional law that
     classifier-free guidance needs; its style is left out once in eight times.
     """
@@ -84,7 +85,7 @@ def sequences(data: CodeSet, tokenizer: PreTrainedTokenizerFast, batch: int, see
             style = None if chance.random() < 0.125 else data.pictures[i].style
             prompt = "" if chance.random() < drop else caption(data.pictures[i].name, style, data.backgrounds[i][variant])
             rows.append((tokenizer(prompt).input_ids, data.codes[i, variant].long() + offset))
-        length = max(len(text) + len(codes) for text, codes in rows)
+        length = width or max(len(text) + len(codes) for text, codes in rows)
         ids = torch.full((batch, length), tokenizer.pad_token_id)
         labels = torch.full((batch, length), -100)
         for row, (text, codes) in enumerate(rows):
@@ -94,14 +95,13 @@ def sequences(data: CodeSet, tokenizer: PreTrainedTokenizerFast, batch: int, see
         yield ids, labels
 
 
-def next_code_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Cross entropy over the codes, nats per token."""
+def next_code_loss(model: LlamaForCausalLM, body: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Cross entropy over the codes, nats per token; `body` is the model's decoder, compiled or not."""
     ids, labels = batch
-    device = next(model.parameters()).device
-    ids, labels = ids.to(device), labels.to(device)[:, 1:]
-    hidden = getattr(model, "module", model).model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    ids, labels = ids.to(model.device), labels.to(model.device)[:, 1:]
+    hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     kept = labels != -100
-    logits = getattr(model, "module", model).lm_head(hidden[kept])
+    logits = model.lm_head(hidden[kept])
     return {"loss": F.cross_entropy(logits.float(), labels[kept])}
 
 
@@ -111,5 +111,13 @@ def train_target(data: CodeSet, tokenizer: PreTrainedTokenizerFast, codes: int, 
     special = dict(bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=None)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) + codes, **special, **config["model"]))
     chosen = optimizers(model, config["lr"], config.get("weight_decay", 0.01), config.get("muon_lr"))
-    source = lambda s: sequences(data, tokenizer, config["batch"], seed + 7919 * s, config.get("drop", 0.1))  # noqa: E731
-    return fit("target", model, source, next_code_loss, chosen, budget, work / "target.pt", device=device)
+    body = torch.compile(model.model) if config.get("compile") else model.model
+    width = max(len(tokenizer(caption(p.name, p.style, "yellow")).input_ids) for p in data.pictures) + data.codes.shape[2]
+
+    def source(step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return sequences(data, tokenizer, config["batch"], seed + 7919 * step, config.get("drop", 0.1), width)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return next_code_loss(model, body, batch)
+
+    return fit("target", model, source, loss, chosen, budget, work / "target.pt", device=device)

@@ -1,0 +1,96 @@
+"""What a target pass of N nodes costs on this machine, measured once, and the node budget that follows."""
+
+import hashlib
+import json
+import os
+import platform
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmspec.targets.base import Target
+from mmspec.tree import chain
+
+SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+def cache_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmspec" / "cost.json"
+
+
+@dataclass(slots=True)
+class Cost:
+    """Seconds of a target pass by tree size, and of one level of drafting."""
+
+    sizes: list[int]
+    seconds: list[float]
+    step: float = 0.0
+    overhead: float = 0.0
+
+    def target(self, nodes: int) -> float:
+        """Interpolated seconds of a pass over `nodes` nodes, the root included."""
+        at = bisect_left(self.sizes, nodes)
+        if at == 0 or at == len(self.sizes):
+            return self.seconds[min(at, len(self.sizes) - 1)]
+        low, high = self.sizes[at - 1], self.sizes[at]
+        share = (nodes - low) / (high - low)
+        return self.seconds[at - 1] + share * (self.seconds[at] - self.seconds[at - 1])
+
+    def cut(self, drafting: float) -> Callable[[Tensor], int]:
+        """The node count with the most expected tokens per second, from each node's chance of being reached."""
+
+        def best(reach: Tensor) -> int:
+            expected, rate, count = 1.0, 0.0, 1
+            for nodes, chance in enumerate(reach.tolist(), start=1):
+                expected += chance
+                now = expected / (self.target(nodes + 1) + drafting + self.overhead)
+                if now > rate:
+                    rate, count = now, nodes
+            return count
+
+        return best
+
+
+@torch.inference_mode()
+def measure(target: Target, prompts: Any, rows: int, repeats: int = 7) -> Cost:
+    """Time passes of growing width after the given prompts; each width takes the median, and the curve is made monotone."""
+    seconds: list[float] = []
+    state = target.prefill(prompts, max(SIZES) + 2, False)
+    for size in SIZES:
+        tree = chain(state.roots, torch.zeros(rows, size - 1, dtype=torch.long, device=state.roots.device))
+        times = []
+        for _ in range(repeats):
+            began = perf_counter()
+            target.forward(state, tree).logits.argmax(-1).tolist()
+            times.append(perf_counter() - began)
+        seconds.append(max([sorted(times)[repeats // 2], *seconds[-1:]]))
+    return Cost(list(SIZES), seconds)
+
+
+def measured(target: Target, prompts: Any, rows: int, name: str) -> Cost:
+    """`measure`, remembered on disk for this model, device, dtype, thread count and batch."""
+    streams = len(prompts.streams) // rows
+    what = (name, str(target.device), str(target.dtype), torch.get_num_threads(), rows, streams, platform.processor(), torch.__version__)
+    key = hashlib.sha256(repr(what).encode()).hexdigest()[:24]
+    path = cache_file()
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        cost = measure(target, prompts, rows)
+        known[key] = {"sizes": cost.sizes, "seconds": cost.seconds}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(known))
+            partial.replace(path)
+        except OSError:
+            return cost
+    return Cost(known[key]["sizes"], known[key]["seconds"])

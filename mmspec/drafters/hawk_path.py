@@ -1,0 +1,188 @@
+"""Path-conditioned Hawk: one small recurrent head that reads the drafted path and the committed neighbourhood."""
+
+from dataclasses import replace
+from time import perf_counter
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmspec.accept import Verdict
+from mmspec.drafters.cost import Cost
+from mmspec.sampling import Noise, Sampling
+from mmspec.targets.base import State, Target
+from mmspec.tree import Candidates, DraftTree, grow, root
+
+
+class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
+    """State <- (state, token drafted before, tokens and target features at the neighbours, row and column).
+
+    `neighbours` are (rows up, columns right) of the place to be predicted; their tokens are read as embeddings, and the
+    target's hidden state after each was read as its feature. An empty list, with `height = width = 0`, is the
+    one-dimensional form for speech and text. No target pass happens while drafting.
+    """
+
+    name = "hawk-path"
+    needs_features = True
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocabulary: int,
+        width: int = 512,
+        inner: int = 1024,
+        neighbours: list[tuple[int, int]] = [],
+        grid: tuple[int, int] = (0, 0),
+        stride: int = 0,
+        depth: int = 8,
+        target: str = "",
+        beta: list[float] | None = None,
+    ):
+        super().__init__()
+        self.vocabulary, self.grid, self.stride, self.depth = vocabulary, tuple(grid), stride, depth
+        self.offsets = [up * stride - right for up, right in neighbours]
+        self.enter = nn.Linear(hidden_size, width, bias=False)
+        self.tokens = nn.Embedding(vocabulary + 1, width)
+        self.around = nn.ModuleList(nn.Embedding(vocabulary + 1, width) for _ in self.offsets)
+        self.look = nn.Linear(hidden_size * len(self.offsets), width, bias=False) if self.offsets else None
+        self.row, self.column = (nn.Embedding(grid[0], width), nn.Embedding(stride, width)) if stride else (None, None)
+        self.decay = nn.Parameter(torch.zeros(width))
+        self.norm, self.final = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        for table in (self.tokens, *self.around, self.row, self.column):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.5 / (len(self.offsets) + 2) ** 0.5)
+        self.beta = beta or [1.0] * depth
+        self.target_hash = target
+        self.coupled, self.ranks, self.beam, self.nodes = True, 6, 6, None
+        self.widths = [3, 2, 1, 1, 1, 1, 1, 1]
+        self.cost: Cost | None = None
+
+    @property
+    def max_nodes(self) -> int:
+        return 64
+
+    def context(
+        self, tokens: Int[Tensor, "row place neighbour"], features: Float[Tensor, "stream row place wide"], places: Int[Tensor, "row place"]
+    ) -> Float[Tensor, "stream row place width"]:
+        """What is known of each place before its left neighbour is: `tokens` has `vocabulary` where nothing is committed."""
+        seen = torch.zeros(1, device=places.device, dtype=self.decay.dtype)
+        for i, table in enumerate(self.around):
+            seen = seen + table(tokens[..., i])
+        if self.row is not None:
+            seen = seen + self.row((places // self.stride).clamp(max=self.grid[0] - 1)) + self.column(places % self.stride)
+        if self.look is None:
+            return seen.expand(features.shape[0], *places.shape, self.decay.shape[0])
+        return seen + self.look(features)
+
+    def begin(self, features: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape width"]:
+        """The recurrent state before the root is read, from the feature that predicted the root."""
+        return self.enter(features)
+
+    def step(
+        self, state: Float[Tensor, "*shape width"], tokens: Int[Tensor, "*other"], context: Float[Tensor, "*more width"]
+    ) -> tuple[Float[Tensor, "*shape width"], Float[Tensor, "*shape vocab"]]:
+        """Read one token; the new state, and logits of the token that follows."""
+        mixed = state + self.tokens(tokens) + context
+        gate, value = self.up(self.norm(mixed)).chunk(2, dim=-1)
+        state = mixed * torch.sigmoid(self.decay) + self.down(F.silu(gate) * value)
+        return state, self.head(self.final(state))
+
+    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
+        self._target, self._drawn, self._sampling = target, drawn, replace(sampling, processors=[])
+        self._step, self._length = 2e-4, 3.0
+
+    def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
+        committed = sum(map(len, verdict.paths)) / max(1, sum(map(bool, verdict.paths)))
+        self._length += 0.1 * (committed - self._length)
+
+    def surroundings(self, state: State, height: int) -> Float[Tensor, "stream row place width"]:
+        """Contexts of the `height` places after the root."""
+        counts = torch.tensor(state.counts, device=state.roots.device)
+        places = counts[:, None] + torch.arange(height, device=counts.device)
+        if not self.offsets:
+            return self.context(places[..., None][..., :0], state.features[:, :, :1].expand(-1, -1, height, -1), places)
+        longest = max(state.counts)
+        history = torch.full((state.rows, longest + 1), self.vocabulary, device=counts.device)
+        for row, tokens in enumerate(state.tokens):
+            history[row, : len(tokens)] = torch.tensor(tokens, device=counts.device)
+        near = places[..., None] - torch.tensor(self.offsets, device=counts.device)
+        known = (near >= 0) & (near < counts[:, None, None])
+        tokens = history.gather(1, near.where(known, longest).flatten(1)).view_as(near)
+        read = (near >= 0) & (near + 1 < counts[:, None, None])
+        rows = torch.arange(state.rows, device=counts.device)[:, None, None]
+        features = state.features[:, rows, (near + 1).where(read, 0)] * read[..., None]
+        return self.context(tokens, features.flatten(3), places)
+
+    @torch.inference_mode()
+    def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
+        height = min(limit, self.depth)
+        if height < 1 or min(state.counts) == 0:
+            return root(state.roots)
+        began = perf_counter()
+        coupled = self.coupled and not noise.greedy
+        context = self.surroundings(state, height)
+        counts = torch.tensor(state.counts, device=state.roots.device)
+        gumbel = noise.gumbel(state.counts, height) if coupled else None
+        rows = torch.arange(state.rows, device=counts.device)
+        hidden = self.begin(state.features[:, rows, counts - 1])[:, :, None]
+
+        def scores(depth: int, tokens: Tensor, places: Tensor) -> Float[Tensor, "row beam vocab"]:
+            nonlocal hidden
+            hidden = hidden[:, rows[:, None], places]
+            hidden, logits = self.step(hidden, tokens, context[:, :, depth : depth + 1])
+            where = (counts + depth)[:, None].expand_as(tokens)
+            return self._sampling.scores(self._target.guide(state, logits.to(self._target.head.dtype), where))
+
+        if self._drawn:
+            return self._draw(state, noise, scores, height)
+
+        def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
+            keys = torch.log_softmax(scores(depth, tokens, places), 2)
+            if coupled:
+                keys = (keys + gumbel[:, depth, None].to(keys.dtype)) * self.beta[depth]
+            best, children = keys.topk(min(self.ranks, keys.shape[2]), dim=2)
+            return Candidates(children, (best - keys.logsumexp(2, keepdim=True)).exp().float())
+
+        levels = 0
+
+        def worth(depth: int, mass: float) -> bool:
+            nonlocal levels
+            levels = depth
+            step = (perf_counter() - began) / depth
+            return mass * 0.7 > step * self._length / (self.cost.target(8) + depth * step)
+
+        if self.cost is None or self.nodes:
+            return grow(state.roots, expand, height, self.beam, cut=self.nodes or 16)
+        self.cost.overhead = 1e-3
+        return grow(state.roots, expand, height, self.beam, worth, self.cost.cut(perf_counter() - began))
+
+    def _draw(self, state: State, noise: Noise, scores, height: int) -> DraftTree:
+        """Siblings drawn without replacement from q, by Gumbel top-m with noise of their own; widths are fixed beforehand."""
+        rows, device = state.rows, state.roots.device
+        level, places = state.roots[:, None], torch.zeros(rows, 1, dtype=torch.long, device=device)
+        head = state.roots[:, None]
+        tokens, parents, depths, laws = [head], [torch.full_like(head, -1)], [torch.zeros_like(head)], []
+        first, count = 0, 1
+        for depth in range(height):
+            width, beam = self.widths[depth], level.shape[1]
+            law = scores(depth, level, places).softmax(2)
+            laws = laws or [torch.zeros_like(law[:, :1])]
+            fresh = torch.stack([noise.fresh(row, place + depth, Noise.DRAFT)[0] for row, place in enumerate(state.counts)])
+            if noise.greedy:
+                law, width = F.one_hot(law.argmax(2), law.shape[2]).to(law.dtype), 1
+                level = law.argmax(2)
+            else:
+                level = (law.log() + fresh[:, None].to(law)).topk(width, dim=2).indices.flatten(1)
+            places = torch.arange(beam, device=device).repeat_interleave(width).expand(rows, -1)
+            tokens.append(level)
+            parents.append(places + first)
+            depths.append(torch.full_like(level, depth + 1))
+            laws.append(law.repeat_interleave(width, dim=1))
+            first, count = count, count + level.shape[1]
+            if depth + 1 < height and count + level.shape[1] * self.widths[depth + 1] > self.max_nodes:
+                break
+        return DraftTree(torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(depths, 1), torch.cat(laws, 1), replacement=False)

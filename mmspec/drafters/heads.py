@@ -1,0 +1,165 @@
+"""Independent heads on the target's last hidden state: what Medusa and Hawk share."""
+
+from dataclasses import replace
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmspec.accept import Verdict
+from mmspec.drafters.cost import Cost
+from mmspec.sampling import Noise, Sampling
+from mmspec.targets.base import State, Target
+from mmspec.tree import Candidates, DraftTree, grow, root
+
+Neighbour = tuple[int, int]
+
+
+class ResidualHead(nn.Module):
+    """x + SiLU(W x + b), the identity at first (Medusa); the target's own head follows it."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape width"]:
+        return x + nn.functional.silu(self.linear(x))
+
+
+class HeadDrafter(nn.Module, PyTorchModelHubMixin):
+    """One residual head for each neighbour, sharing the target's frozen output head.
+
+    A neighbour (rows down, columns right) of the token just read is `down * stride + right` places ahead. Those in the
+    same row are horizontal: the k-th serves draft depth k. Those in rows below are vertical: their proposals wait in the
+    speculation cache until the row below is drafted, and then serve whatever depth their place has.
+    """
+
+    name = "heads"
+    needs_features = True
+
+    def __init__(self, hidden_size: int, stride: int, neighbours: list[Neighbour], target: str = "", beta: list[float] | None = None):
+        super().__init__()
+        self.neighbours = [(int(down), int(right)) for down, right in neighbours]
+        self.offsets = [down * stride + right for down, right in self.neighbours]
+        self.horizontal = [i for i, (down, _) in enumerate(self.neighbours) if down == 0]
+        self.vertical = [i for i, (down, _) in enumerate(self.neighbours) if down > 0]
+        self.heads = nn.ModuleList(ResidualHead(hidden_size) for _ in self.neighbours)
+        self.weights = nn.Parameter(torch.zeros(len(self.horizontal), 1 + len(self.vertical)))
+        self.beta = beta or [1.0] * len(self.horizontal)
+        self.target_hash = target
+        self.coupled, self.ranks, self.beam, self.nodes = True, 8, 8, None
+        self.widths = [3, 2, 1, 1, 1, 1, 1, 1]
+        self.cost: Cost | None = None
+
+    @property
+    def max_nodes(self) -> int:
+        return 64
+
+    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
+        self._target, self._drawn = target, drawn
+        self._sampling = replace(sampling, processors=[])
+        self._waiting = [
+            torch.zeros(state.rows, self.offsets[i] + self.max_nodes, target.vocabulary, device=target.device, dtype=target.head.dtype) for i in self.vertical
+        ]
+        self._cached = [[0] * len(self.vertical) for _ in range(state.rows)]
+
+    def propose(self, head: int, features: Tensor) -> Tensor:
+        """Logits of one head, `*shape width` to `*shape vocab`."""
+        return self._target.logits(self.heads[head](features))
+
+    def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
+        """Store the vertical proposals of the features just committed."""
+        for row, (path, count) in enumerate(zip(verdict.paths, state.counts, strict=True)):
+            first = max(1, count - len(path))
+            if not path or first >= count or not self.vertical:
+                continue
+            features = state.features[:, row : row + 1, first:count]
+            for slot, head in enumerate(self.vertical):
+                places = torch.arange(first, count, device=features.device) - 1 + self.offsets[head]
+                logits = self._target.guide(state, self.propose(head, features), places[None])
+                waiting = self._waiting[slot]
+                waiting[row, places % waiting.shape[1]] = logits[0]
+
+    def pool(self, logits: Float[Tensor, "row source vocab"], known: list[list[bool]], depth: int) -> Float[Tensor, "row vocab"]:
+        """Log-linear pool of the proposals for one place; sources that are missing get no weight."""
+        present = torch.tensor(known, device=logits.device)
+        weights = self.weights[depth].to(logits.dtype).masked_fill(~present, -torch.inf).softmax(1)
+        return torch.einsum("rsv,rs->rv", torch.log_softmax(logits, 2), weights)
+
+    def sources(self, state: State, height: int) -> tuple[list[Tensor], list[list[list[bool]]]]:
+        """For each depth: processed scores `row source vocab` (horizontal first), and which of them are known."""
+        counts = torch.tensor(state.counts, device=state.roots.device)
+        rows = torch.arange(state.rows, device=state.roots.device)
+        latest = state.features[:, rows, counts - 1]
+        stacked = torch.stack([self.heads[self.horizontal[d]](latest) for d in range(height)], dim=2)
+        places = counts[:, None] + torch.arange(height, device=counts.device)
+        across = self._target.guide(state, self._target.logits(stacked), places)
+        scores, known = [], []
+        for depth in range(height):
+            found = [across[:, depth]]
+            have = [[True] for _ in state.counts]
+            for slot, head in enumerate(self.vertical):
+                waiting = self._waiting[slot]
+                found.append(waiting[rows, places[:, depth] % waiting.shape[1]])
+                for row, count in enumerate(state.counts):
+                    above = count + depth - self.offsets[head]
+                    have[row].append(0 <= above < count - 1)
+            scores.append(self._sampling.scores(torch.stack(found, 1)))
+            known.append(have)
+        return scores, known
+
+    @torch.inference_mode()
+    def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
+        height = min(limit, len(self.horizontal))
+        if height < 1 or min(state.counts) == 0:
+            return root(state.roots)
+        scores, known = self.sources(state, height)
+        if self._drawn:
+            return self._draw(state, noise, scores, known)
+        keys = [self.pool(found, have, depth) for depth, (found, have) in enumerate(zip(scores, known, strict=True))]
+        if self.coupled and not noise.greedy:
+            gumbel = noise.gumbel(state.counts, height)
+            keys = [key + gumbel[:, depth].to(key.dtype) for depth, key in enumerate(keys)]
+        levels = []
+        for depth, key in enumerate(keys):
+            sharp = self.beta[depth] if self.coupled and not noise.greedy else 1.0
+            chances, tokens = (key * sharp).softmax(1).topk(min(self.ranks, key.shape[1]), dim=1)
+            levels.append(Candidates(tokens[:, None], chances[:, None].float()))
+
+        def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
+            level = levels[depth]
+            beam = tokens.shape[1]
+            return Candidates(level.tokens.expand(-1, beam, -1), level.chances.expand(-1, beam, -1))
+
+        cut = self.nodes or (self.cost.cut(0.0) if self.cost else 16)
+        return grow(state.roots, expand, height, self.beam, cut=cut)
+
+    def _draw(self, state: State, noise: Noise, scores: list[Tensor], known: list[list[list[bool]]]) -> DraftTree:
+        """The paper's sampling pool: every candidate is drawn from its own head's law, independently, and keeps that law."""
+        rows, device = state.rows, state.roots.device
+        vocabulary = scores[0].shape[2]
+        tokens, parents, depths = [state.roots[:, None]], [torch.full((rows, 1), -1, device=device)], [torch.zeros(rows, 1, dtype=torch.long, device=device)]
+        laws = [torch.zeros(rows, 1, vocabulary, device=device, dtype=scores[0].dtype)]
+        level, count = [0], 1
+        for depth, (found, have) in enumerate(zip(scores, known, strict=True)):
+            width = self.widths[depth]
+            drawn, drawn_laws = [], []
+            for row in range(rows):
+                present = [i for i, there in enumerate(have[row]) if there]
+                chosen = [present[i % len(present)] for i in range(width)]
+                law = found[row, chosen].softmax(1)
+                fresh = noise.fresh(row, state.counts[row] + depth, Noise.DRAFT, width).to(law)
+                drawn.append(law.argmax(1) if noise.greedy else (law.log() + fresh).argmax(1))
+                drawn_laws.append(torch.nn.functional.one_hot(drawn[-1], vocabulary).to(law) if noise.greedy else law)
+            tokens.append(torch.stack(drawn).repeat(1, len(level)))
+            laws.append(torch.stack(drawn_laws).repeat(1, len(level), 1))
+            parents.append(torch.tensor(level, device=device).repeat_interleave(width).expand(rows, -1))
+            depths.append(torch.full((rows, width * len(level)), depth + 1, device=device))
+            level = list(range(count, count + width * len(level)))
+            count += len(level)
+            if count + len(level) * (self.widths[depth + 1] if depth + 1 < len(scores) else 0) > self.max_nodes:
+                break
+        return DraftTree(torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(depths, 1), torch.cat(laws, 1))
