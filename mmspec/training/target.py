@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import VQModel
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mmspec.training.emoji import BACKGROUNDS, Picture, caption, compose
 from mmspec.training.fit import Budget, fit, optimizers
-from mmspec.training.tokenizer import to_tensor
+from mmspec.training.tokenizer import encode
 
 SPECIAL = ["<pad>", "<bos>", "<image>"]
 
@@ -50,7 +49,7 @@ class CodeSet:
 
 
 @torch.no_grad()
-def encode_pictures(vq: VQModel, rgba: np.ndarray, pictures: list[Picture], variants: int, cache: Path, seed: int = 0) -> CodeSet:
+def encode_pictures(codebook: Tensor, size: int, rgba: np.ndarray, pictures: list[Picture], variants: int, cache: Path, seed: int = 0) -> CodeSet:
     """Encode each picture on white and on `variants - 1` random colours; codes are int `picture variant place`."""
     chance = random.Random(seed)
     colours = [colour for colour in BACKGROUNDS if colour != "white"]
@@ -61,8 +60,7 @@ def encode_pictures(vq: VQModel, rgba: np.ndarray, pictures: list[Picture], vari
     for start in track(range(0, len(pictures), 16), "encoding pictures"):
         part = range(start, min(start + 16, len(pictures)))
         images = np.stack([compose(rgba[i], colour) for i in part for colour in backgrounds[i]])
-        latents = vq.encode(to_tensor(images)).latents
-        rows.append(vq.quantize(latents)[2][2].reshape(len(part), variants, -1).short())
+        rows.append(encode(images, codebook, size).view(len(part), variants, -1).short())
     codes = torch.cat(rows)
     torch.save(codes, cache)
     return CodeSet(pictures, codes, backgrounds)
