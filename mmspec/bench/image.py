@@ -1,0 +1,206 @@
+"""`mmspec bench image`: every drafter beside plain AR and `transformers.generate`, in one process on one model."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import LlamaConfig, LlamaForCausalLM, SuppressTokensLogitsProcessor
+
+from mmspec import drafters
+from mmspec.accept import acceptance
+from mmspec.bench import report
+from mmspec.bench.provenance import provenance
+from mmspec.decode import Stop, generate
+from mmspec.drafters.cost import measured
+from mmspec.metrics import GenerationStats
+from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.sampling import Sampling
+from mmspec.targets.base import Grid
+from mmspec.targets.causal import Prompts
+from mmspec.targets.image import ImageTarget
+from mmspec.zoo import resolve
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64, "fp16": torch.float16}
+PROMPTS = (
+    "a red heart, 3d style",
+    "a cat face on a blue background, flat style",
+    "a hot beverage, cartoon style",
+    "a rocket on a black background, 3d style",
+    "a sunflower, flat style",
+    "an octopus on a yellow background, cartoon style",
+    "a guitar, 3d style",
+    "a castle on a pink background, flat style",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """One line of the table: a drafter with its settings, and an acceptance rule."""
+
+    label: str
+    drafter: str
+    rule: str = "exact"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+ENTRANTS = (
+    Entrant("AR, our loop", "none"),
+    Entrant("lookup", "lookup"),
+    Entrant("jacobi", "jacobi"),
+    Entrant("medusa, top-k", "medusa", options={"coupled": False}),
+    Entrant("medusa, coupled", "medusa"),
+    Entrant("hawk, the paper's", "hawk", "rejection"),
+    Entrant("hawk heads, coupled", "hawk"),
+    Entrant("hawk-path, top-k", "hawk-path", options={"coupled": False}),
+    Entrant("hawk-path, rejection", "hawk-path", "rejection"),
+    Entrant("hawk-path, coupled", "hawk-path"),
+    Entrant("hawk-path, tolerance 3", "hawk-path", "tolerance:3"),
+)
+ABLATIONS = (
+    Entrant("vertical too (4 right + 1 down), top-k", "hawk", options={"coupled": False}),
+    Entrant("diagonals too, coupled", "hawk-diagonal"),
+    *(Entrant(f"hawk-path, {nodes} nodes", "hawk-path", options={"nodes": nodes}) for nodes in (4, 8, 16, 32)),
+)
+
+
+class Transformers:
+    """The same prompts through `transformers.generate`, at T = 1 with its own guidance processor."""
+
+    label = "transformers.generate"
+
+    def __init__(self, target: ImageTarget):
+        self.target = target
+        self.others = SuppressTokensLogitsProcessor(list(range(target.offset)), device=str(target.device))
+
+    def __call__(self, prompts: Prompts, length: int, seed: int) -> GenerationStats:
+        torch.manual_seed(seed)
+        ids = torch.tensor(prompts.conditional, device=self.target.device)
+        guided = {} if prompts.unconditional is None else {"guidance_scale": prompts.guidance, "negative_prompt_ids": torch.tensor(prompts.unconditional, device=ids.device)}
+        began = perf_counter()
+        out = self.target.model.generate(ids, do_sample=True, top_k=0, max_new_tokens=length, logits_processor=[self.others], **guided)
+        count = out.shape[1] - ids.shape[1]
+        total = perf_counter() - began
+        return GenerationStats("transformers", "sampling", target=total, total=total, runs=[[1] * count] * len(ids))
+
+
+def entrant_runner(entrant: Entrant, pipe: TextToImagePipeline, folder: Path, prompts: Prompts) -> Callable[[Prompts, int, int], GenerationStats]:
+    """A function that generates once and returns its statistics."""
+    target = pipe.target
+    rows = len(prompts.conditional)
+    drafter = drafters.load(entrant.drafter, folder, target, **entrant.options)
+    if hasattr(drafter, "cost") and not drafter.nodes:
+        drafter.cost = measured(target, prompts, rows, str(folder))
+
+    def run(prompts: Prompts, length: int, seed: int) -> GenerationStats:
+        return generate(target, prompts, rows, Stop(length), drafter, sampling=Sampling(), seeds=seed, rule=entrant.rule).stats
+
+    return run
+
+
+def row(label: str, found: list[GenerationStats], dtype: str, device: str, batch: int, guidance: float) -> dict:
+    """One result from the runs of one entrant, sums over all of them."""
+    total = sum(stats.total for stats in found)
+    tokens = sum(stats.tokens for stats in found)
+    split = {key: sum(stats.seconds[key] for stats in found) for key in ("draft", "target", "accept", "other")}
+    return {
+        "label": label,
+        "drafter": found[0].drafter,
+        "acceptance": found[0].acceptance,
+        "lossless": found[0].lossless,
+        "dtype": dtype,
+        "device": device,
+        "batch": batch,
+        "guidance": guidance,
+        "tokens": tokens,
+        "tokens_per_second": tokens / total,
+        "mean_acceptance_length": tokens / sum(len(runs) for stats in found for runs in stats.runs),
+        "nodes_per_round": sum(stats.nodes for stats in found) / max(1, sum(stats.rounds for stats in found)),
+        "cache_bytes": max(stats.cache_bytes for stats in found),
+        "seconds": split,
+        "seconds_per_image": total / sum(len(stats.runs) for stats in found),
+    }
+
+
+def compare(rows: list[dict]) -> None:
+    """Add speed-up over AR in our loop, and speed-up per accepted length, to the rows of one setting."""
+    base = next(found["tokens_per_second"] for found in rows if found["drafter"] == "none")
+    for found in rows:
+        found["speedup"] = found["tokens_per_second"] / base
+        found["efficiency"] = found["speedup"] / found["mean_acceptance_length"]
+
+
+def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: tuple[Entrant, ...], guidance: float | None = None) -> list[dict]:
+    """All entrants on the same prompts and seeds, taking turns so that the machine's moods fall on all alike."""
+    pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=DTYPES[dtype]).to(device)
+    guidance = pipe.config.guidance_scale if guidance is None else guidance
+    length, empty = pipe.target.grid.tokens, pipe.tokenizer("").input_ids
+
+    def prompts(turn: int) -> Prompts:
+        texts = [PROMPTS[(turn * batch + i) % len(PROMPTS)] for i in range(batch)]
+        ids = [pipe.tokenizer(text).input_ids for text in texts]
+        return Prompts(ids, [empty] * batch if guidance != 1 else None, guidance)
+
+    runners: list[tuple[str, Callable[[Prompts, int, int], GenerationStats]]] = []
+    for entrant in entrants:
+        if (folder / "drafters" / entrant.drafter).is_dir() or entrant.drafter not in (*drafters.TRAINED, "hawk-diagonal"):
+            runners.append((entrant.label, entrant_runner(entrant, pipe, folder, prompts(0))))
+    if batch == 1 and entrants is ENTRANTS:
+        runners.insert(1, (Transformers.label, Transformers(pipe.target)))
+    found: dict[str, list[GenerationStats]] = {label: [] for label, _ in runners}
+    for _, runner in runners:
+        runner(prompts(0), min(24, length), seed)
+    for turn in track(range(repeats), f"{dtype}, batch {batch}", console=Console(stderr=True)):
+        for label, runner in runners:
+            found[label].append(runner(prompts(turn), length, seed + turn * batch))
+    rows = [row(label, stats, dtype, device, batch, guidance) for label, stats in found.items()]
+    compare(rows)
+    return rows
+
+
+def growth(folder: Path, device: str, sides: tuple[int, ...] = (16, 24, 32)) -> list[dict]:
+    """Seconds per token as the grid grows, on random weights of the model's own configuration, AR and jacobi."""
+    found = []
+    for side in sides:
+        config = LlamaConfig.from_pretrained(folder / "transformer", max_position_embeddings=side * side + 128)
+        torch.manual_seed(0)
+        target = ImageTarget(LlamaForCausalLM(config).to(device, torch.bfloat16), config.vocab_size - 1024, 1024, Grid(side, side))
+        for name in ("none", "jacobi"):
+            stats = generate(target, Prompts([[1, 2]], [[1, 2]], 2.0), 1, Stop(side * side), drafters.load(name, None, target), seeds=0).stats
+            ours = (stats.seconds["draft"] + stats.seconds["accept"] + stats.seconds["other"]) / stats.rounds
+            found.append({"side": side, "drafter": name, "tokens": stats.tokens, "rounds": stats.rounds, "ms_per_round": 1e3 * stats.total / stats.rounds, "ours_ms_per_round": 1e3 * ours, "cache_bytes": stats.cache_bytes})
+    return found
+
+
+def run(
+    model: str = "emoji-64",
+    out: Path = Path("results"),
+    quick: bool = False,
+    device: str = "cpu",
+    dtypes: list[str] | None = None,
+    seed: int = 0,
+    batches: list[int] | None = None,
+    prompts: int = 8,
+) -> Path:
+    """Write `results.json`, `results.md` and `results.png` to `out` and return it; `quick` takes two prompts in bf16 only."""
+    folder = resolve(model)
+    for rule in {entrant.rule for entrant in ENTRANTS}:
+        acceptance(rule)
+    out.mkdir(parents=True, exist_ok=True)
+    rows, ablations, grown = [], [], []
+    for dtype in ["bf16"] if quick else dtypes or ["bf16", "fp32"]:
+        for batch in [1] if quick else batches or [1]:
+            repeats = 1 if quick else max(2, prompts // batch)
+            rows += contest(folder, dtype, device, batch, repeats, seed, ENTRANTS if not quick else ENTRANTS[:1] + ENTRANTS[2:3] + ENTRANTS[4:5] + ENTRANTS[6:7] + ENTRANTS[9:10])
+    if not quick:
+        ablations = contest(folder, "bf16", device, 1, prompts, seed, (ENTRANTS[0], ENTRANTS[4], ENTRANTS[6], *ABLATIONS, ENTRANTS[9]))
+        grown = growth(folder, device)
+    results = {"suite": "image", "model": model, "temperature": 1.0, "provenance": provenance(device), "rows": rows, "ablations": ablations, "growth": grown}
+    report.write(out, results)
+    print(json.dumps({"written": str(out), "best": max(rows, key=lambda r: r["speedup"] * r["lossless"])["label"]}))
+    return out

@@ -1,0 +1,35 @@
+"""Where a number comes from: without this it is not written down."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def processor() -> str:
+    """The CPU's own name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of the checkout that mmspec runs from, marked if its tracked files differ from it; "" outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if dirty else "")
+
+
+def provenance(device: str) -> dict:
+    """Commit, versions, processor, threads and device."""
+    packages = {name: version(name) for name in ("torch", "transformers", "diffusers")}
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else processor()
+    return {"commit": commit(), "python": platform.python_version(), **packages, "device": device, "processor": name, "threads": torch.get_num_threads()}

@@ -1,0 +1,87 @@
+"""Results as JSON, as a Markdown table and as a plot."""
+
+import json
+import os
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+HEADS = ("", "acceptance", "lossless", "tokens/s", "accepted length", "nodes", "speed-up", "÷ length", "draft", "target", "accept", "other", "cache MB")
+
+
+def line(row: dict) -> list[str]:
+    """One table line; the time split is in per cent of the whole."""
+    total = sum(row["seconds"].values())
+    split = [f"{100 * row['seconds'][key] / total:.0f} %" for key in ("draft", "target", "accept", "other")]
+    return [
+        row["label"],
+        row["acceptance"],
+        "yes" if row["lossless"] else "**no**",
+        f"{row['tokens_per_second']:.0f}",
+        f"{row['mean_acceptance_length']:.2f}",
+        f"{row['nodes_per_round']:.1f}",
+        f"{row['speedup']:.2f}×",
+        f"{row['efficiency']:.2f}",
+        *split,
+        f"{row['cache_bytes'] / 1e6:.1f}",
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    """A Markdown table."""
+    body = ["| " + " | ".join(line(row)) + " |" for row in rows]
+    return "\n".join(["| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|", *body])
+
+
+def markdown(results: dict) -> str:
+    """The whole report."""
+    origin = ", ".join(f"{key} {value}" for key, value in results["provenance"].items())
+    parts = [f"# {results['suite']}, {results['model']}, T = {results['temperature']}", origin]
+    settings = dict.fromkeys((row["dtype"], row["batch"], row["guidance"]) for row in results["rows"])
+    for dtype, batch, guidance in settings:
+        rows = [row for row in results["rows"] if (row["dtype"], row["batch"], row["guidance"]) == (dtype, batch, guidance)]
+        parts += [f"## {dtype}, batch {batch}, guidance {guidance}", table(rows)]
+    if results["ablations"]:
+        parts += ["## Ablations, bf16, batch 1", table(results["ablations"])]
+    if results["growth"]:
+        rows = ["| grid | drafter | rounds | ms per round | of it ours | cache MB |", "|---|---|---|---|---|---|"]
+        for found in results["growth"]:
+            rows.append(
+                f"| {found['side']}×{found['side']} | {found['drafter']} | {found['rounds']} | {found['ms_per_round']:.2f} "
+                f"| {found['ours_ms_per_round']:.2f} | {found['cache_bytes'] / 1e6:.1f} |"
+            )
+        parts += ["## Growth with tokens, random weights, bf16, guidance 2", "\n".join(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def plot(results: dict, path: Path) -> None:
+    """Speed-up of every entrant of the first setting, with its mean acceptance length."""
+    first = results["rows"][0]
+    rows = [row for row in results["rows"] if (row["dtype"], row["batch"]) == (first["dtype"], first["batch"])]
+    figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(rows) + 1.2))
+    labels = [row["label"] for row in rows]
+    axes.barh(labels, [row["mean_acceptance_length"] for row in rows], color="#d8dee9", label="mean acceptance length")
+    axes.barh(labels, [row["speedup"] for row in rows], height=0.45, color=["#2a6f97" if row["lossless"] else "#e76f51" for row in rows], label="speed-up over AR")
+    for at, row in enumerate(rows):
+        axes.text(row["speedup"] + 0.05, at, f"{row['speedup']:.2f}×", va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.6)
+    axes.set_title(f"{results['model']}, {first['dtype']}, batch {first['batch']}, guidance {first['guidance']}, T = {results['temperature']}", fontsize=10)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, dpi=130, format="png")
+    pyplot.close(figure)
+    os.replace(partial, path)
+
+
+def write(out: Path, results: dict) -> None:
+    """`results.json`, `results.md` and `results.png` in `out`, each written whole or not at all."""
+    for name, text in (("results.json", json.dumps(results, indent=1) + "\n"), ("results.md", markdown(results))):
+        partial = out / f".{name}"
+        partial.write_text(text)
+        os.replace(partial, out / name)
+    plot(results, out / "results.png")

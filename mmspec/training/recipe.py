@@ -1,0 +1,145 @@
+"""`mmspec train`: a recipe in YAML rebuilds a model folder, stage by stage, from nothing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from rich.console import Console
+
+from mmspec.errors import MmspecError, unknown
+from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.training import capture as capturing
+from mmspec.training.drafters import train_drafter
+from mmspec.training.emoji import BACKGROUNDS, build, caption
+from mmspec.training.fit import Budget
+from mmspec.training.target import encode_pictures, train_target, train_text_tokenizer
+from mmspec.training.tokenizer import learn_codebook, train_tokenizer
+
+console = Console(stderr=True)
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of a recipe: its settings, where checkpoints lie, and the model folder that it fills."""
+
+    recipe: dict
+    work: Path
+    out: Path
+    device: str | None
+
+    @property
+    def kept(self) -> tuple:
+        rgba, pictures = build(self.work / "data", self.recipe["data"]["size"], self.recipe["data"]["held_out"])
+        index = [i for i, picture in enumerate(pictures) if not picture.held_out]
+        return rgba[index], [pictures[i] for i in index]
+
+    def budget(self, stage: dict) -> Budget:
+        return Budget(**stage["budget"])
+
+    def pipeline(self) -> TextToImagePipeline:
+        return TextToImagePipeline.from_pretrained(self.out, torch_dtype=torch.bfloat16).to(self.device or "cpu")
+
+
+def data(run: Run) -> None:
+    """Fetch the art; write the prompts of the held-out pairs."""
+    rgba, pictures = build(run.work / "data", run.recipe["data"]["size"], run.recipe["data"]["held_out"])
+    run.out.mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps({"prompt": caption(p.name, p.style), "held_out": p.held_out}) for p in pictures]
+    (run.out / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    console.print(f"{len(pictures)} pictures, {sum(p.held_out for p in pictures)} held out")
+
+
+def codebook(run: Run) -> torch.Tensor:
+    """The patch codebook, learnt once."""
+    path = run.work / "codebook.pt"
+    if not path.exists():
+        stage = run.recipe["tokenizer"]
+        torch.manual_seed(0)
+        torch.save(learn_codebook(run.kept[0], stage["model"]["num_vq_embeddings"], stage["patch"]), path)
+    return torch.load(path, weights_only=True)
+
+
+def tokenizer(run: Run) -> None:
+    """Train the decoder of the image tokenizer."""
+    stage = run.recipe["tokenizer"]
+    model = train_tokenizer(run.kept[0], codebook(run), stage["patch"], stage, run.budget(stage), run.work, device=run.device)
+    model.save_pretrained(run.out / "vqvae")
+
+
+def code_set(run: Run) -> tuple:
+    """Text tokenizer and coded pictures."""
+    stage = run.recipe["target"]
+    rgba, pictures = run.kept
+    names = sorted({p.name for p in build(run.work / "data", run.recipe["data"]["size"], run.recipe["data"]["held_out"])[1]})
+    prompts = [caption(name, style, colour) for name in names for style in ("flat", "cartoon", "3d") for colour in BACKGROUNDS]
+    text = train_text_tokenizer(prompts, stage["text_vocabulary"])
+    return text, encode_pictures(codebook(run), run.recipe["tokenizer"]["patch"], rgba, pictures, len(BACKGROUNDS), run.work / "codes.pt")
+
+
+def target(run: Run) -> None:
+    """Train the decoder-only model; weights are stored in bfloat16."""
+    stage = run.recipe["target"]
+    text, coded = code_set(run)
+    codes = run.recipe["tokenizer"]["model"]["num_vq_embeddings"]
+    model = train_target(coded, text, codes, stage, run.budget(stage), run.work, device=run.device)
+    text.save_pretrained(run.out / "tokenizer")
+    model.bfloat16().save_pretrained(run.out / "transformer")
+    index = {
+        "_class_name": "TextToImagePipeline",
+        "tokenizer": ["transformers", type(text).__name__],
+        "transformer": ["transformers", "LlamaForCausalLM"],
+        "vqvae": ["diffusers", "VQModel"],
+        **run.recipe["pipeline"],
+    }
+    (run.out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def captured(run: Run) -> capturing.Captured:
+    """Features of sampled and of true sequences, made once for all drafters."""
+    stage = run.recipe["capture"]
+    text, coded = code_set(run)
+    return capturing.capture(run.pipeline().target, text, coded, stage["sampled"], stage["taken"], run.work / "captured.pt", batch=stage["batch"])
+
+
+def drafters(run: Run, only: str | None = None) -> None:
+    """Train the drafters and calibrate them."""
+    goal, found = run.pipeline().target, captured(run)
+    for name, stage in run.recipe["drafters"].items():
+        if only in (None, name):
+            model = train_drafter(name, stage["kind"], stage, goal, found, run.budget(stage), run.work, run.device)
+            folder = run.out / "drafters" / name
+            config = {"kind": stage["kind"], "hidden_size": goal.hidden_size, "stride": goal.grid.stride, "target": goal.hash, "beta": model.beta, **stage["model"]}
+            if stage["kind"] == "hawk-path":
+                config |= {"vocabulary": goal.vocabulary, "grid": [goal.grid.height, goal.grid.width]}
+            model.bfloat16().save_pretrained(folder)
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+STAGES: dict[str, Callable[[Run], None]] = {"data": data, "tokenizer": tokenizer, "target": target, "drafters": drafters}
+
+
+def train(recipe: Path, work: Path, out: Path | None = None, device: str | None = None, stages: list[str] | None = None) -> None:
+    """Run the recipe's stages in order, all or those named (`drafters.hawk` trains that one alone); each resumes from its checkpoint."""
+    if not recipe.exists():
+        raise MmspecError(f"no recipe at {recipe}: give the path of a recipe.yaml, such as models/emoji-64/recipe.yaml")
+    try:
+        settings = yaml.safe_load(recipe.read_text())
+    except yaml.YAMLError as error:
+        raise MmspecError(f"{recipe} is not valid YAML: {error}") from None
+    missing = [key for key in ("data", "tokenizer", "target", "capture", "drafters", "pipeline") if key not in (settings or {})]
+    if missing:
+        raise MmspecError(f"{recipe} lacks {', '.join(missing)}: see models/emoji-64/recipe.yaml")
+    work.mkdir(parents=True, exist_ok=True)
+    run = Run(settings, work, out or recipe.parent, device)
+    for stage in stages or list(STAGES):
+        name, _, part = stage.partition(".")
+        if name not in STAGES:
+            raise unknown("stage", name, STAGES)
+        console.rule(stage)
+        drafters(run, part) if part else STAGES[name](run)
+    if run.out != recipe.parent:
+        shutil.copy(recipe, run.out / "recipe.yaml")
