@@ -1,0 +1,53 @@
+"""Speculative generation for autoregressive models of images, speech and vision-language.
+
+>>> import mmspec
+>>> pipe = mmspec.pipeline("text-to-image")
+>>> pipe("a red heart, 3d style", seed=7).images[0].save("heart.png")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mmspec.accept import acceptance
+    from mmspec.decode import Generation, Round, Stop, generate, stream
+    from mmspec.errors import MmspecError
+    from mmspec.metrics import GenerationStats
+    from mmspec.pipelines import pipeline
+    from mmspec.sampling import Sampling
+
+_HOMES = {
+    "acceptance": "accept",
+    "Generation": "decode",
+    "Round": "decode",
+    "Stop": "decode",
+    "generate": "decode",
+    "stream": "decode",
+    "MmspecError": "errors",
+    "GenerationStats": "metrics",
+    "pipeline": "pipelines",
+    "Sampling": "sampling",
+}
+
+__all__ = [
+    "Generation",
+    "GenerationStats",
+    "MmspecError",
+    "Round",
+    "Sampling",
+    "Stop",
+    "__version__",
+    "acceptance",
+    "generate",
+    "pipeline",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load public names when they are first used, so that `mmspec --help` need not import torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmspec' has no attribute {name!r}")
+    return getattr(import_module(f"mmspec.{_HOMES[name]}"), name)

@@ -1,0 +1,26 @@
+"""What a user calls: `mmspec.pipeline(task)`."""
+
+from importlib import import_module
+from typing import Any
+
+from mmspec.errors import unknown
+
+TASKS = {"text-to-image": ("mmspec.pipelines.text_to_image:TextToImagePipeline", "emoji-64")}
+
+
+def pipeline(task: str, model: Any = None, *, device: Any = None, dtype: Any = "fp32", **options: Any) -> Any:
+    """The pipeline of a task, loaded and placed.
+
+    `model` is a bundled name, a folder or a hub id, the task's own bundled model if None; `device` is a GPU if there is
+    one, else the CPU, if None; `dtype` is fp32, bf16, fp16 or fp64. Other options go to `from_pretrained`.
+    """
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
+    from mmspec.placement import check_pair, device_of, dtype_of
+
+    path, default = TASKS[task]
+    module, _, name = path.partition(":")
+    place, precision = device_of(device), dtype_of(dtype)
+    check_pair(place, precision)
+    kind = getattr(import_module(module), name)
+    return kind.from_pretrained(model or default, torch_dtype=precision, **options).to(place)

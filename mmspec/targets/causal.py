@@ -36,11 +36,13 @@ class CausalTarget:
     """A transformers causal language model that generates ids `offset ... offset + vocabulary - 1`.
 
     Token ids of the loop are model ids less `offset`. The final logits are always computed in float32 (float64 for a
-    float64 model): bfloat16 logits tie too often for samples to be reproducible.
+    float64 model): bfloat16 logits tie too often for samples to be reproducible. `hash` names the weights, so that a
+    drafter trained on others can be told.
     """
 
-    def __init__(self, model: PreTrainedModel, offset: int = 0, vocabulary: int | None = None):
+    def __init__(self, model: PreTrainedModel, offset: int = 0, vocabulary: int | None = None, hash: str = ""):
         self.model = model.eval()
+        self.hash = hash
         self.offset = offset
         head = model.get_output_embeddings()
         self.vocabulary = vocabulary or head.weight.shape[0] - offset

@@ -15,8 +15,8 @@ class ImageTarget(CausalTarget):
     End-of-row tokens are forced where a row ends and forbidden elsewhere.
     """
 
-    def __init__(self, model: PreTrainedModel, offset: int, codes: int, grid: Grid):
-        super().__init__(model, offset, codes + grid.end_of_row)
+    def __init__(self, model: PreTrainedModel, offset: int, codes: int, grid: Grid, hash: str = ""):
+        super().__init__(model, offset, codes + grid.end_of_row, hash)
         self.grid = grid
 
     def guide(self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:

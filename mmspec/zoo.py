@@ -1,0 +1,141 @@
+"""The zoo: a model by bundled name, local path or hub id, and loading that says which file is wrong."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from mmspec.errors import MmspecError, unknown
+
+INDEX = "model_index.json"
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A bundled model: its name, folder, bytes on disk and trained drafters."""
+
+    name: str
+    folder: Path
+    bytes: int
+    drafters: list[str]
+
+
+def home() -> Path:
+    """The folder of the bundled models: inside an installed wheel, beside the package in a checkout."""
+    package = Path(__file__).parent
+    return package / "_models" if (package / "_models").is_dir() else package.parent / "models"
+
+
+def bundled() -> dict[str, Entry]:
+    """The bundled models by name."""
+    folders = sorted(path.parent for path in home().glob(f"*/{INDEX}"))
+    return {folder.name: Entry(folder.name, folder, size(folder), drafters(folder)) for folder in folders}
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files of a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def drafters(folder: Path) -> list[str]:
+    """Names of the drafters that were trained for a model."""
+    return sorted(path.parent.name for path in folder.glob("drafters/*/config.json"))
+
+
+def resolve(name: str | Path, **hub: Any) -> Path:
+    """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`hub` goes to the download)."""
+    known, path = bundled(), Path(name).expanduser()
+    if str(name) in known:
+        return known[str(name)].folder
+    if path.is_dir():
+        if not (path / INDEX).is_file():
+            raise MmspecError(f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec train")
+        return path
+    if path.exists():
+        raise MmspecError(f"{path} is a file: give the model's folder")
+    if not HUB_ID.fullmatch(str(name)) or path.parent.is_dir():
+        if "/" in str(name):
+            raise MmspecError(f"no folder {path}: give a model folder, a hub id such as owner/name, or one of {', '.join(known) or 'none bundled'}")
+        raise unknown("model", str(name), known)
+    return download(str(name), **hub)
+
+
+def download(name: str, **hub: Any) -> Path:
+    """A snapshot of a hub repository, without its pickles."""
+    from httpx import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.md", "*.yaml"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MmspecError(f"could not fetch model {name!r} from the hub ({reason}): check the name and the network, or give a local folder") from None
+
+
+def read_index(folder: Path) -> dict:
+    """`model_index.json` as data."""
+    path = folder / INDEX
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
+    if not isinstance(found, dict):
+        raise MmspecError(f"{path} must hold a JSON object, not a {type(found).__name__}: restore it from the model's source")
+    return found
+
+
+def check_weights(path: Path) -> None:
+    """Refuse a missing, truncated or foreign safetensors file by name."""
+    if not path.is_file():
+        raise MmspecError(f"{path} is missing: restore it from the model's source, or train the model again with mmspec train")
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise MmspecError(
+            f"{path} is truncated or is no safetensors file ({path.stat().st_size} bytes; {error}): "
+            "restore it from the model's source (`git lfs pull` if it is a pointer)"
+        ) from None
+
+
+def load_component(folder: Path, name: str, kind: type, **options: Any) -> Any:
+    """`kind.from_pretrained` of one subfolder, refusing weights that are damaged or belong to another model."""
+    path = folder / name
+    if not path.is_dir():
+        raise MmspecError(f"{path} is missing, and {folder / INDEX} names it: restore it from the model's source")
+    files = sorted(path.glob("*.safetensors"))
+    for file in files or [path / "model.safetensors"]:
+        check_weights(file)
+    try:
+        model, report = kind.from_pretrained(path, output_loading_info=True, use_safetensors=True, **options)  # type: ignore[attr-defined]
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise MmspecError(f"{path} does not load as {kind.__name__} ({_first_line(error)}): restore it from the model's source") from None
+    wrong = {key: sorted(map(str, report.get(key) or [])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    for key, names in wrong.items():
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise MmspecError(
+                f"{files[0]} holds the weights of another model ({key.split('_')[0]}: {shown}): {path / 'config.json'} describes a {kind.__name__}; restore the file"
+            )
+    return model
+
+
+def weights_hash(folder: Path) -> str:
+    """A short name for a set of weights: the hash of its safetensors files."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

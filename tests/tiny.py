@@ -1,0 +1,155 @@
+"""Random models, trees and drafters small enough to test with."""
+
+import random
+from functools import cache
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mmspec.accept import Verdict
+from mmspec.decode import Stop, generate
+from mmspec.drafters.base import Drafter
+from mmspec.drafters.hawk import HawkDrafter
+from mmspec.drafters.hawk_path import HawkPathDrafter
+from mmspec.drafters.jacobi import JacobiDrafter
+from mmspec.drafters.lookup import LookupDrafter
+from mmspec.drafters.medusa import MedusaDrafter
+from mmspec.drafters.none import NoDrafter
+from mmspec.sampling import Noise, Sampling
+from mmspec.targets.base import Grid, State, Target
+from mmspec.targets.causal import CausalTarget, Prompts
+from mmspec.targets.image import ImageTarget
+from mmspec.tree import DraftTree
+
+OFFSET, CODES, GRID = 8, 31, Grid(6, 5, end_of_row=True)
+TEXTS = [[1, 3, 4, 2], [1, 5, 2], [1, 2]]
+
+
+@cache
+def llama(vocabulary: int = 40, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0) -> LlamaForCausalLM:
+    """A random Llama whose laws are peaked enough to be interesting."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=512,
+            initializer_range=0.2,
+            eos_token_id=None,
+        )
+        return LlamaForCausalLM(config).to(dtype).to(device).eval()
+
+
+def image_target(dtype: torch.dtype = torch.float64, device: str = "cpu") -> ImageTarget:
+    """Codes on a small grid whose rows are closed by an end-of-row token."""
+    return ImageTarget(llama(OFFSET + CODES + 1, dtype, device), OFFSET, CODES, GRID)
+
+
+def text_target(vocabulary: int = 40, dtype: torch.dtype = torch.float64) -> CausalTarget:
+    return CausalTarget(llama(vocabulary, dtype))
+
+
+def prompts(texts: list[list[int]] = TEXTS, guidance: float = 1.0) -> Prompts:
+    """Conditional prompts, and a second stream when there is guidance."""
+    return Prompts(texts, [[1, 2]] * len(texts) if guidance != 1.0 else None, guidance)
+
+
+def plain(target: Target, length: int, sampling: Sampling = Sampling(), seed: int = 5, texts: list[list[int]] = TEXTS, guidance: float = 1.0) -> list[list[int]]:
+    """What plain autoregressive decoding says, one row at a time; row b has seed + b."""
+    return [generate(target, prompts([text], guidance), 1, Stop(length), sampling=sampling, seeds=[seed + row]).tokens[0] for row, text in enumerate(texts)]
+
+
+DRAFTERS = ("none", "lookup", "jacobi", "medusa", "hawk", "hawk-path")
+
+
+def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
+    """A drafter by name; those with weights are random."""
+    untrained = {"none": NoDrafter, "lookup": LookupDrafter, "jacobi": JacobiDrafter}
+    if name in untrained:
+        return untrained[name]()
+    stride, width = GRID.stride, target.hidden_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == "medusa":
+            built = MedusaDrafter(width, stride, [(0, 1), (0, 2), (0, 3)])
+        elif name == "hawk":
+            built = HawkDrafter(width, stride, [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1)])
+        else:
+            near = [(1, 0), (1, 1), (1, -1)]
+            built = HawkPathDrafter(width, target.vocabulary, width=16, inner=32, neighbours=near, grid=(GRID.height, GRID.width), stride=stride, depth=4)
+        for weight in built.parameters():
+            torch.nn.init.normal_(weight, std=0.2)
+    return built.to(target.device, target.dtype).eval()
+
+
+def random_parents(rng: random.Random, size: int) -> list[int]:
+    """Parents of a random tree of `size` nodes: bushy, deep or in between."""
+    reach = rng.choice([1, 2, size])
+    return [-1] + [rng.randrange(max(0, node - reach), node) for node in range(1, size)]
+
+
+def forest(parents: list[list[int]], tokens: list[list[int]], device: torch.device | str = "cpu") -> DraftTree:
+    """Rows of different sizes as one draft tree, padded."""
+    width = max(map(len, parents))
+    depths = []
+    for row in parents:
+        known: list[int] = []
+        for parent in row:
+            known.append(0 if parent < 0 else known[parent] + 1)
+        depths.append(known + [0] * (width - len(row)))
+    return DraftTree(
+        torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=device),
+        torch.tensor([row + [-1] * (width - len(row)) for row in parents], device=device),
+        torch.tensor(depths, device=device),
+    )
+
+
+class OracleDrafter:
+    """Random trees of any shape, a different size for each row; knows the answers and gives them away often.
+
+    Siblings differ, wrong guesses outnumber right ones, and the right child comes anywhere among its siblings.
+    """
+
+    name = "oracle"
+    needs_features = False
+
+    def __init__(self, answers: list[list[int]], vocabulary: int, max_nodes: int = 14, honesty: float = 0.9, seed: int = 0):
+        self.answers, self.vocabulary, self.max_nodes, self.honesty = answers, vocabulary, max_nodes, honesty
+        self.random = random.Random(seed)
+
+    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None: ...
+
+    def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
+        shapes, tokens = [], []
+        for row, answer in enumerate(self.answers):
+            parents, guesses = self._tree(answer[state.counts[row] :], limit)
+            shapes.append(parents)
+            tokens.append([int(state.roots[row]), *guesses])
+        return forest(shapes, tokens, state.roots.device)
+
+    def _tree(self, answer: list[int], limit: int) -> tuple[list[int], list[int]]:
+        wanted = random_parents(self.random, self.random.randint(1, self.max_nodes + 1))
+        parents, depths, guesses, right = [-1], [0], [], [True]
+        places: dict[int, int] = {0: 0}
+        spoken: dict[int, set[int]] = {}
+        for node, parent in list(enumerate(wanted))[1:]:
+            if parent not in places or depths[places[parent]] >= limit:
+                continue
+            above = places[parent]
+            used = spoken.setdefault(above, set())
+            truth = answer[depths[above]] if right[above] and depths[above] < len(answer) else None
+            if truth is None or truth in used or self.random.random() > self.honesty:
+                truth = self.random.choice([token for token in range(self.vocabulary) if token not in used])
+            used.add(truth)
+            places[node] = len(parents)
+            right.append(right[above] and depths[above] < len(answer) and truth == answer[depths[above]])
+            parents.append(above)
+            depths.append(depths[above] + 1)
+            guesses.append(truth)
+        return parents, guesses
+
+    def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None: ...
