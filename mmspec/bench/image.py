@@ -20,13 +20,13 @@ from mmspec.decode import Stop, generate
 from mmspec.drafters.cost import measured
 from mmspec.metrics import GenerationStats
 from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.placement import dtype_of
 from mmspec.sampling import Sampling
 from mmspec.targets.base import Grid
 from mmspec.targets.causal import Prompts
 from mmspec.targets.image import ImageTarget
 from mmspec.zoo import resolve
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64, "fp16": torch.float16}
 PROMPTS = (
     "a red heart, 3d style",
     "a cat face on a blue background, flat style",
@@ -137,7 +137,7 @@ def compare(rows: list[dict]) -> None:
 
 def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: tuple[Entrant, ...], guidance: float | None = None) -> list[dict]:
     """All entrants on the same prompts and seeds, taking turns so that the machine's moods fall on all alike."""
-    pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=DTYPES[dtype]).to(device)
+    pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     guidance = pipe.config.guidance_scale if guidance is None else guidance
     length, empty = pipe.target.grid.tokens, pipe.tokenizer("").input_ids
 

@@ -1,77 +1,94 @@
-"""Text to image, in the manner of diffusers."""
+"""Text to image: a prompt, a decoder-only model over VQ codes, pictures."""
 
+import inspect
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
+import transformers
 from diffusers import DiffusionPipeline, VQModel
 from diffusers.utils import BaseOutput
-from PIL import Image
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmspec import drafters, zoo
-from mmspec.accept import acceptance
-from mmspec.codecs import vq
-from mmspec.decode import Round, Stop, stream
+from mmspec.accept import acceptance as rule_of
+from mmspec.decode import Stop, stream
 from mmspec.drafters.cost import measured
-from mmspec.errors import MmspecError
+from mmspec.errors import MmspecError, unknown
 from mmspec.metrics import GenerationStats
+from mmspec.pipelines.request import Request
+from mmspec.placement import check_pair, dtype_of
 from mmspec.sampling import Sampling
 from mmspec.targets.base import Grid
 from mmspec.targets.causal import Prompts
 from mmspec.targets.image import ImageTarget
 
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+COMPANIONS = ("README.md", "recipe.yaml", "prompts.txt", "prompts.jsonl")
+UNDECODED = 0.75
+
 
 @dataclass
 class TextToImageOutput(BaseOutput):
-    """Pictures, their codes and seeds, and what they cost."""
+    """Pictures, and how they came about: codes, seeds and statistics; row i is prompt i // num_images_per_prompt."""
 
-    images: Any
+    images: list[PIL.Image.Image] | np.ndarray | Tensor
+    stats: GenerationStats
     tokens: list[list[int]]
     seeds: list[int]
-    stats: GenerationStats
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A validated call: what the loop is given."""
+class Partial:
+    """Pictures in the making after one round: all codes so far, those of this round, and a way to look."""
 
-    prompts: Prompts
-    sampling: Sampling
+    step: int
+    tokens: list[list[int]]
+    new: list[list[int]]
+    stats: GenerationStats
     seeds: list[int]
-    drafter: Any
-    rule: Any
+    total: int
+    paint: Callable[[list[list[int]], str], Any]
+
+    @property
+    def position(self) -> int:
+        """Codes of the row that is furthest behind."""
+        return min(map(len, self.tokens))
+
+    def images(self, output_type: str = "pil") -> Any:
+        """The pictures as they stand; places without a code are grey."""
+        return self.paint(self.tokens, output_type)
 
 
 class TextToImagePipeline(DiffusionPipeline):
-    """Draws pictures with an autoregressive model over VQ codes.
+    """Draws pictures with an autoregressive model, drafted by `drafter` and verified by the model.
 
-    Components: `tokenizer` (adds `<bos>` and `<image>` itself), `transformer` (any causal LM; image code k has id
-    `len(tokenizer) + k`), `vqvae`. Drafters lie in `drafters/` of the model's folder and are loaded when first named.
+    >>> pipe = TextToImagePipeline.from_pretrained("emoji-64", torch_dtype=torch.bfloat16)
+    >>> pipe("a red heart, 3d style", seed=7).images[0]
     """
-
-    model_cpu_offload_seq = "transformer->vqvae"
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         transformer: PreTrainedModel,
         vqvae: VQModel,
-        grid_height: int,
-        grid_width: int,
+        grid_height: int = 16,
+        grid_width: int = 16,
         end_of_row: bool = False,
         drafter: str = "jacobi",
-        guidance_scale: float = 1.0,
+        guidance_scale: float = 2.0,
         max_prompt_tokens: int = 64,
     ):
         super().__init__()
-        self.register_modules(tokenizer=tokenizer, transformer=transformer, vqvae=vqvae)
+        self.register_modules(tokenizer=tokenizer, transformer=transformer, vqvae=vqvae.float())
         self.register_to_config(
             grid_height=grid_height,
             grid_width=grid_width,
@@ -80,114 +97,169 @@ class TextToImagePipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             max_prompt_tokens=max_prompt_tokens,
         )
-        self.folder: Path | None = None
-        self._drafters: dict[str, Any] = {}
+        self.interrupt = False
+        self._targets: dict[tuple, ImageTarget] = {}
+        self._idle: dict[tuple, Any] = {}
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToImagePipeline":
-        """Load a bundled name, a folder or a hub id; `torch_dtype` is the transformer's, pictures are decoded in float32."""
-        folder = zoo.resolve(model)
-        zoo.check(folder)
-        try:
-            pipe = super().from_pretrained(folder, **options)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise MmspecError(f"the files in {folder} do not fit together ({error}): restore them, or rebuild the model with `mmspec train`") from None
-        pipe.vqvae.float()
-        pipe.folder = folder
+        """Load a bundled name, a folder or a hub id; `torch_dtype` (or `dtype`) is the transformer's, the VQ model stays in float32.
+
+        Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are refused.
+        """
+        folder = zoo.resolve(model, **{key: options.pop(key) for key in HUB_OPTIONS if key in options})
+        dtype = dtype_of(options.pop("torch_dtype", None) or options.pop("dtype", None) or torch.float32)
+        known = inspect.signature(cls.__init__).parameters.keys() - {"self"}
+        for name in options.keys() - known:
+            raise unknown("option of from_pretrained", name, [*known, *HUB_OPTIONS, "torch_dtype"])
+        index = zoo.read_index(folder)
+        if index.get("_class_name") != cls.__name__:
+            raise MmspecError(f"{folder} holds a {index.get('_class_name')}, not a {cls.__name__}: give a text-to-image model")
+        parts: dict[str, Any] = {key: value for key, value in index.items() if key in known and not isinstance(value, list)} | options
+        if "tokenizer" not in parts:
+            parts["tokenizer"] = load_tokenizer(folder)
+        if "transformer" not in parts:
+            kind = getattr(transformers, str(index.get("transformer", ["", ""])[1]), None)
+            if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+                raise MmspecError(f"{folder / zoo.INDEX}: transformer is {index.get('transformer')}, which is no model class of transformers")
+            parts["transformer"] = zoo.load_component(folder, "transformer", kind, dtype=dtype)
+        if "vqvae" not in parts:
+            parts["vqvae"] = zoo.load_component(folder, "vqvae", VQModel, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        pipe = cls(**parts)
+        pipe.register_to_config(_name_or_path=str(folder))
         return pipe
 
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write all components, and copy the drafters, recipe and card."""
-        super().save_pretrained(folder, **options)
-        for part in ("drafters", "recipe.yaml", "README.md", "prompts.jsonl"):
-            source = self.folder / part if self.folder else None
-            if source and source.is_dir():
-                shutil.copytree(source, Path(folder) / part, dirs_exist_ok=True)
-            elif source and source.exists():
-                shutil.copy(source, Path(folder) / part)
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Save all components and copy what else the model's folder holds: drafters, card, recipe."""
+        goal = Path(save_directory)
+        goal.mkdir(parents=True, exist_ok=True)
+        if self.folder and self.folder.resolve() != goal.resolve():
+            for name in COMPANIONS:
+                if (self.folder / name).is_file():
+                    shutil.copyfile(self.folder / name, goal / name)
+            if (self.folder / "drafters").is_dir():
+                shutil.copytree(self.folder / "drafters", goal / "drafters", dirs_exist_ok=True)
+        super().save_pretrained(goal, **options)
 
-    def to(self, *args: Any, **options: Any) -> "TextToImagePipeline":
-        """As in diffusers; drafters follow, and pictures are still decoded in float32."""
-        super().to(*args, **options)
-        self.vqvae.float()
-        self.__dict__.pop("target", None)
-        self._drafters.clear()
+    def to(self, *args: Any, **kwargs: Any) -> "TextToImagePipeline":
+        """Move to a device, and the transformer to a dtype; the VQ model always decodes in float32."""
+        kwargs.pop("silence_dtype_warnings", None)
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        check_pair(device or self.device, dtype_of(dtype or self.dtype))
+        if device is not None:
+            super().to(device)
+        if dtype is not None:
+            self.transformer.to(dtype)
         return self
 
-    @cached_property
+    @property
+    def folder(self) -> Path | None:
+        """Where this model was loaded from."""
+        path = Path(str(self.config.get("_name_or_path") or ""))
+        return path if (path / zoo.INDEX).is_file() else None
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.config.grid_height, self.config.grid_width, self.config.end_of_row)
+
+    @property
     def target(self) -> ImageTarget:
-        """The target that the loop verifies with."""
-        grid = Grid(self.config.grid_height, self.config.grid_width, self.config.end_of_row)
-        name = zoo.weights_hash(self.folder) if self.folder else ""
-        return ImageTarget(self.transformer, len(self.tokenizer), self.vqvae.config.num_vq_embeddings, grid, name)
+        """The transformer as the loop sees it, on its present device and in its present dtype."""
+        model = self.transformer
+        key = (id(model), model.device, model.dtype)
+        if key not in self._targets:
+            name = zoo.weights_hash(self.folder / "transformer") if self.folder else ""
+            self._targets = {key: ImageTarget(model, len(self.tokenizer), self.vqvae.config.num_vq_embeddings, self.grid, name)}
+            self._idle = {}
+        return self._targets[key]
 
-    def drafter(self, name: Any) -> Any:
-        """A drafter by name, loaded once; an instance is returned as it is."""
-        if not isinstance(name, str):
-            return name
-        if name not in self._drafters:
-            self._drafters[name] = drafters.load(name, self.folder, self.target)
-        return self._drafters[name]
+    def encode(self, prompts: list[str], guidance_scale: float) -> Prompts:
+        """Prompts as token ids, checked; with guidance other than 1 each has its unconditional twin."""
+        most = self.config.max_prompt_tokens
+        ids = [list(self.tokenizer(prompt, split_special_tokens=True).input_ids) for prompt in prompts]
+        for prompt, row in zip(prompts, ids):
+            if len(row) > most:
+                shown = prompt if len(prompt) < 60 else f"{prompt[:57]}..."
+                raise MmspecError(f"prompt {shown!r} has {len(row)} tokens and this model reads at most {most}: shorten it")
+        empty = list(self.tokenizer("").input_ids)
+        return Prompts(ids, [empty] * len(ids) if guidance_scale != 1 else None, float(guidance_scale))
 
-    def request(
+    @torch.inference_mode()
+    def decode(self, codes: Int[Tensor, "row place"]) -> Float[Tensor, "row 3 height width"]:
+        """Codes in raster order (without end-of-row tokens) to pictures in -1..1."""
+        vq = self.vqvae
+        shape = (len(codes), self.config.grid_height, self.config.grid_width, vq.config.vq_embed_dim or vq.config.latent_channels)
+        latents = vq.quantize.get_codebook_entry(codes.to(vq.device).flatten(), shape=shape)
+        return vq.decode(latents, force_not_quantize=True).sample.clamp(-1, 1)
+
+    def paint(self, tokens: list[list[int]], output_type: str = "pil") -> Any:
+        """Pictures from as many tokens as there are; places without one are grey."""
+        grid, count = self.grid, self.grid.tokens
+        filled = torch.tensor([(row + [-1] * count)[:count] for row in tokens])
+        codes = rearrange(filled, "row (height stride) -> row height stride", height=grid.height)[:, :, : grid.width].flatten(1)
+        found = torch.cat([self.decode(part) for part in codes.clamp(min=0).split(16)]).float().cpu() / 2 + 0.5
+        missing = rearrange(codes < 0, "row (height width) -> row 1 height width", height=grid.height).float()
+        if missing.any():
+            missing = torch.nn.functional.interpolate(missing, size=found.shape[2:], mode="nearest")
+            found = torch.where(missing > 0, torch.full_like(found, UNDECODED), found)
+        if output_type == "pt":
+            return found
+        arrays = rearrange(found, "row c h w -> row h w c").numpy()
+        return arrays if output_type == "np" else self.numpy_to_pil(arrays)
+
+    def stream(
         self,
         prompt: str | list[str],
-        seed: int | None = None,
-        generator: torch.Generator | None = None,
+        *,
+        seed: int | list[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         num_images_per_prompt: int = 1,
         guidance_scale: float | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         drafter: Any = None,
-        acceptance_rule: Any = "exact",
-    ) -> Request:
-        """Check everything a user may get wrong, before any work is done."""
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not texts or any(not text.strip() for text in texts):
-            raise MmspecError("the prompt is empty: say what to draw, as in 'a red heart, 3d style'")
-        if num_images_per_prompt < 1:
-            raise MmspecError(f"num_images_per_prompt={num_images_per_prompt} is out of range: give 1 or more")
-        guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        if not 0 <= guidance <= 20:
-            raise MmspecError(f"guidance_scale={guidance} is out of range: give a number from 0 to 20 (1 is none)")
-        if seed is not None and generator is not None:
-            raise MmspecError("both seed and generator were given: give one of them")
-        if generator is not None:
-            seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        sampling = Sampling(temperature, top_k, top_p)
-        ids = [self.tokenizer(text.strip()).input_ids for text in texts]
-        for text, found in zip(texts, ids, strict=True):
-            if len(found) > self.config.max_prompt_tokens:
-                raise MmspecError(f"the prompt {text[:40]!r}… has {len(found)} tokens and the model reads {self.config.max_prompt_tokens}: shorten it")
-        ids = [found for found in ids for _ in range(num_images_per_prompt)]
-        first = seed if seed is not None else int(torch.randint(2**31, ()))
-        empty = [self.tokenizer("").input_ids] * len(ids)
-        prompts = Prompts(ids, empty if guidance != 1 else None, guidance)
-        chosen = self.drafter(self.config.drafter if drafter is None else drafter)
-        rule = acceptance(acceptance_rule)
-        if getattr(chosen, "cost", False) is None and chosen.nodes is None:
-            chosen.cost = measured(self.target, prompts, len(ids), str(self.folder))
-        return Request(prompts, sampling, [first + row for row in range(len(ids))], chosen, rule)
+        acceptance: Any = "exact",
+    ) -> Iterator[Partial]:
+        """Draw round by round; see `__call__` for the arguments. Closing the iterator, or setting `interrupt`, ends it early."""
+        request = Request(prompt, seed, generator, num_images_per_prompt, self.config.guidance_scale if guidance_scale is None else guidance_scale)
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        rule, prompts = rule_of(acceptance), self.encode(request.prompts, request.guidance)
+        return self._rounds(request.seeds, prompts, sampling, drafter if drafter is not None else self.config.drafter, rule)
 
-    def stream(self, request: Request, stats: GenerationStats | None = None, cancel: Callable[[], bool] = lambda: False) -> Iterator[Round]:
-        """The rounds of a checked request."""
-        rows = len(request.seeds)
-        stop = Stop(self.target.grid.tokens)
-        return stream(self.target, request.prompts, rows, stop, request.drafter, request.sampling, request.seeds, request.rule, cancel, stats)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes `image place` to pixels `image 3 y x` in -1..1; end-of-row tokens are left out first."""
-        grid = self.target.grid
-        codes = codes.view(len(codes), grid.height, grid.stride)[:, :, : grid.width].flatten(1)
-        return vq.decode(self.vqvae, codes, grid.height, grid.width)
+    def _rounds(self, seeds: list[int], prompts: Prompts, sampling: Sampling, drafter: Any, rule: Any) -> Iterator[Partial]:
+        self.interrupt = False
+        target, stats, rows = self.target, GenerationStats(), len(seeds)
+        tokens: list[list[int]] = [[] for _ in seeds]
+        key = (drafter, rows) if isinstance(drafter, str) else None
+        guesser = self._idle.pop(key, None) or drafters.load(drafter, self.folder, target)
+        if hasattr(guesser, "cost") and not guesser.nodes:
+            guesser.cost = measured(target, prompts, rows, str(self.folder))
+        rounds = stream(
+            target,
+            prompts,
+            rows,
+            Stop(target.grid.tokens),
+            guesser,
+            sampling=sampling,
+            seeds=seeds,
+            rule=rule,
+            cancel=lambda: self.interrupt,
+            stats=stats,
+        )
+        for step, found in enumerate(rounds):
+            for row, new in zip(tokens, found.tokens):
+                row.extend(new)
+            yield Partial(step, [list(row) for row in tokens], found.tokens, stats, seeds, target.grid.tokens, self.paint)
+        if key:
+            self._idle[key] = guesser
 
     def __call__(
         self,
         prompt: str | list[str],
         *,
-        seed: int | None = None,
-        generator: torch.Generator | None = None,
+        seed: int | list[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         num_images_per_prompt: int = 1,
         guidance_scale: float | None = None,
         temperature: float = 1.0,
@@ -196,37 +268,43 @@ class TextToImagePipeline(DiffusionPipeline):
         drafter: Any = None,
         acceptance: Any = "exact",
         output_type: str = "pil",
-        callback_on_step_end: Callable[["TextToImagePipeline", int, int, dict], dict] | None = None,
+        callback_on_step_end: Callable[["TextToImagePipeline", int, int, dict], Any] | None = None,
         return_dict: bool = True,
-    ) -> TextToImageOutput | tuple:
-        """Draw pictures; the same seed gives the same picture with every drafter under acceptance `exact`.
+    ) -> "TextToImageOutput | tuple":
+        """Draw pictures.
 
         Args:
-            seed: of the first picture; picture i of the call has seed + i. Random if neither seed nor `generator` is given.
-            guidance_scale: 1 is none; the model's own default otherwise.
-            temperature: 0 is greedy.
-            drafter: a name (see `mmspec info`) or an instance; "none" is plain autoregressive decoding.
-            acceptance: "exact", "rejection", "tolerance:3", "typical".
-            output_type: "pil", "np" (`b h w 3`, 0..1) or "pt" (`b 3 h w`, 0..1).
-            callback_on_step_end: called after every round with (pipeline, round, tokens drawn, {"tokens": ...}).
+            prompt: what to draw; a list makes a batch.
+            seed: row i uses seed + i; a list gives each row its own. The same seed gives the same picture with any drafter.
+            generator: where seeds are drawn from instead: one generator, or one for each row.
+            guidance_scale: how closely to follow the prompt, 0 to 20; 1 is no guidance. The model's default if None.
+            temperature, top_k, top_p: the sampling law; temperature 0 is greedy.
+            drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default.
+            acceptance: exact, rejection, tolerance:τ or typical.
+            output_type: "pil", "np" (`row height width 3` in 0..1) or "pt" (`row 3 height width` in 0..1).
+            callback_on_step_end: called as (pipe, step, position, {"tokens", "new", "stats"}) after each round; it may set
+                `pipe.interrupt = True` to stop, and places not yet drawn stay grey.
         """
         if output_type not in ("pil", "np", "pt"):
-            raise MmspecError(f"output_type={output_type!r} is unknown: give 'pil', 'np' or 'pt'")
-        asked = self.request(prompt, seed, generator, num_images_per_prompt, guidance_scale, temperature, top_k, top_p, drafter, acceptance)
-        stats = GenerationStats()
-        tokens: list[list[int]] = [[] for _ in asked.seeds]
-        with self.progress_bar(total=self.target.grid.tokens * len(tokens)) as bar:
-            for step, new in enumerate(self.stream(asked, stats)):
-                for row, found in zip(tokens, new.tokens, strict=True):
-                    row.extend(found)
-                bar.update(sum(map(len, new.tokens)))
+            raise unknown("output_type", output_type, ("pil", "np", "pt"))
+        options: dict[str, Any] = dict(seed=seed, generator=generator, num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale)
+        rounds = self.stream(prompt, **options, temperature=temperature, top_k=top_k, top_p=top_p, drafter=drafter, acceptance=acceptance)
+        with self.progress_bar(total=self.grid.tokens) as bar:
+            for part in rounds:
+                bar.update(part.position - bar.n)
                 if callback_on_step_end:
-                    callback_on_step_end(self, step, sum(map(len, tokens)), {"tokens": new.tokens})
-        pixels = self.decode(torch.tensor(tokens)) / 2 + 0.5
-        images: Any = pixels
-        if output_type != "pt":
-            images = pixels.permute(0, 2, 3, 1).numpy()
-        if output_type == "pil":
-            images = [Image.fromarray(np.round(image * 255).astype(np.uint8)) for image in images]
-        out = TextToImageOutput(images=images, tokens=tokens, seeds=asked.seeds, stats=stats)
-        return out if return_dict else (out.images, out.stats)
+                    callback_on_step_end(self, part.step, part.position, {"tokens": part.tokens, "new": part.new, "stats": part.stats})
+        images = self.paint(part.tokens, output_type)
+        out = TextToImageOutput(images=images, stats=part.stats, tokens=part.tokens, seeds=part.seeds)
+        return out if return_dict else out.to_tuple()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The text tokenizer of a model folder."""
+    path = folder / "tokenizer"
+    if not (path / "tokenizer.json").is_file():
+        raise MmspecError(f"{path / 'tokenizer.json'} is missing: restore it from the model's source")
+    try:
+        return transformers.PreTrainedTokenizerFast.from_pretrained(path)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise MmspecError(f"{path / 'tokenizer.json'} does not load ({error}): restore it from the model's source") from None

@@ -1,0 +1,64 @@
+"""What was asked of a pipeline, checked: prompts, counts, guidance, and a seed for each row."""
+
+from typing import Any
+
+import torch
+
+from mmspec.errors import MmspecError
+
+HIGHEST = 2**63 - 1
+
+
+class Request:
+    """`prompts` and `seeds` have one entry for each picture, the pictures of a prompt next to each other."""
+
+    def __init__(self, prompt: Any, seed: Any, generator: Any, count: int, guidance: float):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise MmspecError(f"num_images_per_prompt={count}: give a whole number from 1 up")
+        if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance <= 20:
+            raise MmspecError(f"guidance_scale={guidance} is out of range: give a number from 0 to 20 (1 is no guidance)")
+        self.guidance = float(guidance)
+        self.prompts = [text for text in texts(prompt) for _ in range(count)]
+        self.seeds = row_seeds(seed, generator, len(self.prompts))
+
+
+def texts(prompt: Any) -> list[str]:
+    """One prompt or a list of them, none of them empty."""
+    rows = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(rows, list | tuple) or not all(isinstance(text, str) for text in rows):
+        raise MmspecError(f"prompt must be a string or a list of strings, not {type(prompt).__name__}")
+    if not rows:
+        raise MmspecError("the list of prompts is empty: give at least one")
+    if any(not text.strip() for text in rows):
+        raise MmspecError("the prompt is empty: say what to draw, as in 'a red heart, 3d style'")
+    return list(rows)
+
+
+def row_seeds(seed: Any, generator: Any, rows: int) -> list[int]:
+    """A seed for each row: counted up from one seed, as listed, or drawn from the generator."""
+    if seed is not None and generator is not None:
+        raise MmspecError("both seed and generator were given: give one of them")
+    if seed is None:
+        return drawn(generator, rows)
+    seeds = list(seed) if isinstance(seed, list | tuple) else [seed + row for row in range(rows)] if isinstance(seed, int) else [seed]
+    for one in seeds:
+        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= HIGHEST:
+            raise MmspecError(f"seed={one} is out of range: give a whole number from 0 to 2**63 - 1")
+    if len(seeds) != rows:
+        raise MmspecError(f"{len(seeds)} seeds were given for {rows} pictures: give one each, or a single number")
+    return seeds
+
+
+def drawn(generator: Any, rows: int) -> list[int]:
+    """Seeds from one generator (or torch's own, if None) counted up, or from one generator for each row."""
+
+    def draw(source: torch.Generator | None) -> int:
+        device = source.device if source is not None else "cpu"
+        return int(torch.randint(2**31, (), generator=source, device=device))
+
+    if not isinstance(generator, list | tuple):
+        first = draw(generator)
+        return [first + row for row in range(rows)]
+    if len(generator) != rows:
+        raise MmspecError(f"{len(generator)} generators were given for {rows} pictures: give one each, or a single one")
+    return [draw(source) for source in generator]
