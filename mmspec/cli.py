@@ -1,0 +1,354 @@
+"""The command line: `mmspec image · verify · bench · train · info`.
+
+Exit codes, for every command: 0 done, 1 a check failed, 2 wrong input (one line on standard error, no traceback), 130 interrupted.
+"""
+
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mmspec import __version__
+from mmspec.errors import MmspecError, unknown
+
+console = Console(stderr=True)
+DTYPES = ("bf16", "fp32", "fp64", "fp16")
+
+
+def torch_dtype(name: str):
+    import torch
+
+    table = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16}
+    if name not in table:
+        raise unknown("dtype", name, table)
+    return table[name]
+
+
+def torch_device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise MmspecError(f"unknown device {name!r}: give auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MmspecError(f"device {name!r} was asked for, but torch finds no CUDA device: use --device cpu")
+    return name
+
+
+@dataclass
+class Image:
+    """Draw a picture from a text prompt.
+
+    Example: mmspec image "a red heart, 3d style" -o heart.png --seed 7
+    """
+
+    prompt: tyro.conf.Positional[str]
+    """What to draw."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("image.png")
+    """Where to write it: .png (carries prompt, seed and settings), .jpg or .webp."""
+    n: int = 1
+    """How many pictures; picture i has seed + i and is written to NAME-i."""
+    grid: bool = False
+    """Write all pictures into one sheet."""
+    seed: int | None = None
+    """Same seed, same picture, whatever the drafter. Random if left out, and printed."""
+    guidance: float | None = None
+    """Classifier-free guidance, 0 to 20; 1 is none. The model's own default if left out."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the most probable tokens up to this mass."""
+    drafter: str | None = None
+    """none (plain AR), lookup, jacobi, medusa, hawk, hawk-path. The model's own default if left out."""
+    acceptance: str = "exact"
+    """exact (lossless), rejection (lossless in law), tolerance:N or typical:E,D (lossy, and the result says so)."""
+    progressive: Path | None = None
+    """Also write an animation (.gif, .webp, .png) of the first picture being filled."""
+    model: str = "emoji-64"
+    """A bundled name, a folder, or a hub id."""
+    dtype: str = "bf16"
+    """bf16, fp32, fp64 or fp16."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N."""
+    quiet: bool = False
+    """No progress bar and no summary."""
+
+    def run(self) -> int:
+        from mmspec import picture
+
+        picture.check_output(self.out, picture.STILL)
+        if self.progressive:
+            picture.check_output(self.progressive, picture.MOVING)
+        if not 1 <= self.n <= 64:
+            raise MmspecError(f"--n {self.n} is out of range: give a number from 1 to 64")
+        from mmspec.pipelines.text_to_image import TextToImagePipeline
+
+        quiet_libraries()
+        pipe = TextToImagePipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(torch_device(self.device))
+        pipe.set_progress_bar_config(disable=True)
+        columns = (TextColumn("drawing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=self.quiet, transient=True) as bar:
+            task = bar.add_task("", total=pipe.target.grid.tokens * self.n)
+            done = pipe(
+                self.prompt,
+                seed=self.seed,
+                num_images_per_prompt=self.n,
+                guidance_scale=self.guidance,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                drafter=self.drafter,
+                acceptance=self.acceptance,
+                callback_on_step_end=lambda pipe, step, count, new: bar.update(task, completed=count) or {},
+            )
+        stats = done.stats
+        facts = {
+            "prompt": self.prompt,
+            "seed": done.seeds[0],
+            "model": self.model,
+            "drafter": stats.drafter,
+            "acceptance": stats.acceptance,
+            "lossless": "yes" if stats.lossless else "no",
+            "guidance": pipe.config.guidance_scale if self.guidance is None else self.guidance,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "dtype": self.dtype,
+            "software": f"mmspec {__version__}",
+        }
+        if self.n == 1 or self.grid:
+            picture.save(picture.sheet(done.images), self.out, facts)
+            written = [self.out]
+        else:
+            written = [self.out.with_stem(f"{self.out.stem}-{i}") for i in range(self.n)]
+            for path, image, seed in zip(written, done.images, done.seeds, strict=True):
+                picture.save(image, path, facts | {"seed": seed})
+        if self.progressive:
+            grid = pipe.target.grid
+            picture.animate(picture.filling(done.images[0], stats.runs[0], grid.height, grid.width, grid.stride), self.progressive)
+        if not self.quiet:
+            kept = "lossless" if stats.lossless else "NOT lossless"
+            console.print(
+                f"{', '.join(map(str, written))}: {stats.total:.2f} s, {stats.tokens_per_second:.0f} tokens/s, "
+                f"mean acceptance length {stats.mean_acceptance_length:.2f}, {stats.drafter}, {stats.acceptance} ({kept}), seed {done.seeds[0]}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        return 0
+
+
+@dataclass
+class Verify:
+    """Does every drafter give the same tokens as plain decoding? Exit code 1 if any float64 row differs.
+
+    Example: mmspec verify emoji-64 --prompts 4 --dtype fp64 --temperature 1 --guidance 2
+    """
+
+    model: tyro.conf.Positional[str] = "emoji-64"
+    """A bundled name, a folder, or a hub id."""
+    prompts: int = 10
+    """How many of the model's prompts."""
+    seed: int = 0
+    """Seed of the first prompt; each next one counts up."""
+    dtype: list[str] = field(default_factory=lambda: ["fp64", "fp32", "bf16"])
+    temperature: list[float] = field(default_factory=lambda: [0.0, 0.7, 1.0])
+    guidance: list[float] = field(default_factory=lambda: [1.0, 2.0])
+    batch: list[int] = field(default_factory=lambda: [1, 4])
+    drafters: list[str] = field(default_factory=list)
+    """All that the model has weights for, if left out."""
+    tokens: int | None = None
+    """Compare this many tokens; the whole picture if left out."""
+    device: str = "auto"
+    json: Path | None = None
+    """Also write the findings there."""
+
+    def run(self) -> int:
+        from mmspec import zoo
+        from mmspec.drafters import TABLE, TRAINED
+        from mmspec.verify import verify
+
+        quiet_libraries()
+        folder = zoo.resolve(self.model)
+        if self.prompts < 1 or min(self.batch, default=0) < 1:
+            raise MmspecError("--prompts and --batch must be 1 or more")
+        found = [name for name in TABLE if name != "none" and (name not in TRAINED or (folder / "drafters" / name).is_dir())]
+        texts = sample_prompts(folder, self.prompts)
+        table = Table("dtype", "T", "guidance", "batch", "drafter", "equal", "first parting: position, margin of AR's token", title=f"{self.model}, {len(texts)} prompts")
+        rows = []
+        search = verify(
+            folder, self.dtype, self.temperature, self.guidance, self.batch, self.drafters or found, texts, self.seed, torch_device(self.device), self.tokens
+        )
+        with console.status("verifying"):
+            for finding in search:
+                rows.append(finding)
+                where = "; ".join(f"{p.position}, {p.margin:.1e}" for p in sorted(finding.partings, key=lambda p: -p.margin)[:3])
+                setting = (finding.dtype, f"{finding.temperature:g}", f"{finding.guidance:g}", str(finding.batch), finding.drafter)
+                table.add_row(*setting, f"{finding.equal}/{finding.rows}", where)
+                console.print(*setting, f"{finding.equal}/{finding.rows}", where, soft_wrap=True)
+        Console(width=140).print(table)
+        if self.json:
+            partial = self.json.with_name(f".{self.json.name}")
+            partial.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
+            os.replace(partial, self.json)
+        return int(any(row.partings for row in rows if row.dtype == "fp64"))
+
+
+@dataclass
+class Bench:
+    """Measure every drafter beside plain AR and transformers.generate, in one process.
+
+    Example: mmspec bench image --out results --quick
+    """
+
+    suite: tyro.conf.Positional[Literal["image"]]
+    """What to measure."""
+    out: Path = Path("results")
+    """Folder for results.json, results.md and results.png."""
+    model: str = "emoji-64"
+    quick: bool = False
+    """Two settings fewer and one prompt: about a minute."""
+    device: str = "auto"
+    dtype: list[str] = field(default_factory=lambda: ["bf16", "fp32"])
+    batch: list[int] = field(default_factory=lambda: [1])
+    prompts: int = 8
+    seed: int = 0
+
+    def run(self) -> int:
+        from mmspec.bench.image import run
+
+        quiet_libraries()
+        for name in self.dtype:
+            torch_dtype(name)
+        out = run(self.model, self.out, self.quick, torch_device(self.device), self.dtype, self.seed, self.batch, self.prompts)
+        console.print((out / "results.md").read_text(), markup=False, highlight=False, soft_wrap=True)
+        return 0
+
+
+@dataclass
+class Train:
+    """Rebuild a model folder from its recipe: data, tokenizer, target, drafters. An interrupted run resumes.
+
+    Example: mmspec train models/emoji-64/recipe.yaml --work training --out rebuilt
+    """
+
+    recipe: tyro.conf.Positional[Path]
+    """A recipe.yaml."""
+    work: Path = Path("training")
+    """Folder for data and checkpoints."""
+    out: Path | None = None
+    """Model folder to fill; the recipe's own if left out."""
+    stages: list[str] = field(default_factory=list)
+    """Only these, e.g. tokenizer, target, drafters, drafters.hawk."""
+    device: str = "auto"
+
+    def run(self) -> int:
+        try:
+            from mmspec.training.recipe import train
+        except ModuleNotFoundError as error:
+            raise MmspecError(f"training needs {error.name}: pip install 'mmspec[train]'") from None
+        train(self.recipe, self.work, self.out, torch_device(self.device), self.stages or None)
+        return 0
+
+
+@dataclass
+class Info:
+    """Models, drafters, acceptance rules, devices and versions.
+
+    Example: mmspec info --json
+    """
+
+    json: bool = False
+    """Machine-readable."""
+
+    def run(self) -> int:
+        from importlib.metadata import version
+
+        import torch
+
+        from mmspec import zoo
+        from mmspec.accept import RULES, acceptance
+        from mmspec.drafters import names
+
+        facts = {
+            "mmspec": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "diffusers": version("diffusers"),
+            "devices": ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))],
+            "threads": torch.get_num_threads(),
+            "models": {entry.name: {"drafters": entry.drafters, "megabytes": entry.megabytes} for entry in zoo.entries()},
+            "drafters": list(names()),
+            "acceptance": {name: "lossless" if acceptance(name).lossless else "lossy" for name in RULES},
+        }
+        if self.json:
+            print(json.dumps(facts, indent=1))
+            return 0
+        table = Table(show_header=False)
+        for key, value in facts.items():
+            text = "\n".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            table.add_row(key, text)
+        Console().print(table)
+        return 0
+
+
+Command = (
+    Annotated[Image, tyro.conf.subcommand("image")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+)
+
+
+def quiet_libraries() -> None:
+    """No progress bars or advice from the libraries below."""
+    import logging
+
+    import diffusers
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    diffusers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+    logging.captureWarnings(True)
+
+
+def sample_prompts(folder: Path, count: int) -> list[str]:
+    """Prompts spread evenly over the model's own list; the benchmark's where it has none."""
+    from mmspec.bench.image import PROMPTS
+
+    path = folder / "prompts.jsonl"
+    known = [json.loads(line)["prompt"] for line in path.read_text().splitlines()] if path.exists() else list(PROMPTS)
+    return [known[i * len(known) // count % len(known)] for i in range(count)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"mmspec {__version__}")
+        raise SystemExit(0)
+    try:
+        command = tyro.cli(Command, prog="mmspec", description="Same output, several times sooner.", args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+        raise SystemExit(command.run())
+    except MmspecError as error:
+        console.print(f"mmspec: error: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        console.print("mmspec: interrupted", markup=False)
+        raise SystemExit(130) from None
