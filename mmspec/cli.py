@@ -4,7 +4,6 @@ Exit codes, for every command: 0 done, 1 a check failed, 2 wrong input (one line
 """
 
 import json
-import os
 import platform
 import sys
 from dataclasses import dataclass, field
@@ -17,33 +16,22 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from mmspec import __version__
-from mmspec.errors import MmspecError, unknown
+from mmspec.errors import MmspecError
 
 console = Console(stderr=True)
 DTYPES = ("bf16", "fp32", "fp64", "fp16")
 
 
 def torch_dtype(name: str):
-    import torch
+    from mmspec.placement import dtype_of
 
-    table = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16}
-    if name not in table:
-        raise unknown("dtype", name, table)
-    return table[name]
+    return dtype_of(name)
 
 
 def torch_device(name: str) -> str:
-    import torch
+    from mmspec.placement import device_of
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise MmspecError(f"unknown device {name!r}: give auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise MmspecError(f"device {name!r} was asked for, but torch finds no CUDA device: use --device cpu")
-    return name
+    return str(device_of(None if name == "auto" else name))
 
 
 @dataclass
@@ -89,11 +77,16 @@ class Image:
     def run(self) -> int:
         from mmspec import picture
 
-        picture.check_output(self.out, picture.STILL)
-        if self.progressive:
-            picture.check_output(self.progressive, picture.MOVING)
         if not 1 <= self.n <= 64:
             raise MmspecError(f"--n {self.n} is out of range: give a number from 1 to 64")
+        alone = self.n == 1 or self.grid
+        written = [self.out] if alone else [self.out.with_stem(f"{self.out.stem}-{i}") for i in range(self.n)]
+        for path in written:
+            picture.check_output(path, picture.STILL)
+        if self.progressive:
+            picture.check_output(self.progressive, picture.MOVING)
+            if self.progressive.absolute() in [path.absolute() for path in written]:
+                raise MmspecError(f"--progressive and --out both name {self.progressive}: give two names")
         from mmspec.pipelines.text_to_image import TextToImagePipeline
 
         quiet_libraries()
@@ -101,7 +94,7 @@ class Image:
         pipe.set_progress_bar_config(disable=True)
         columns = (TextColumn("drawing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=self.quiet, transient=True) as bar:
-            task = bar.add_task("", total=pipe.target.grid.tokens * self.n)
+            task = bar.add_task("", total=pipe.target.grid.tokens)
             done = pipe(
                 self.prompt,
                 seed=self.seed,
@@ -127,13 +120,12 @@ class Image:
             "top_k": self.top_k,
             "top_p": self.top_p,
             "dtype": self.dtype,
-            "software": f"mmspec {__version__}",
+            "mean_acceptance_length": f"{stats.mean_acceptance_length:.3f}",
+            "software": ", ".join(f"{name} {version}" for name, version in versions().items()),
         }
-        if self.n == 1 or self.grid:
+        if alone:
             picture.save(picture.sheet(done.images), self.out, facts)
-            written = [self.out]
         else:
-            written = [self.out.with_stem(f"{self.out.stem}-{i}") for i in range(self.n)]
             for path, image, seed in zip(written, done.images, done.seeds, strict=True):
                 picture.save(image, path, facts | {"seed": seed})
         if self.progressive:
@@ -176,14 +168,16 @@ class Verify:
     """Also write the findings there."""
 
     def run(self) -> int:
-        from mmspec import zoo
+        from mmspec import picture, zoo
         from mmspec.drafters import TABLE, TRAINED
         from mmspec.verify import verify
 
         quiet_libraries()
         folder = zoo.resolve(self.model)
-        if self.prompts < 1 or min(self.batch, default=0) < 1:
-            raise MmspecError("--prompts and --batch must be 1 or more")
+        if self.prompts < 1 or min(self.batch, default=0) < 1 or (self.tokens is not None and self.tokens < 1):
+            raise MmspecError("--prompts, --batch and --tokens must be 1 or more")
+        if self.json:
+            picture.check_output(self.json, {".json": "JSON"})
         found = [name for name in TABLE if name != "none" and (name not in TRAINED or (folder / "drafters" / name).is_dir())]
         texts = sample_prompts(folder, self.prompts)
         table = Table("dtype", "T", "guidance", "batch", "drafter", "equal", "first parting: position, margin of AR's token", title=f"{self.model}, {len(texts)} prompts")
@@ -200,9 +194,8 @@ class Verify:
                 console.print(*setting, f"{finding.equal}/{finding.rows}", where, soft_wrap=True)
         Console(width=140).print(table)
         if self.json:
-            partial = self.json.with_name(f".{self.json.name}")
-            partial.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
-            os.replace(partial, self.json)
+            text = json.dumps([row.as_dict() for row in rows], indent=1) + "\n"
+            picture.replace(self.json, lambda partial: partial.write_text(text))
         return int(any(row.partings for row in rows if row.dtype == "fp64"))
 
 
@@ -274,8 +267,6 @@ class Info:
     """Machine-readable."""
 
     def run(self) -> int:
-        from importlib.metadata import version
-
         import torch
 
         from mmspec import zoo
@@ -283,14 +274,10 @@ class Info:
         from mmspec.drafters import names
 
         facts = {
-            "mmspec": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "diffusers": version("diffusers"),
+            **versions(),
             "devices": ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))],
             "threads": torch.get_num_threads(),
-            "models": {entry.name: {"drafters": entry.drafters, "megabytes": entry.megabytes} for entry in zoo.entries()},
+            "models": {entry.name: {"drafters": entry.drafters, "megabytes": round(entry.bytes / 1e6, 1)} for entry in zoo.bundled().values()},
             "drafters": list(names()),
             "acceptance": {name: "lossless" if acceptance(name).lossless else "lossy" for name in RULES},
         }
@@ -312,6 +299,13 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
+
+
+def versions() -> dict[str, str]:
+    """Versions of mmspec and of what it computes with."""
+    from importlib.metadata import version
+
+    return {"mmspec": __version__, "python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "diffusers")}}
 
 
 def quiet_libraries() -> None:

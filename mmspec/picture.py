@@ -1,6 +1,7 @@
 """Pictures on disk: metadata, contact sheets, and the animation of a picture being filled."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -23,20 +24,27 @@ def check_output(path: Path, kinds: dict[str, str]) -> None:
         raise MmspecError(f"cannot write {path}: it is not writable; choose another place")
 
 
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """`write` a temporary file beside `path` and rename it; a failure leaves the old file as it was."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise MmspecError(f"cannot write {path}: {error.strerror or error}; choose another place") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def save(image: Image.Image, path: Path, metadata: dict[str, object]) -> None:
     """Write to a temporary file beside `path` and rename it; a PNG carries the metadata as text."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     kind = STILL[path.suffix.lower()]
     options = {}
     if kind == "PNG":
         options["pnginfo"] = PngInfo()
         for key, value in metadata.items():
             options["pnginfo"].add_text(key, str(value))
-    try:
-        image.save(partial, format=kind, **options)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace(path, lambda partial: image.save(partial, format=kind, **options))
 
 
 def sheet(images: list[Image.Image]) -> Image.Image:
@@ -78,10 +86,6 @@ def filling(image: Image.Image, runs: list[int], height: int, width: int, stride
 
 def animate(frames: list[Image.Image], path: Path, milliseconds: int = 120) -> None:
     """Write an animation, the last frame held; temporary file and rename."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     durations = [milliseconds] * (len(frames) - 1) + [2000]
-    try:
-        frames[0].save(partial, format=MOVING[path.suffix.lower()], save_all=True, append_images=frames[1:], duration=durations, loop=0)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    kind, rest = MOVING[path.suffix.lower()], frames[1:]
+    replace(path, lambda partial: frames[0].save(partial, format=kind, save_all=True, append_images=rest, duration=durations, loop=0))

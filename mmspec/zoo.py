@@ -67,16 +67,13 @@ def resolve(name: str | Path, **hub: Any) -> Path:
 
 def download(name: str, **hub: Any) -> Path:
     """A snapshot of a hub repository, without its pickles."""
-    from httpx import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.md", "*.yaml"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, **hub))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise MmspecError(f"could not fetch model {name!r} from the hub ({reason}): check the name and the network, or give a local folder") from None
+    except Exception as error:  # the hub client's errors follow its HTTP library, which differs between versions
+        raise MmspecError(f"could not fetch model {name!r} from the hub ({_first_line(error)}): check the name and the network, or give a local folder") from None
 
 
 def read_index(folder: Path) -> dict:

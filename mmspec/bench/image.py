@@ -29,8 +29,8 @@ from mmspec.zoo import resolve
 
 PROMPTS = (
     "a red heart, 3d style",
-    "a cat face on a blue background, flat style",
-    "a hot beverage, cartoon style",
+    "a butterfly on a blue background, flat style",
+    "a hamburger, cartoon style",
     "a rocket on a black background, 3d style",
     "a sunflower, flat style",
     "an octopus on a yellow background, cartoon style",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+import yaml
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
@@ -22,13 +23,13 @@ from mmspec.zoo import resolve
 console = Console(stderr=True)
 SHEET = (
     "a red heart, 3d style",
-    "a cat face, flat style",
-    "a hot beverage, cartoon style",
+    "a butterfly, flat style",
+    "a hamburger, cartoon style",
     "a rocket, 3d style",
     "a sunflower on a blue background, flat style",
     "an octopus on a yellow background, cartoon style",
     "a pizza on a black background, 3d style",
-    "a smiling face with sunglasses, 3d style",
+    "a snowman, 3d style",
 )
 
 
@@ -95,9 +96,10 @@ def main(
         work: the folder that `mmspec train --work` used (pictures and codebook).
     """
     folder = resolve(model)
-    recipe_size, patch = 64, 4
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    patch = recipe["tokenizer"]["patch"]
     out.mkdir(parents=True, exist_ok=True)
-    rgba, pictures = build(work / "data", recipe_size)
+    rgba, pictures = build(work / "data", **recipe["data"])
     codebook = torch.load(work / "codebook.pt", weights_only=True)
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)

@@ -26,12 +26,11 @@ def cache_file() -> Path:
 
 @dataclass(slots=True)
 class Cost:
-    """Seconds of a target pass by tree size, and of one level of drafting."""
+    """Seconds of a target pass by tree size; `overhead` is what a round costs beside target and drafter."""
 
     sizes: list[int]
     seconds: list[float]
-    step: float = 0.0
-    overhead: float = 0.0
+    overhead: float = 1e-3
 
     def target(self, nodes: int) -> float:
         """Interpolated seconds of a pass over `nodes` nodes, the root included."""

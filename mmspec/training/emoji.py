@@ -95,12 +95,19 @@ def _english_names(archive: tarfile.TarFile) -> dict[str, str]:
     return names
 
 
-def build(folder: Path, size: int = 64, held_out: float = 0.05, seed: int = 0) -> tuple[np.ndarray, list[Picture]]:
-    """All pictures, resized and named, cached in `folder/pictures.npz`: uint8 `n size size 4` and their descriptions."""
+def build(folder: Path, size: int = 64, held_out: float = 0.05, words: int = 1, seed: int = 0) -> tuple[np.ndarray, list[Picture]]:
+    """Pictures whose names have at most `words` words, and the hearts: uint8 `n size size 4` and their descriptions."""
+    rgba, pictures = everything(folder, size, held_out, seed)
+    kept = [i for i, picture in enumerate(pictures) if len(picture.name.split()) <= words or picture.name.endswith(" heart")]
+    return rgba[kept], [pictures[i] for i in kept]
+
+
+def everything(folder: Path, size: int, held_out: float, seed: int) -> tuple[np.ndarray, list[Picture]]:
+    """All pictures, resized and named, cached in `folder`."""
     cache = folder / f"pictures-{size}.npz"
     if cache.exists():
         stored = np.load(cache, allow_pickle=False)
-        return stored["rgba"], [Picture(n, s, bool(h)) for n, s, h in zip(stored["names"], stored["styles"], stored["held"])]
+        return stored["rgba"], [Picture(str(n), str(s), bool(h)) for n, s, h in zip(stored["names"], stored["styles"], stored["held"])]
     paths = fetch(folder)
     with tarfile.open(paths["cartoon"]) as archive:
         names = _english_names(archive)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from rich.console import Console
@@ -14,12 +15,13 @@ from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.training import capture as capturing
 from mmspec.training.drafters import train_drafter
-from mmspec.training.emoji import BACKGROUNDS, build, caption
+from mmspec.training.emoji import BACKGROUNDS, Picture, build, caption
 from mmspec.training.fit import Budget
 from mmspec.training.target import encode_pictures, train_target, train_text_tokenizer
 from mmspec.training.tokenizer import learn_codebook, train_tokenizer
 
 console = Console(stderr=True)
+ANY = 99
 
 
 @dataclass(slots=True)
@@ -31,10 +33,10 @@ class Run:
     out: Path
     device: str | None
 
-    @property
-    def kept(self) -> tuple:
-        rgba, pictures = build(self.work / "data", self.recipe["data"]["size"], self.recipe["data"]["held_out"])
-        index = [i for i, picture in enumerate(pictures) if not picture.held_out]
+    def pictures(self, held_out: bool, **changes: int) -> tuple[np.ndarray, list[Picture]]:
+        """The pictures that are (not) held out; `changes` to the data settings, such as `words`."""
+        rgba, pictures = build(self.work / "data", **self.recipe["data"] | changes)
+        index = [i for i, picture in enumerate(pictures) if picture.held_out == held_out]
         return rgba[index], [pictures[i] for i in index]
 
     def budget(self, stage: dict) -> Budget:
@@ -46,7 +48,7 @@ class Run:
 
 def data(run: Run) -> None:
     """Fetch the art; write the prompts of the held-out pairs."""
-    rgba, pictures = build(run.work / "data", run.recipe["data"]["size"], run.recipe["data"]["held_out"])
+    pictures = build(run.work / "data", **run.recipe["data"])[1]
     run.out.mkdir(parents=True, exist_ok=True)
     rows = [json.dumps({"prompt": caption(p.name, p.style), "held_out": p.held_out}) for p in pictures]
     (run.out / "prompts.jsonl").write_text("\n".join(rows) + "\n")
@@ -54,27 +56,27 @@ def data(run: Run) -> None:
 
 
 def codebook(run: Run) -> torch.Tensor:
-    """The patch codebook, learnt once."""
+    """The patch codebook, learnt once, from pictures of every name."""
     path = run.work / "codebook.pt"
     if not path.exists():
         stage = run.recipe["tokenizer"]
         torch.manual_seed(0)
-        torch.save(learn_codebook(run.kept[0], stage["model"]["num_vq_embeddings"], stage["patch"]), path)
+        torch.save(learn_codebook(run.pictures(False, words=ANY)[0], stage["model"]["num_vq_embeddings"], stage["patch"]), path)
     return torch.load(path, weights_only=True)
 
 
 def tokenizer(run: Run) -> None:
     """Train the decoder of the image tokenizer."""
     stage = run.recipe["tokenizer"]
-    model = train_tokenizer(run.kept[0], codebook(run), stage["patch"], stage, run.budget(stage), run.work, device=run.device)
+    model = train_tokenizer(run.pictures(False, words=ANY)[0], codebook(run), stage["patch"], stage, run.budget(stage), run.work, device=run.device)
     model.save_pretrained(run.out / "vqvae")
 
 
 def code_set(run: Run) -> tuple:
     """Text tokenizer and coded pictures."""
     stage = run.recipe["target"]
-    rgba, pictures = run.kept
-    names = sorted({p.name for p in build(run.work / "data", run.recipe["data"]["size"], run.recipe["data"]["held_out"])[1]})
+    rgba, pictures = run.pictures(False)
+    names = sorted({p.name for p in run.pictures(False, words=ANY)[1]} | {p.name for p in run.pictures(True, words=ANY)[1]})
     prompts = [caption(name, style, colour) for name in names for style in ("flat", "cartoon", "3d") for colour in BACKGROUNDS]
     text = train_text_tokenizer(prompts, stage["text_vocabulary"])
     return text, encode_pictures(codebook(run), run.recipe["tokenizer"]["patch"], rgba, pictures, len(BACKGROUNDS), run.work / "codes.pt")

@@ -79,7 +79,7 @@ def sequences(data: CodeSet, tokenizer: PreTrainedTokenizerFast, batch: int, see
         rows = []
         for _ in range(batch):
             i = chance.randrange(len(data.pictures))
-            variant = 0 if chance.random() < 0.55 else chance.randrange(1, data.codes.shape[1])
+            variant = 0 if chance.random() < 0.65 else chance.randrange(1, data.codes.shape[1])
             style = None if chance.random() < 0.125 else data.pictures[i].style
             prompt = "" if chance.random() < drop else caption(data.pictures[i].name, style, data.backgrounds[i][variant])
             rows.append((tokenizer(prompt).input_ids, data.codes[i, variant].long() + offset))
