@@ -8,6 +8,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from mmspec.errors import MmspecError
 
 
+# Attention reads slots in whole blocks of this many. In bfloat16 the last bits of an attention output depend on how many slots
+# it was given, masked or not; a constant number makes wide and narrow passes agree bit for bit.
+VISIBLE = 512
+
+
 class TreeLayer(CacheLayerMixin):
     """Keys and values of one layer, `row head slot dim`; new entries go where the cache says."""
 
@@ -80,9 +85,10 @@ class TreeCache(Cache):
     def open(self, width: int) -> None:
         """Place the next `width` entries of each row after its committed ones."""
         longest = max(self.lengths)
-        self.visible = longest + width
-        if self.visible > self.capacity:
-            raise MmspecError(f"the cache holds {self.capacity} positions a row and {self.visible} are needed: ask for fewer tokens or a smaller tree")
+        needed = longest + width
+        if needed > self.capacity:
+            raise MmspecError(f"the cache holds {self.capacity} positions a row and {needed} are needed: ask for fewer tokens or a smaller tree")
+        self.visible = min(self.capacity, -(-needed // VISIBLE) * VISIBLE)
         self.aligned = longest if min(self.lengths) == longest else None
         if self.aligned is None:
             start = torch.tensor(self.lengths, device=self.device)[:, None]
@@ -95,7 +101,7 @@ class TreeCache(Cache):
         slots = torch.arange(self.visible, device=self.device)
         allowed = (slots < lengths[:, None])[:, None].expand(-1, width, -1).clone()
         if self.aligned is not None:
-            allowed[:, :, self.aligned :] = ancestors
+            allowed[:, :, self.aligned : self.aligned + width] = ancestors
         else:
             allowed.scatter_(2, self.slots[:, None].expand(-1, width, -1), ancestors)
         return allowed[:, None]

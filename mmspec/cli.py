@@ -90,10 +90,11 @@ class Image:
         from mmspec.pipelines.text_to_image import TextToImagePipeline
 
         quiet_libraries()
-        pipe = TextToImagePipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(torch_device(self.device))
+        place = torch_device(self.device)
+        pipe = TextToImagePipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(place)
         pipe.set_progress_bar_config(disable=True)
         columns = (TextColumn("drawing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=self.quiet, transient=True) as bar:
+        with Progress(*columns, console=console, disable=self.quiet or not console.is_terminal, transient=True) as bar:
             task = bar.add_task("", total=pipe.target.grid.tokens)
             done = pipe(
                 self.prompt,

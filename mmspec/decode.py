@@ -18,6 +18,10 @@ from mmspec.targets.base import State, Target
 from mmspec.tree import DraftTree
 
 
+# Slots kept for one tree, whatever the drafter: a cache of equal size makes passes of equal bits (see cache.VISIBLE).
+TREE = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """What one round committed: for each row its new tokens (none for a row that has stopped)."""
@@ -81,7 +85,7 @@ def stream(
         raise MmspecError(f"{len(seeds)} seeds were given for {rows} rows: give one each, or a single number")
     began = perf_counter()
     noise = Noise(seeds, target.vocabulary, target.device, sampling.greedy)
-    state = target.prefill(prompts, stop.length + drafter.max_nodes + 1, drafter.needs_features)
+    state = target.prefill(prompts, stop.length + max(drafter.max_nodes, TREE) + 1, drafter.needs_features)
     drafter.start(target, state, sampling, rule.drawn)
     stats.prefill += perf_counter() - began
     stats.drafter, stats.acceptance, stats.lossless = drafter.name, rule.name, rule.lossless

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from mmspec import drafters
-from mmspec.bench.image import DTYPES
+from mmspec import drafters, zoo
 from mmspec.decode import Stop, generate
 from mmspec.errors import unknown
+from mmspec.pipelines.request import Request
 from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.placement import check_pair, device_of, dtype_of
 from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
 
@@ -68,24 +69,31 @@ def verify(
     length: int | None = None,
 ) -> Iterator[Finding]:
     """One finding per setting and drafter, with rule `exact`; AR decodes each row alone and serves as reference for all."""
+    seeds = list(range(seed, seed + len(prompts)))
     for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise unknown("dtype", dtype, DTYPES)
-        pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=DTYPES[dtype]).to(device)
+        check_pair(device_of(device), dtype_of(dtype))
+    for name in names:
+        if name not in (known := {*drafters.names(), *zoo.drafters(folder)}):
+            raise unknown("drafter", name, known)
+    for guidance in guidances:
+        Request(prompts, seeds, None, 1, guidance)
+    for temperature in temperatures:
+        Sampling(temperature)
+    for dtype in dtypes:
+        pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
         count = length or pipe.target.grid.tokens
-        ids, empty = [pipe.tokenizer(text).input_ids for text in prompts], pipe.tokenizer("").input_ids
+        texts = pipe.encode(prompts, 0.0)
         for temperature in temperatures:
             for guidance in guidances:
                 sampling = Sampling(temperature)
-                seeds = list(range(seed, seed + len(ids)))
 
-                def streams(part: slice, guidance: float = guidance) -> Prompts:
-                    rows = ids[part]
-                    return Prompts(rows, [empty] * len(rows) if guidance != 1 else None, guidance)
+                def streams(part: slice, texts: Prompts = texts, guidance: float = guidance) -> Prompts:
+                    rows = texts.conditional[part]
+                    return Prompts(rows, (texts.unconditional or [])[part] if guidance != 1 else None, guidance)
 
                 reference: list[list[int]] = []
                 lead: list[list[float]] = []
-                for i in range(len(ids)):
+                for i in range(len(prompts)):
                     tokens, gaps = margins(pipe, streams(slice(i, i + 1)), sampling, [seeds[i]], count)
                     reference += tokens
                     lead += gaps
@@ -93,15 +101,15 @@ def verify(
                     drafter = drafters.load(name, pipe.folder, pipe.target)
                     for batch in batches:
                         found: list[list[int]] = []
-                        for start in range(0, len(ids), batch):
+                        for start in range(0, len(prompts), batch):
                             part = slice(start, start + batch)
-                            rows = len(ids[part])
+                            rows = len(prompts[part])
                             found += generate(pipe.target, streams(part), rows, Stop(count), drafter, sampling=sampling, seeds=seeds[part]).tokens
                         partings = []
                         for row, (want, have) in enumerate(zip(reference, found, strict=True)):
                             at = next((i for i, (a, b) in enumerate(zip(want, have)) if a != b), None)
                             if at is not None:
                                 partings.append(Parting(row, at, want[at], have[at], lead[row][at]))
-                        yield Finding(name, dtype, temperature, guidance, batch, len(ids), len(ids) - len(partings), partings)
+                        yield Finding(name, dtype, temperature, guidance, batch, len(prompts), len(prompts) - len(partings), partings)
         del pipe
         torch.cuda.empty_cache()

@@ -15,6 +15,14 @@ from mmspec.targets.base import Output, State
 from mmspec.tree import DraftTree
 
 
+# Passes are padded to at least this many nodes. Matrix libraries sum one to three rows in another order than four and more; from four
+# on, passes of every width agree bit for bit on the CPU, in bfloat16 and float32 alike (docs/how-it-works.md has the figures).
+NARROWEST = 4
+
+# The cache is a multiple of this many slots, so that prompts of other lengths do not change the width of attention.
+SLOTS = 128
+
+
 @dataclass(frozen=True, slots=True)
 class Prompts:
     """Token ids of every row; with `unconditional` prompts, a second stream guides the first by `guidance`.
@@ -59,8 +67,10 @@ class CausalTarget:
         return self.model.dtype
 
     def logits(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
-        """The model's own head, in float32 or wider."""
-        return F.linear(hidden.to(self.head.dtype), self.head)
+        """The model's own head, in float32 or wider, never for fewer than `NARROWEST` rows at a time."""
+        rows = hidden.reshape(-1, hidden.shape[-1]).to(self.head.dtype)
+        few = max(0, NARROWEST - len(rows))
+        return F.linear(F.pad(rows, (0, 0, 0, few)), self.head)[: len(rows)].view(*hidden.shape[:-1], -1)
 
     @torch.inference_mode()
     def prefill(self, prompts: Prompts, capacity: int, features: bool = False) -> State:
@@ -71,7 +81,8 @@ class CausalTarget:
         most = getattr(self.model.config, "max_position_embeddings", None)
         if most and longest + capacity > most + 64:
             raise MmspecError(f"{longest} prompt tokens and {capacity} new ones exceed the model's {most} positions: shorten one of them")
-        cache = TreeCache(self.model.config.num_hidden_layers, len(streams), longest - 1 + capacity, self.device)
+        slots = -(-(longest - 1 + capacity) // SLOTS) * SLOTS
+        cache = TreeCache(self.model.config.num_hidden_layers, len(streams), slots, self.device)
         if longest > 1:
             ids = torch.tensor([prompt[:-1] + [0] * (longest - len(prompt)) for prompt in streams], device=self.device)
             self._run(cache, ids, causal(len(streams), longest - 1, self.device), torch.arange(longest - 1, device=self.device).expand_as(ids))
@@ -102,9 +113,14 @@ class CausalTarget:
         return unconditional + state.options["guidance"] * (conditional - unconditional)
 
     def _run(self, cache: TreeCache, ids: Tensor, ancestors: Tensor, places: Tensor) -> Float[Tensor, "row node width"]:
-        cache.open(ids.shape[1])
+        width = ids.shape[1]
+        few = max(0, NARROWEST - width)
+        if few:
+            ids, places = F.pad(ids, (0, few)), F.pad(places, (0, few))
+            ancestors = F.pad(ancestors, (0, few, 0, few)) | torch.eye(width + few, dtype=torch.bool, device=ids.device)
+        cache.open(width + few)
         mask = cache.mask(ancestors)
         if self.model.config._attn_implementation == "eager":
             mask = torch.where(mask, 0.0, torch.finfo(self.dtype).min).to(self.dtype)
         out = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
-        return out.last_hidden_state
+        return out.last_hidden_state[:, :width]
