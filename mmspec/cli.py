@@ -106,7 +106,7 @@ class Image:
                 top_p=self.top_p,
                 drafter=self.drafter,
                 acceptance=self.acceptance,
-                callback_on_step_end=lambda pipe, step, count, new: bar.update(task, completed=count) or {},
+                callback_on_step_end=lambda pipe, step, count, new: bar.update(task, completed=count),
             )
         stats = done.stats
         facts = {

@@ -1,4 +1,4 @@
-"""Shape checks on for all of mmspec while tests run; what tests share."""
+"""Shape checks on for mmspec while tests run; what tests share."""
 
 import sys
 from pathlib import Path
@@ -20,10 +20,6 @@ import mmspec.drafters.base  # noqa: E402
 runtime_checkable(mmspec.drafters.base.Drafter)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped without one")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
@@ -31,3 +27,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model folder with random weights: 8×8 codes, pictures of 16×16 pixels; tests copy it before they change it."""
+    import torch
+    from diffusers import VQModel
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from mmspec.pipelines.text_to_image import TextToImagePipeline
+    from mmspec.training.target import train_text_tokenizer
+
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "block_out_channels": (8, 16)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text = train_text_tokenizer(["a red heart, 3d style", "a cat face, flat style"], 300)
+        vq = VQModel(**blocks, latent_channels=4, num_vq_embeddings=24, norm_num_groups=4, sample_size=16, mid_block_add_attention=False)
+        config = LlamaConfig(
+            vocab_size=len(text) + 24,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=256,
+            initializer_range=0.2,
+            eos_token_id=None,
+        )
+        pipe = TextToImagePipeline(text, LlamaForCausalLM(config), vq, grid_height=8, grid_width=8, max_prompt_tokens=48)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    pipe.save_pretrained(folder)
+    return folder

@@ -10,7 +10,13 @@ from mmspec.accept import RULES, Acceptance, acceptance, perturb
 from mmspec.errors import MmspecError, unknown
 from mmspec.sampling import Noise
 
-NAMES = [("exact", True, False), ("rejection", True, True), ("tolerance:1", True, False), ("tolerance:3", False, False), ("tolerance", False, False)]
+NAMES = [
+    ("exact", True, False),
+    ("rejection", True, True),
+    ("tolerance:1", True, False),
+    ("tolerance:3", False, False),
+    ("tolerance", False, False),
+]
 NAMES += [("typical", False, False), ("typical:0.2,0.05", False, False)]
 
 

@@ -54,13 +54,18 @@ def text_target(vocabulary: int = 40, dtype: torch.dtype = torch.float64) -> Cau
 
 
 def prompts(texts: list[list[int]] = TEXTS, guidance: float = 1.0) -> Prompts:
-    """Conditional prompts, and a second stream when there is guidance."""
-    return Prompts(texts, [[1, 2]] * len(texts) if guidance != 1.0 else None, guidance)
+    """Conditional prompts, and a second stream, with the same last token, when there is guidance."""
+    return Prompts(texts, [[1, text[-1]] for text in texts] if guidance != 1.0 else None, guidance)
 
 
-def plain(target: Target, length: int, sampling: Sampling = Sampling(), seed: int = 5, texts: list[list[int]] = TEXTS, guidance: float = 1.0) -> list[list[int]]:
+def plain(
+    target: Target, length: int, sampling: Sampling = Sampling(), seed: int = 5, texts: list[list[int]] = TEXTS, guidance: float = 1.0
+) -> list[list[int]]:
     """What plain autoregressive decoding says, one row at a time; row b has seed + b."""
-    return [generate(target, prompts([text], guidance), 1, Stop(length), sampling=sampling, seeds=[seed + row]).tokens[0] for row, text in enumerate(texts)]
+    return [
+        generate(target, prompts([text], guidance), 1, Stop(length), sampling=sampling, seeds=[seed + row]).tokens[0]
+        for row, text in enumerate(texts)
+    ]
 
 
 DRAFTERS = ("none", "lookup", "jacobi", "medusa", "hawk", "hawk-path")
@@ -80,7 +85,9 @@ def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
             built = HawkDrafter(width, stride, [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1)])
         else:
             near = [(1, 0), (1, 1), (1, -1)]
-            built = HawkPathDrafter(width, target.vocabulary, width=16, inner=32, neighbours=near, grid=(GRID.height, GRID.width), stride=stride, depth=4)
+            built = HawkPathDrafter(
+                width, target.vocabulary, width=16, inner=32, neighbours=near, grid=(GRID.height, GRID.width), stride=stride, depth=4
+            )
         for weight in built.parameters():
             torch.nn.init.normal_(weight, std=0.2)
     return built.to(target.device, target.dtype).eval()

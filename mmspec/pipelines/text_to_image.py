@@ -232,7 +232,7 @@ class TextToImagePipeline(DiffusionPipeline):
         target, stats, rows = self.target, GenerationStats(), len(seeds)
         tokens: list[list[int]] = [[] for _ in seeds]
         key = (drafter, rows) if isinstance(drafter, str) else None
-        guesser = self._idle.pop(key, None) or drafters.load(drafter, self.folder, target)
+        guesser = (self._idle.pop(key, None) if key else None) or drafters.load(drafter, self.folder, target)
         if hasattr(guesser, "cost") and not guesser.nodes:
             guesser.cost = measured(target, prompts, rows, str(self.folder))
         rounds = stream(
@@ -270,8 +270,8 @@ class TextToImagePipeline(DiffusionPipeline):
         output_type: str = "pil",
         callback_on_step_end: Callable[["TextToImagePipeline", int, int, dict], Any] | None = None,
         return_dict: bool = True,
-    ) -> "TextToImageOutput | tuple":
-        """Draw pictures.
+    ) -> Any:
+        """Draw pictures: a `TextToImageOutput`, or its values as a tuple without `return_dict`.
 
         Args:
             prompt: what to draw; a list makes a batch.

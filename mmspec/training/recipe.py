@@ -66,10 +66,10 @@ def codebook(run: Run) -> torch.Tensor:
 
 
 def tokenizer(run: Run) -> None:
-    """Train the decoder of the image tokenizer."""
+    """Train the decoder of the image tokenizer; weights are stored in float16."""
     stage = run.recipe["tokenizer"]
     model = train_tokenizer(run.pictures(False, words=ANY)[0], codebook(run), stage["patch"], stage, run.budget(stage), run.work, device=run.device)
-    model.save_pretrained(run.out / "vqvae")
+    model.half().save_pretrained(run.out / "vqvae")
 
 
 def code_set(run: Run) -> tuple:

@@ -69,13 +69,16 @@ def composed(rgba: np.ndarray, batch: int, seed: int) -> Iterator[Tensor]:
 def train_tokenizer(rgba: np.ndarray, codebook: Tensor, size: int, config: dict, budget: Budget, work: Path, seed: int = 0, device: str | None = None) -> VQModel:
     """Train the VQModel's codebook vectors and decoder to undo `nearest(patches(image), codebook)`.
 
-    Loss: L1 + 2 MSE + L1 of image gradients, which keeps outlines sharp. The VQModel keeps an encoder as small as the class
-    allows; it is never run.
+    The vectors start as the principal components of the patches. Loss: L1 + 2 MSE + L1 of image gradients, which keeps
+    outlines sharp. The class insists on an encoder: it is never run, and its weights are zero.
     """
     torch.manual_seed(seed)
     model = VQModel(**config["model"])
-    model.encoder.requires_grad_(False)
-    model.quant_conv.requires_grad_(False)
+    centred = codebook - codebook.mean(0)
+    directions = torch.linalg.svd(centred, full_matrices=False).Vh[: config["model"]["vq_embed_dim"]]
+    model.quantize.embedding.weight.data.copy_(centred @ directions.T)
+    for unused in (*model.encoder.parameters(), *model.quant_conv.parameters()):
+        unused.requires_grad_(False).zero_()
 
     def loss(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         images = images.to(codebook.device)
