@@ -123,7 +123,9 @@ def rejection(tree: DraftTree, scores: Tensor, keys: Tensor, noise: Noise, count
                 if not tree.replacement and tried:
                     q = q.clone()
                     q[tried] = 0.0
-                    q = q / q.sum()
+                    q = q / q.sum().clamp(min=torch.finfo(q.dtype).tiny)
+            if float(q[token]) <= 0:
+                continue
             if coin * float(q[token]) < float(residual[token]):
                 return child, token
             rest = (residual - q).clamp(min=0)
@@ -177,9 +179,9 @@ def acceptance(name: "str | Acceptance") -> Acceptance:
         raise MmspecError(f"acceptance {base!r} takes no options: give {base!r} alone")
     if base == "tolerance":
         tau = values[0] if values else 2.0
-        if len(values) > 1 or tau != int(tau) or tau < 1:
+        if len(values) > 1 or not tau.is_integer() or tau < 1:
             raise MmspecError(f"acceptance {name!r}: tolerance takes one whole number from 1 up, as in 'tolerance:3'")
         return Acceptance(f"tolerance:{int(tau)}", tau == 1, tolerance, options=(int(tau),))
     if base == "typical" and (len(values) not in (0, 2) or any(not 0 < value <= 1 for value in values)):
         raise MmspecError(f"acceptance {name!r}: typical takes epsilon and delta in (0, 1], as in 'typical:0.3,0.09'")
-    return Acceptance(name, base != "typical", RULES[base], drawn=base == "rejection", options=values)
+    return Acceptance(name.rstrip(":"), base != "typical", RULES[base], drawn=base == "rejection", options=values)

@@ -88,6 +88,7 @@ def stream(
     state = target.prefill(prompts, stop.length + max(drafter.max_nodes, TREE) + 1, drafter.needs_features)
     drafter.start(target, state, sampling, rule.drawn)
     stats.prefill += perf_counter() - began
+    stats.total += stats.prefill
     stats.drafter, stats.acceptance, stats.lossless = drafter.name, rule.name, rule.lossless
     stats.runs = [[] for _ in range(rows)]
     running = [stop.length > 0] * rows
@@ -119,7 +120,7 @@ def stream(
         stats.accept += t3 - t2
         stats.nodes += tree.size
         stats.cache_bytes = max(stats.cache_bytes, state.cache.bytes)
-        stats.total = perf_counter() - began
+        stats.total += perf_counter() - t0
         yield Round(new, tree.size)
 
 

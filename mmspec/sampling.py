@@ -68,7 +68,7 @@ class Sampling:
         return hf.LogitsProcessorList(chosen)
 
     def scores(self, logits: Float[Tensor, "row node vocab"], prefixes: "Prefixes | None" = None) -> Float[Tensor, "row node vocab"]:
-        """Processed logits of every node, each with its own prefix; at least float32."""
+        """Processed logits of every node, each with its own prefix (the part that lies in the vocabulary); at least float32."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         warpers = self.warpers()
         if not warpers:
@@ -79,7 +79,9 @@ class Sampling:
         out = torch.empty_like(logits)
         for row in range(logits.shape[0]):
             for node in range(logits.shape[1]):
-                out[row, node] = warpers(prefixes(row, node)[None], logits[row, node][None])[0]
+                prefix = prefixes(row, node)
+                known = prefix[(prefix >= 0) & (prefix < logits.shape[2])]
+                out[row, node] = warpers(known[None], logits[row, node][None])[0]
         return out
 
 

@@ -108,7 +108,7 @@ def grow(
     for depth in range(height):
         found = expand(depth, level, places)
         ranks = found.tokens.shape[2]
-        chances = (reach[:, :, None] * found.chances).flatten(1)
+        chances = (reach[:, :, None] * found.chances.nan_to_num(0.0)).flatten(1)
         width = min(beam, chances.shape[1])
         reach, best = chances.topk(width, dim=1)
         places = best // ranks
@@ -126,7 +126,14 @@ def grow(
     return prune(tokens, *(torch.cat(parts, dim=1) for parts in (kept_tokens, kept_parents, kept_depths, kept_reach)), cut)
 
 
-def prune(tokens, nodes, parents, depths, reach, cut) -> DraftTree:
+def prune(
+    tokens: Int[Tensor, "row"],
+    nodes: Int[Tensor, "row node"],
+    parents: Int[Tensor, "row node"],
+    depths: Int[Tensor, "row node"],
+    reach: Float[Tensor, "row node"],
+    cut: Callable[[Float[Tensor, "node"]], int] | int,
+) -> DraftTree:
     """Keep each row's most probable nodes; parents count from 1, 0 being the root."""
     ordered, order = reach.sort(dim=1, descending=True, stable=True)
     budget = cut if isinstance(cut, int) else max(cut(row) for row in ordered)

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import runtime_checkable
 
 import pytest
 from jaxtyping import install_import_hook
@@ -10,14 +9,6 @@ from jaxtyping import install_import_hook
 sys.path.insert(0, str(Path(__file__).parent))
 # Not mmspec.decode: the checker's wrapper would hide from torch.inference_mode that stream() is a generator.
 install_import_hook([f"mmspec.{part}" for part in ("accept", "cache", "codecs", "drafters", "metrics", "sampling", "targets", "tree")], "shapes.check")
-
-import mmspec.targets.base  # noqa: E402
-
-runtime_checkable(mmspec.targets.base.Target)
-
-import mmspec.drafters.base  # noqa: E402
-
-runtime_checkable(mmspec.drafters.base.Drafter)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

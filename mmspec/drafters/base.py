@@ -1,6 +1,6 @@
 """What the loop asks of a drafter."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from mmspec.targets.base import State, Target
 from mmspec.tree import DraftTree
 
 
+@runtime_checkable
 class Drafter(Protocol):
     """The cheap guesser. One instance serves one generation at a time; `start` begins the next.
 

@@ -135,7 +135,7 @@ class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
             hidden = hidden[:, rows[:, None], places]
             hidden, logits = self.step(hidden, tokens, context[:, :, depth : depth + 1])
             where = (counts + depth)[:, None].expand_as(tokens)
-            return self._sampling.scores(self._target.guide(state, logits.to(self._target.head.dtype), where))
+            return self._sampling.scores(self._target.guide(state, logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32), where))
 
         if self._drawn:
             return self._draw(state, noise, scores, height)

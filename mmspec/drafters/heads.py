@@ -15,6 +15,9 @@ from mmspec.tree import Candidates, DraftTree, grow, root
 
 Neighbour = tuple[int, int]
 
+# Floor of a log probability in a pool: what one source forbids, another may still propose.
+IMPOSSIBLE = -50.0
+
 
 class ResidualHead(nn.Module):
     """x + SiLU(W x + b), the identity at first (Medusa); the target's own head follows it."""
@@ -61,8 +64,9 @@ class HeadDrafter(nn.Module, PyTorchModelHubMixin):
     def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
         self._target, self._drawn = target, drawn
         self._sampling = replace(sampling, processors=[])
+        wide = torch.float64 if state.features.dtype == torch.float64 else torch.float32
         self._waiting = [
-            torch.zeros(state.rows, self.offsets[i] + self.max_nodes, target.vocabulary, device=target.device, dtype=target.head.dtype) for i in self.vertical
+            torch.zeros(state.rows, self.offsets[i] + self.max_nodes, target.vocabulary, device=target.device, dtype=wide) for i in self.vertical
         ]
         self._cached = [[0] * len(self.vertical) for _ in range(state.rows)]
 
@@ -87,7 +91,7 @@ class HeadDrafter(nn.Module, PyTorchModelHubMixin):
         """Log-linear pool of the proposals for one place; sources that are missing get no weight."""
         present = torch.tensor(known, device=logits.device)
         weights = self.weights[depth].to(logits.dtype).masked_fill(~present, -torch.inf).softmax(1)
-        return torch.einsum("rsv,rs->rv", torch.log_softmax(logits, 2), weights)
+        return torch.einsum("rsv,rs->rv", torch.log_softmax(logits, 2).clamp(min=IMPOSSIBLE), weights)
 
     def sources(self, state: State, height: int) -> tuple[list[Tensor], list[list[list[bool]]]]:
         """For each depth: processed scores `row source vocab` (horizontal first), and which of them are known."""

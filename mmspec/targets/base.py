@@ -1,7 +1,7 @@
 """What the loop asks of a target, and the state of one generation."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -79,11 +79,13 @@ class Output:
     hidden: Float[Tensor, "stream row node width"]
 
 
+@runtime_checkable
 class Target(Protocol):
     """A model whose output must be kept."""
 
     vocabulary: int
     hidden_size: int
+    device: torch.device
 
     def prefill(self, prompts: Any, capacity: int, features: bool) -> State:
         """Read the prompts, all but their last token. `capacity` is new tokens plus one tree, for each row."""
@@ -91,6 +93,10 @@ class Target(Protocol):
 
     def forward(self, state: State, tree: DraftTree) -> Output:
         """One pass over the tree; nothing is committed."""
+        ...
+
+    def logits(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
+        """The target's own output head, float32 or wider."""
         ...
 
     def guide(self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:

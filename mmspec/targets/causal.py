@@ -40,6 +40,22 @@ class Prompts:
         return self.conditional + (self.unconditional or [])
 
 
+def refuse(model: PreTrainedModel) -> None:
+    """Models whose logits or attention this target would get wrong raise MmspecError."""
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise MmspecError(f"{type(model).__name__} has an output head with a bias, which is not supported: use a model without one, such as Llama")
+    for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise MmspecError(f"{type(model).__name__} rescales its logits ({name}), which is not supported: use a model that does not, such as Llama")
+    kinds = set(getattr(config, "layer_types", None) or [])
+    windowed = getattr(config, "sliding_window", None) and (not kinds or "sliding_attention" in kinds)
+    if windowed or kinds - {"full_attention", "sliding_attention"}:
+        raise MmspecError(
+            f"{type(model).__name__} has sliding-window or recurrent layers, which the tree cache cannot hold: use a model with full attention"
+        )
+
+
 class CausalTarget:
     """A transformers causal language model that generates ids `offset ... offset + vocabulary - 1`.
 
@@ -49,6 +65,7 @@ class CausalTarget:
     """
 
     def __init__(self, model: PreTrainedModel, offset: int = 0, vocabulary: int | None = None, hash: str = ""):
+        refuse(model)
         self.model = model.eval()
         self.hash = hash
         self.offset = offset
@@ -77,6 +94,8 @@ class CausalTarget:
         streams = prompts.streams
         if any(not prompt for prompt in streams):
             raise MmspecError("a prompt has no tokens: give at least a beginning-of-sequence token")
+        if any(one[-1] != other[-1] for one, other in zip(prompts.conditional, prompts.unconditional or [])):
+            raise MmspecError("a prompt and its unconditional twin differ in their last token: both streams read one tree, so they must end alike")
         rows, longest = len(prompts.conditional), max(map(len, streams))
         most = getattr(self.model.config, "max_position_embeddings", None)
         if most and longest + capacity > most + 64:
@@ -121,6 +140,6 @@ class CausalTarget:
         cache.open(width + few)
         mask = cache.mask(ancestors)
         if self.model.config._attn_implementation == "eager":
-            mask = torch.where(mask, 0.0, torch.finfo(self.dtype).min).to(self.dtype)
+            mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
         out = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
         return out.last_hidden_state[:, :width]
