@@ -86,7 +86,7 @@ class Transformers:
         out = self.target.model.generate(ids, do_sample=True, top_k=0, max_new_tokens=length, logits_processor=[self.others], **guided)
         count = out.shape[1] - ids.shape[1]
         total = perf_counter() - began
-        return GenerationStats("transformers", "sampling", target=total, total=total, runs=[[1] * count] * len(ids))
+        return GenerationStats("transformers", "sampling", target=total, total=total, nodes=count, runs=[[1] * count] * len(ids))
 
 
 def entrant_runner(entrant: Entrant, pipe: TextToImagePipeline, folder: Path, prompts: Prompts) -> Callable[[Prompts, int, int], GenerationStats]:
@@ -138,6 +138,7 @@ def compare(rows: list[dict]) -> None:
 def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: tuple[Entrant, ...], guidance: float | None = None) -> list[dict]:
     """All entrants on the same prompts and seeds, taking turns so that the machine's moods fall on all alike."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
+    pipe.target.narrowest = 1  # plain decoding at its fastest
     guidance = pipe.config.guidance_scale if guidance is None else guidance
     length, empty = pipe.target.grid.tokens, pipe.tokenizer("").input_ids
 

@@ -104,7 +104,9 @@ def captured(run: Run) -> capturing.Captured:
     """Features of sampled and of true sequences, made once for all drafters."""
     stage = run.recipe["capture"]
     text, coded = code_set(run)
-    return capturing.capture(run.pipeline().target, text, coded, stage["sampled"], stage["taken"], run.work / "captured.pt", batch=stage["batch"])
+    goal = run.pipeline().target
+    goal.narrowest = 1
+    return capturing.capture(goal, text, coded, stage["sampled"], stage["taken"], run.work / "captured.pt", batch=stage["batch"])
 
 
 def drafters(run: Run, only: str | None = None) -> None:
