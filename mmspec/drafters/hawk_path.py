@@ -1,5 +1,6 @@
 """Path-conditioned Hawk: one small recurrent head that reads the drafted path and the committed neighbourhood."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -33,8 +34,8 @@ class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
         vocabulary: int,
         width: int = 512,
         inner: int = 1024,
-        neighbours: list[tuple[int, int]] = [],
-        grid: tuple[int, int] = (0, 0),
+        neighbours: Sequence[Sequence[int]] = (),
+        grid: Sequence[int] = (0, 0),
         stride: int = 0,
         depth: int = 8,
         target: str = "",

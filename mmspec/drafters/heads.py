@@ -1,5 +1,6 @@
 """Independent heads on the target's last hidden state: what Medusa and Hawk share."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +14,7 @@ from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
 from mmspec.tree import Candidates, DraftTree, grow, root
 
-Neighbour = tuple[int, int]
+Neighbour = Sequence[int]
 
 # Floor of a log probability in a pool: what one source forbids, another may still propose.
 IMPOSSIBLE = -50.0
@@ -43,7 +44,7 @@ class HeadDrafter(nn.Module, PyTorchModelHubMixin):
     name = "heads"
     needs_features = True
 
-    def __init__(self, hidden_size: int, stride: int, neighbours: list[Neighbour], target: str = "", beta: list[float] | None = None):
+    def __init__(self, hidden_size: int, stride: int, neighbours: Sequence[Neighbour], target: str = "", beta: list[float] | None = None):
         super().__init__()
         self.neighbours = [(int(down), int(right)) for down, right in neighbours]
         self.offsets = [down * stride + right for down, right in self.neighbours]
