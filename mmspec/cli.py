@@ -19,7 +19,6 @@ from mmspec import __version__
 from mmspec.errors import MmspecError
 
 console = Console(stderr=True)
-DTYPES = ("bf16", "fp32", "fp64", "fp16")
 
 
 def torch_dtype(name: str):

@@ -69,7 +69,6 @@ class HeadDrafter(nn.Module, PyTorchModelHubMixin):
         self._waiting = [
             torch.zeros(state.rows, self.offsets[i] + self.max_nodes, target.vocabulary, device=target.device, dtype=wide) for i in self.vertical
         ]
-        self._cached = [[0] * len(self.vertical) for _ in range(state.rows)]
 
     def propose(self, head: int, features: Tensor) -> Tensor:
         """Logits of one head, `*shape width` to `*shape vocab`."""

@@ -1,6 +1,7 @@
 """Losses and training of the drafters: the target's own guided law as soft label, and a calibration of what is accepted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,11 +45,12 @@ def head_loss(drafter: HeadDrafter, target: ImageTarget, batch: tuple[Tensor, Te
     head = target.head.to(torch.bfloat16) if features.dtype == torch.bfloat16 else target.head
     law = mix(target.logits(features), guidance).softmax(-1)
     length = tokens.shape[1]
+    horizontal = [drafter.offsets[i] for i in drafter.horizontal]
     terms, guided = [], []
     for offset, layer in zip(drafter.offsets, drafter.heads, strict=True):
         logits = mix(nn.functional.linear(layer(features[:, :, : length + 1 - offset]), head), guidance).float()
         guided.append(logits)
-        order = drafter.offsets.index(offset) if offset in [drafter.offsets[i] for i in drafter.horizontal] else 0
+        order = horizontal.index(offset) if offset in horizontal else 0
         terms.append(decay**order * cross_entropy(logits, law[:, offset - 1 :]).mean())
     pooled = []
     first = max([drafter.offsets[i] for i in drafter.vertical], default=1)
@@ -102,12 +104,24 @@ def path_loss(drafter: HawkPathDrafter, target: ImageTarget, batch: tuple[Tensor
     return {"loss": total, "first": terms[0].detach(), "last": terms[-1].detach(), "entropy": entropy}
 
 
+BETAS = torch.linspace(0.3, 6.0, 40)
+
+
+def misses(keys: Tensor, wanted: Tensor) -> Tensor:
+    """Cross entropy of softmax(beta keys) against the tokens that were sampled, for every beta of `BETAS`."""
+    return torch.stack([-torch.log_softmax(beta * keys, -1).gather(1, wanted[:, None]).mean() for beta in BETAS]).cpu()
+
+
+def sharpest(losses: Tensor) -> list[float]:
+    """The best beta of each depth, from `depth beta` losses."""
+    return [round(float(BETAS[best]), 3) for best in losses.argmin(1)]
+
+
 @torch.inference_mode()
 def calibrate_path(drafter: HawkPathDrafter, target: ImageTarget, data: Captured, rows: list[int]) -> list[float]:
     """For each depth, the sharpness beta under which softmax(beta (log q + g)) best predicts the token that was sampled."""
     length = data.tokens.shape[1]
-    betas = torch.linspace(0.3, 6.0, 40)
-    losses = torch.zeros(drafter.depth, len(betas))
+    losses = torch.zeros(drafter.depth, len(BETAS))
     for row in rows:
         noise = Noise([data.seeds[row]], target.vocabulary).gumbel([0], length)[0].to(target.device)
         tokens, features = data.tokens[row][None].to(target.device), data.features[row][None].to(target.device)
@@ -115,17 +129,15 @@ def calibrate_path(drafter: HawkPathDrafter, target: ImageTarget, data: Captured
         anchors = torch.arange(1, length - drafter.depth, device=target.device)[None]
         for k, (places, _, logits) in enumerate(path_logits(drafter, tokens, features, anchors, drafter.depth)):
             keys = torch.log_softmax(mix(logits.float(), scale), -1)[0] + noise[places[0]]
-            wanted = tokens[0, places[0]][:, None]
-            losses[k] += torch.stack([-torch.log_softmax(beta * keys, -1).gather(1, wanted).mean() for beta in betas]).cpu()
-    return [round(float(betas[best]), 3) for best in losses.argmin(1)]
+            losses[k] += misses(keys, tokens[0, places[0]])
+    return sharpest(losses)
 
 
 @torch.inference_mode()
 def calibrate_heads(drafter: HeadDrafter, target: ImageTarget, data: Captured, rows: list[int]) -> list[float]:
     """As `calibrate_path`, for the pooled heads."""
     length = data.tokens.shape[1]
-    betas = torch.linspace(0.3, 6.0, 40)
-    losses = torch.zeros(len(drafter.horizontal), len(betas))
+    losses = torch.zeros(len(drafter.horizontal), len(BETAS))
     first = max([drafter.offsets[i] for i in drafter.vertical], default=1)
     for row in rows:
         noise = Noise([data.seeds[row]], target.vocabulary).gumbel([0], length)[0].to(target.device)
@@ -136,9 +148,13 @@ def calibrate_heads(drafter: HeadDrafter, target: ImageTarget, data: Captured, r
             weights = drafter.weights[depth].softmax(0)
             pooled = sum(w * guided[k][places + 1 - drafter.offsets[k]] for w, k in zip(weights, (i, *drafter.vertical), strict=True))
             keys = pooled + noise[places]
-            wanted = data.tokens[row][places.cpu()].to(target.device)[:, None]
-            losses[depth] += torch.stack([-torch.log_softmax(beta * keys, -1).gather(1, wanted).mean() for beta in betas]).cpu()
-    return [round(float(betas[best]), 3) for best in losses.argmin(1)]
+            losses[depth] += misses(keys, data.tokens[row][places.cpu()].to(target.device))
+    return sharpest(losses)
+
+
+def on_target(loss: Callable, target: ImageTarget, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], **options: int) -> dict[str, Tensor]:
+    """`loss` with its target bound, as `fit` calls it."""
+    return loss(model, target, batch, **options)
 
 
 def train_drafter(name: str, kind: str, config: dict, target: ImageTarget, data: Captured, budget: Budget, work: Path, device: str | None = None) -> nn.Module:
@@ -152,18 +168,17 @@ def train_drafter(name: str, kind: str, config: dict, target: ImageTarget, data:
         drafter: nn.Module = HawkPathDrafter(target.hidden_size, target.vocabulary, grid=(grid.height, grid.width), stride=grid.stride, target=target.hash, **options)
         if drafter.head.weight.shape == target.head.shape:
             drafter.head.weight.data.copy_(target.head)
-        loss = lambda model, batch: path_loss(model, target, batch, config.get("anchors", 48))  # noqa: E731
+        loss: Callable = partial(on_target, path_loss, target, anchors=config.get("anchors", 48))
     else:
         from mmspec.drafters.hawk import HawkDrafter
         from mmspec.drafters.medusa import MedusaDrafter
 
         drafter = (HawkDrafter if kind == "hawk" else MedusaDrafter)(target.hidden_size, grid.stride, target=target.hash, **options)
-        loss = lambda model, batch: head_loss(model, target, batch)  # noqa: E731
+        loss = partial(on_target, head_loss, target)
     chosen = optimizers(drafter, config["lr"], 0.01, config.get("muon_lr"))
-    source = lambda step: batches(data, rows, config["batch"], step)  # noqa: E731
+    source = partial(batches, data, rows, config["batch"])
     drafter = fit(name, drafter, source, loss, chosen, budget, work / f"{name}.pt", device=device).float()
-    wide = Captured(data.tokens, data.features[held].float(), data.seeds, data.guidance)
-    wide = Captured(data.tokens[held], wide.features, [data.seeds[row] for row in held], [data.guidance[row] for row in held])
+    wide = Captured(data.tokens[held], data.features[held].float(), [data.seeds[row] for row in held], [data.guidance[row] for row in held])
     calibrate = calibrate_path if kind == "hawk-path" else calibrate_heads
     drafter.beta = calibrate(drafter, target, wide, list(range(len(held))))
     return drafter
