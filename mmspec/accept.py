@@ -105,7 +105,11 @@ def rejection(tree: DraftTree, scores: Tensor, keys: Tensor, noise: Noise, count
 
     Children drawn without replacement from one law q zero it at each rejected sibling. Undrawn children are point masses.
     """
-    laws = torch.softmax(scores, dim=2) if not noise.greedy else torch.nn.functional.one_hot(scores.argmax(2), scores.shape[2]).to(scores.dtype)
+    laws = (
+        torch.softmax(scores, dim=2)
+        if not noise.greedy
+        else torch.nn.functional.one_hot(scores.argmax(2), scores.shape[2]).to(scores.dtype)
+    )
     drafted = tree.tokens.tolist()
 
     def choose(row: int, node: int, children: list[int]) -> tuple[int | None, int]:
@@ -141,7 +145,9 @@ def rejection(tree: DraftTree, scores: Tensor, keys: Tensor, noise: Noise, count
     return _walk(tree, choose)
 
 
-def typical(tree: DraftTree, scores: Tensor, keys: Tensor, noise: Noise, counts: list[int], epsilon: float = 0.3, delta: float = 0.09) -> Verdict:
+def typical(
+    tree: DraftTree, scores: Tensor, keys: Tensor, noise: Noise, counts: list[int], epsilon: float = 0.3, delta: float = 0.09
+) -> Verdict:
     """LOSSY. Accept a child x with p(x) > min(epsilon, delta exp(-H(p))) (Medusa's typical acceptance); the most probable
     such child at every node. The bonus token is the target's own sample."""
     log_p = torch.log_softmax(scores, dim=2)
@@ -174,7 +180,9 @@ def acceptance(name: "str | Acceptance") -> Acceptance:
     try:
         values = tuple(float(part) for part in options.split(",")) if options else ()
     except ValueError:
-        raise MmspecError(f"acceptance {name!r}: what follows the colon must be numbers, as in 'tolerance:3' or 'typical:0.3,0.09'") from None
+        raise MmspecError(
+            f"acceptance {name!r}: what follows the colon must be numbers, as in 'tolerance:3' or 'typical:0.3,0.09'"
+        ) from None
     if base in ("exact", "rejection") and values:
         raise MmspecError(f"acceptance {base!r} takes no options: give {base!r} alone")
     if base == "tolerance":

@@ -7,7 +7,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mmspec.errors import MmspecError
 
-
 # Attention reads slots in whole blocks of this many. In bfloat16 the last bits of an attention output depend on how many slots
 # it was given, masked or not; a constant number makes wide and narrow passes agree bit for bit.
 VISIBLE = 512
@@ -87,7 +86,9 @@ class TreeCache(Cache):
         longest = max(self.lengths)
         needed = longest + width
         if needed > self.capacity:
-            raise MmspecError(f"the cache holds {self.capacity} positions a row and {needed} are needed: ask for fewer tokens or a smaller tree")
+            raise MmspecError(
+                f"the cache holds {self.capacity} positions a row and {needed} are needed: ask for fewer tokens or a smaller tree"
+            )
         self.visible = min(self.capacity, -(-needed // VISIBLE) * VISIBLE)
         self.aligned = longest if min(self.lengths) == longest else None
         if self.aligned is None:

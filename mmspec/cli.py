@@ -4,7 +4,6 @@ Exit codes, for every command: 0 done, 1 a check failed, 2 wrong input (one line
 """
 
 import json
-import platform
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +74,7 @@ class Image:
 
     def run(self) -> int:
         from mmspec import picture
+        from mmspec.bench.provenance import versions
 
         if not 1 <= self.n <= 64:
             raise MmspecError(f"--n {self.n} is out of range: give a number from 1 to 64")
@@ -180,10 +180,28 @@ class Verify:
             picture.check_output(self.json, {".json": "JSON"})
         found = [name for name in TABLE if name != "none" and (name not in TRAINED or (folder / "drafters" / name).is_dir())]
         texts = sample_prompts(folder, self.prompts)
-        table = Table("dtype", "T", "guidance", "batch", "drafter", "equal", "first parting: position, margin of AR's token", title=f"{self.model}, {len(texts)} prompts")
+        table = Table(
+            "dtype",
+            "T",
+            "guidance",
+            "batch",
+            "drafter",
+            "equal",
+            "first parting: position, margin of AR's token",
+            title=f"{self.model}, {len(texts)} prompts",
+        )
         rows = []
         search = verify(
-            folder, self.dtype, self.temperature, self.guidance, self.batch, self.drafters or found, texts, self.seed, torch_device(self.device), self.tokens
+            folder,
+            self.dtype,
+            self.temperature,
+            self.guidance,
+            self.batch,
+            self.drafters or found,
+            texts,
+            self.seed,
+            torch_device(self.device),
+            self.tokens,
         )
         with console.status("verifying"):
             for finding in search:
@@ -271,13 +289,16 @@ class Info:
 
         from mmspec import zoo
         from mmspec.accept import RULES, acceptance
+        from mmspec.bench.provenance import versions
         from mmspec.drafters import names
 
         facts = {
             **versions(),
             "devices": ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))],
             "threads": torch.get_num_threads(),
-            "models": {entry.name: {"drafters": entry.drafters, "megabytes": round(entry.bytes / 1e6, 1)} for entry in zoo.bundled().values()},
+            "models": {
+                entry.name: {"drafters": entry.drafters, "megabytes": round(entry.bytes / 1e6, 1)} for entry in zoo.bundled().values()
+            },
             "drafters": list(names()),
             "acceptance": {name: "lossless" if acceptance(name).lossless else "lossy" for name in RULES},
         }
@@ -286,7 +307,13 @@ class Info:
             return 0
         table = Table(show_header=False)
         for key, value in facts.items():
-            text = "\n".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = (
+                "\n".join(f"{k}: {v}" for k, v in value.items())
+                if isinstance(value, dict)
+                else ", ".join(map(str, value))
+                if isinstance(value, list)
+                else str(value)
+            )
             table.add_row(key, text)
         Console().print(table)
         return 0
@@ -299,13 +326,6 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
-
-
-def versions() -> dict[str, str]:
-    """Versions of mmspec and of what it computes with."""
-    from importlib.metadata import version
-
-    return {"mmspec": __version__, "python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "diffusers")}}
 
 
 def quiet_libraries() -> None:
@@ -338,7 +358,13 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"mmspec {__version__}")
         raise SystemExit(0)
     try:
-        command = tyro.cli(Command, prog="mmspec", description="Same output, several times sooner.", args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
+        command = tyro.cli(
+            Command,
+            prog="mmspec",
+            description="Same output, several times sooner.",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
         raise SystemExit(command.run())
     except MmspecError as error:
         console.print(f"mmspec: error: {error}", markup=False, highlight=False, soft_wrap=True)

@@ -17,7 +17,6 @@ from mmspec.sampling import Noise, Prefixes, Sampling
 from mmspec.targets.base import State, Target
 from mmspec.tree import DraftTree
 
-
 # Slots kept for one tree, whatever the drafter: a cache of equal size makes passes of equal bits (see cache.VISIBLE).
 TREE = 64
 
@@ -56,7 +55,9 @@ class Stop:
         return kept
 
     def done(self, row: int, tokens: list[int]) -> bool:
-        return len(tokens) >= self.length or bool(tokens and tokens[-1] in self.eos) or bool(tokens and self.when and self.when(row, tokens))
+        return (
+            len(tokens) >= self.length or bool(tokens and tokens[-1] in self.eos) or bool(tokens and self.when and self.when(row, tokens))
+        )
 
 
 @torch.inference_mode()
@@ -102,7 +103,10 @@ def stream(
         scores = sampling.scores(out.logits, Prefixes(state, tree) if sampling.processors else None)
         keys = perturb(tree, scores, noise, state.counts)
         verdict = rule(tree, scores, keys, noise, state.counts)
-        new = [stop.trim(row, before, found) if alive else [] for row, (before, found, alive) in enumerate(zip(state.tokens, verdict.tokens, running))]
+        new = [
+            stop.trim(row, before, found) if alive else []
+            for row, (before, found, alive) in enumerate(zip(state.tokens, verdict.tokens, running))
+        ]
         paths = [path[: len(kept)] for path, kept in zip(verdict.paths, new)]
         if on_verdict:
             on_verdict(state, tree, keys, verdict)
@@ -119,7 +123,7 @@ def stream(
         stats.target += t2 - t1
         stats.accept += t3 - t2
         stats.nodes += tree.size
-        stats.cache_bytes = max(stats.cache_bytes, state.cache.bytes)
+        stats.cache_bytes = stats.cache_bytes or state.cache.bytes
         stats.total += perf_counter() - t0
         yield Round(new, tree.size)
 

@@ -43,7 +43,12 @@ class GenerationStats:
     def seconds(self) -> dict[str, float]:
         """The time split: draft, target (prefill included), accept, other."""
         target = self.target + self.prefill
-        return {"draft": self.draft, "target": target, "accept": self.accept, "other": max(0.0, self.total - self.draft - target - self.accept)}
+        return {
+            "draft": self.draft,
+            "target": target,
+            "accept": self.accept,
+            "other": max(0.0, self.total - self.draft - target - self.accept),
+        }
 
     def as_dict(self) -> dict:
         """Plain data for JSON, metadata and tables."""

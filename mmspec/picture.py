@@ -72,8 +72,9 @@ def filling(image: Image.Image, runs: list[int], height: int, width: int, stride
         for place in range(done, done + run):
             row, column = divmod(place, stride)
             if column < width:
-                box = tuple(round(edge) for edge in (column * cell_x, row * cell_y, (column + 1) * cell_x, (row + 1) * cell_y))
-                shown.paste(big.crop(box), box[:2])
+                left, top = round(column * cell_x), round(row * cell_y)
+                box = (left, top, round((column + 1) * cell_x), round((row + 1) * cell_y))
+                shown.paste(big.crop(box), (left, top))
                 cells.append((box, place == done + run - 1))
         frame = shown.copy()
         pen = ImageDraw.Draw(frame)

@@ -77,6 +77,7 @@ class Sampling:
             flat = logits.flatten(0, 1)
             return warpers(flat.new_zeros(len(flat), 1, dtype=torch.long), flat).view_as(logits)
         out = torch.empty_like(logits)
+        assert prefixes is not None, "processors that read the prefix need the tree's prefixes"
         for row in range(logits.shape[0]):
             for node in range(logits.shape[1]):
                 prefix = prefixes(row, node)
@@ -123,7 +124,9 @@ def _key(seed: int, position: int, use: int) -> tuple[int, int]:
     return z & 0xFFFFFFFF, z >> 32
 
 
-def uniforms(seeds: list[int], positions: list[list[int]], vocabulary: int, use: int, device: torch.device | str) -> Float[Tensor, "row position vocab"]:
+def uniforms(
+    seeds: list[int], positions: list[list[int]], vocabulary: int, use: int, device: torch.device | str
+) -> Float[Tensor, "row position vocab"]:
     """Uniform numbers in (0, 1) from (seed, position, token, use): the same on every device, in any order or batch.
 
     Small values keep their full relative precision (32 random bits), so that Gumbel maxima over large vocabularies do not tie.

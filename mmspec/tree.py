@@ -123,7 +123,8 @@ def grow(
             break
     if not kept_tokens:
         return root(tokens)
-    return prune(tokens, *(torch.cat(parts, dim=1) for parts in (kept_tokens, kept_parents, kept_depths, kept_reach)), cut)
+    nodes, parents, depths, chances = (torch.cat(parts, dim=1) for parts in (kept_tokens, kept_parents, kept_depths, kept_reach))
+    return prune(tokens, nodes, parents, depths, chances, cut)
 
 
 def prune(

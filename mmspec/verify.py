@@ -43,7 +43,9 @@ class Finding:
         return asdict(self)
 
 
-def margins(pipe: TextToImagePipeline, prompts: Prompts, sampling: Sampling, seeds: list[int], length: int) -> tuple[list[list[int]], list[list[float]]]:
+def margins(
+    pipe: TextToImagePipeline, prompts: Prompts, sampling: Sampling, seeds: list[int], length: int
+) -> tuple[list[list[int]], list[list[float]]]:
     """AR tokens of every row, and the lead of each token over the runner-up in log p + g."""
     lead: list[list[float]] = [[] for _ in seeds]
 
@@ -104,7 +106,9 @@ def verify(
                         for start in range(0, len(prompts), batch):
                             part = slice(start, start + batch)
                             rows = len(prompts[part])
-                            found += generate(pipe.target, streams(part), rows, Stop(count), drafter, sampling=sampling, seeds=seeds[part]).tokens
+                            found += generate(
+                                pipe.target, streams(part), rows, Stop(count), drafter, sampling=sampling, seeds=seeds[part]
+                            ).tokens
                         partings = []
                         for row, (want, have) in enumerate(zip(reference, found, strict=True)):
                             at = next((i for i, (a, b) in enumerate(zip(want, have)) if a != b), None)

@@ -60,7 +60,9 @@ def resolve(name: str | Path, **hub: Any) -> Path:
         raise MmspecError(f"{path} is a file: give the model's folder")
     if not HUB_ID.fullmatch(str(name)) or path.parent.is_dir():
         if "/" in str(name):
-            raise MmspecError(f"no folder {path}: give a model folder, a hub id such as owner/name, or one of {', '.join(known) or 'none bundled'}")
+            raise MmspecError(
+                f"no folder {path}: give a model folder, a hub id such as owner/name, or one of {', '.join(known) or 'none bundled'}"
+            )
         raise unknown("model", str(name), known)
     return download(str(name), **hub)
 
@@ -73,7 +75,9 @@ def download(name: str, **hub: Any) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, **hub))
     except Exception as error:  # the hub client's errors follow its HTTP library, which differs between versions
-        raise MmspecError(f"could not fetch model {name!r} from the hub ({_first_line(error)}): check the name and the network, or give a local folder") from None
+        raise MmspecError(
+            f"could not fetch model {name!r} from the hub ({_first_line(error)}): check the name and the network, or give a local folder"
+        ) from None
 
 
 def read_index(folder: Path) -> dict:

@@ -8,7 +8,9 @@ from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))
 # Not mmspec.decode: the checker's wrapper would hide from torch.inference_mode that stream() is a generator.
-install_import_hook([f"mmspec.{part}" for part in ("accept", "cache", "codecs", "drafters", "metrics", "sampling", "targets", "tree")], "shapes.check")
+install_import_hook(
+    [f"mmspec.{part}" for part in ("accept", "cache", "codecs", "drafters", "metrics", "sampling", "targets", "tree")], "shapes.check"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,7 +27,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model folder with random weights: 8×8 codes, pictures of 16×16 pixels; tests copy it before they change it."""
     import torch
     from diffusers import VQModel
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tiny import llama
 
     from mmspec.pipelines.text_to_image import TextToImagePipeline
     from mmspec.training.target import train_text_tokenizer
@@ -35,17 +37,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         text = train_text_tokenizer(["a red heart, 3d style", "a cat face, flat style"], 300)
         vq = VQModel(**blocks, latent_channels=4, num_vq_embeddings=24, norm_num_groups=4, sample_size=16, mid_block_add_attention=False)
-        config = LlamaConfig(
-            vocab_size=len(text) + 24,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=256,
-            initializer_range=0.2,
-            eos_token_id=None,
-        )
-        pipe = TextToImagePipeline(text, LlamaForCausalLM(config), vq, grid_height=8, grid_width=8, max_prompt_tokens=48)
+        pipe = TextToImagePipeline(text, llama(len(text) + 24, torch.float32), vq, grid_height=8, grid_width=8, max_prompt_tokens=48)
     folder = tmp_path_factory.mktemp("models") / "tiny"
     pipe.save_pretrained(folder)
     return folder

@@ -49,7 +49,21 @@ def test_a_picture_from_the_command_line(tmp_path) -> None:
     """`mmspec image` writes a 64×64 PNG that says how it was made, the same with and without a drafter."""
     for name in ("hawk-path", "none"):
         with pytest.raises(SystemExit) as end:
-            main(["image", "a red heart, 3d style", "-o", str(tmp_path / f"{name}.png"), "--seed", "3", "--drafter", name, "--dtype", "fp64", "--quiet"])
+            main(
+                [
+                    "image",
+                    "a red heart, 3d style",
+                    "-o",
+                    str(tmp_path / f"{name}.png"),
+                    "--seed",
+                    "3",
+                    "--drafter",
+                    name,
+                    "--dtype",
+                    "fp64",
+                    "--quiet",
+                ]
+            )
         assert end.value.code == 0
     drafted, plain = (Image.open(tmp_path / f"{name}.png") for name in ("hawk-path", "none"))
     assert drafted.size == (64, 64) and drafted.text["seed"] == "3" and drafted.text["lossless"] == "yes"

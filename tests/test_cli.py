@@ -34,7 +34,16 @@ def test_picture_and_metadata(run, tmp_path: Path) -> None:
     for piece in ("heart.png", "tokens/s", "mean acceptance length", "lossless", "seed 7"):
         assert piece in err
     picture = Image.open("heart.png")
-    wanted = {"prompt": PROMPT, "seed": "7", "drafter": "jacobi", "acceptance": "exact", "lossless": "yes", "guidance": "2.5", "temperature": "1.0", "dtype": "fp64"}
+    wanted = {
+        "prompt": PROMPT,
+        "seed": "7",
+        "drafter": "jacobi",
+        "acceptance": "exact",
+        "lossless": "yes",
+        "guidance": "2.5",
+        "temperature": "1.0",
+        "dtype": "fp64",
+    }
     assert wanted.items() <= picture.text.items() and "torch" in picture.text["software"]
     assert run("image", PROMPT, "-o", "plain.png", "--seed", 7, "--guidance", 2.5, "--dtype", "fp64", "--drafter", "none")[0] == 0
     assert Image.open("plain.png").tobytes() == picture.tobytes()
@@ -109,7 +118,9 @@ def test_wrong_names(run, arguments: list[str], text: str) -> None:
     assert code == 2 and err.startswith("mmspec: error: ") and text in err
 
 
-@pytest.mark.parametrize("arguments", [["image"], ["paint", PROMPT], ["image", PROMPT, "--seeed", "3"], ["image", PROMPT, "--n", "many"], []])
+@pytest.mark.parametrize(
+    "arguments", [["image"], ["paint", PROMPT], ["image", PROMPT, "--seeed", "3"], ["image", PROMPT, "--n", "many"], []]
+)
 def test_bad_arguments(run, arguments: list[str]) -> None:
     """What the parser refuses exits with 2 as well."""
     code, _, err = run(*arguments, model=False)

@@ -1,8 +1,11 @@
 """`mmspec bench image`: every drafter beside plain AR and `transformers.generate`, in one process on one model."""
 
 import json
+import platform
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +20,6 @@ from mmspec.accept import acceptance
 from mmspec.bench import report
 from mmspec.bench.provenance import provenance
 from mmspec.decode import Stop, generate
-from mmspec.drafters.cost import measured
 from mmspec.metrics import GenerationStats
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.placement import dtype_of
@@ -81,7 +83,11 @@ class Transformers:
     def __call__(self, prompts: Prompts, length: int, seed: int) -> GenerationStats:
         torch.manual_seed(seed)
         ids = torch.tensor(prompts.conditional, device=self.target.device)
-        guided = {} if prompts.unconditional is None else {"guidance_scale": prompts.guidance, "negative_prompt_ids": torch.tensor(prompts.unconditional, device=ids.device)}
+        guided = (
+            {}
+            if prompts.unconditional is None
+            else {"guidance_scale": prompts.guidance, "negative_prompt_ids": torch.tensor(prompts.unconditional, device=ids.device)}
+        )
         began = perf_counter()
         out = self.target.model.generate(ids, do_sample=True, top_k=0, max_new_tokens=length, logits_processor=[self.others], **guided)
         count = out.shape[1] - ids.shape[1]
@@ -89,13 +95,13 @@ class Transformers:
         return GenerationStats("transformers", "sampling", target=total, total=total, nodes=count, runs=[[1] * count] * len(ids))
 
 
-def entrant_runner(entrant: Entrant, pipe: TextToImagePipeline, folder: Path, prompts: Prompts) -> Callable[[Prompts, int, int], GenerationStats]:
+def entrant_runner(
+    entrant: Entrant, pipe: TextToImagePipeline, folder: Path, prompts: Prompts
+) -> Callable[[Prompts, int, int], GenerationStats]:
     """A function that generates once and returns its statistics."""
     target = pipe.target
     rows = len(prompts.conditional)
-    drafter = drafters.load(entrant.drafter, folder, target, **entrant.options)
-    if hasattr(drafter, "cost") and not drafter.nodes:
-        drafter.cost = measured(target, prompts, rows, str(folder))
+    drafter = drafters.load(entrant.drafter, folder, target, prompts, **entrant.options)
 
     def run(prompts: Prompts, length: int, seed: int) -> GenerationStats:
         return generate(target, prompts, rows, Stop(length), drafter, sampling=Sampling(), seeds=seed, rule=entrant.rule).stats
@@ -135,7 +141,9 @@ def compare(rows: list[dict]) -> None:
         found["efficiency"] = found["speedup"] / found["mean_acceptance_length"]
 
 
-def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: tuple[Entrant, ...], guidance: float | None = None) -> list[dict]:
+def contest(
+    folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: tuple[Entrant, ...], guidance: float | None = None
+) -> list[dict]:
     """All entrants on the same prompts and seeds, taking turns so that the machine's moods fall on all alike."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     pipe.target.narrowest = 1  # plain decoding at its fastest
@@ -167,14 +175,52 @@ def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, see
 def growth(folder: Path, device: str, sides: tuple[int, ...] = (16, 24, 32)) -> list[dict]:
     """Seconds per token as the grid grows, on random weights of the model's own configuration, AR and jacobi."""
     found = []
+    codes = json.loads((folder / "vqvae" / "config.json").read_text())["num_vq_embeddings"]
     for side in sides:
         config = LlamaConfig.from_pretrained(folder / "transformer", max_position_embeddings=side * side + 128)
         torch.manual_seed(0)
-        target = ImageTarget(LlamaForCausalLM(config).to(device, torch.bfloat16), config.vocab_size - 1024, 1024, Grid(side, side))
+        target = ImageTarget(LlamaForCausalLM(config).to(device, torch.bfloat16), config.vocab_size - codes, codes, Grid(side, side))
         for name in ("none", "jacobi"):
-            stats = generate(target, Prompts([[1, 2]], [[1, 2]], 2.0), 1, Stop(side * side), drafters.load(name, None, target), seeds=0).stats
+            stats = generate(
+                target, Prompts([[1, 2]], [[1, 2]], 2.0), 1, Stop(side * side), drafters.load(name, None, target), seeds=0
+            ).stats
             ours = (stats.seconds["draft"] + stats.seconds["accept"] + stats.seconds["other"]) / stats.rounds
-            found.append({"side": side, "drafter": name, "tokens": stats.tokens, "rounds": stats.rounds, "ms_per_round": 1e3 * stats.total / stats.rounds, "ours_ms_per_round": 1e3 * ours, "cache_bytes": stats.cache_bytes})
+            found.append(
+                {
+                    "side": side,
+                    "drafter": name,
+                    "tokens": stats.tokens,
+                    "rounds": stats.rounds,
+                    "ms_per_round": 1e3 * stats.total / stats.rounds,
+                    "ours_ms_per_round": 1e3 * ours,
+                    "cache_bytes": stats.cache_bytes,
+                }
+            )
+    return found
+
+
+def peak(folder: Path, drafter: str, device: str, seed: int) -> int:
+    """Bytes at the peak of one picture in a process of its own: device memory on a GPU, else the resident set."""
+    pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=torch.bfloat16).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    pipe(PROMPTS[0], seed=seed, drafter=drafter)
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    import resource  # POSIX only
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def memory(folder: Path, device: str, seed: int) -> list[dict]:
+    """Peak memory of each drafter beside plain AR."""
+    found: list[dict] = []
+    for name in ("none", "jacobi", *drafters.TRAINED):
+        if name in drafters.TRAINED and not (folder / "drafters" / name).is_dir():
+            continue
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            used = pool.submit(peak, folder, name, device, seed).result()
+        found.append({"drafter": name, "peak_bytes": used, "over_ar": used / found[0]["peak_bytes"] if found else 1.0})
     return found
 
 
@@ -193,15 +239,33 @@ def run(
     for rule in {entrant.rule for entrant in ENTRANTS}:
         acceptance(rule)
     out.mkdir(parents=True, exist_ok=True)
-    rows, ablations, grown = [], [], []
+    rows, ablations, grown, used = [], [], [], []
     for dtype in ["bf16"] if quick else dtypes or ["bf16", "fp32"]:
         for batch in [1] if quick else batches or [1]:
             repeats = 1 if quick else max(2, prompts // batch)
-            rows += contest(folder, dtype, device, batch, repeats, seed, ENTRANTS if not quick else ENTRANTS[:1] + ENTRANTS[2:3] + ENTRANTS[4:5] + ENTRANTS[6:7] + ENTRANTS[9:10])
+            rows += contest(
+                folder,
+                dtype,
+                device,
+                batch,
+                repeats,
+                seed,
+                ENTRANTS if not quick else ENTRANTS[:1] + ENTRANTS[2:3] + ENTRANTS[4:5] + ENTRANTS[6:7] + ENTRANTS[9:10],
+            )
     if not quick:
         ablations = contest(folder, "bf16", device, 1, prompts, seed, (ENTRANTS[0], ENTRANTS[4], ENTRANTS[6], *ABLATIONS, ENTRANTS[9]))
         grown = growth(folder, device)
-    results = {"suite": "image", "model": model, "temperature": 1.0, "provenance": provenance(device), "rows": rows, "ablations": ablations, "growth": grown}
+        used = memory(folder, device, seed)
+    results = {
+        "suite": "image",
+        "model": model,
+        "temperature": 1.0,
+        "provenance": provenance(device),
+        "rows": rows,
+        "ablations": ablations,
+        "growth": grown,
+        "memory": used,
+    }
     report.write(out, results)
     print(json.dumps({"written": str(out), "best": max(rows, key=lambda r: r["speedup"] * r["lossless"])["label"]}))
     return out

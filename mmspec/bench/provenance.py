@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from mmspec import __version__
+
 
 def processor() -> str:
     """The CPU's own name, where the system tells it."""
@@ -21,15 +23,27 @@ def commit() -> str:
     """The commit of the checkout that mmspec runs from, marked if its tracked files differ from it; "" outside a checkout."""
     folder = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head + ("+" if dirty else "")
 
 
+def versions() -> dict[str, str]:
+    """Versions of mmspec and of what it computes with."""
+    return {
+        "mmspec": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "diffusers")},
+    }
+
+
 def provenance(device: str) -> dict:
     """Commit, versions, processor, threads and device."""
-    packages = {name: version(name) for name in ("torch", "transformers", "diffusers")}
     name = torch.cuda.get_device_name() if device.startswith("cuda") else processor()
-    return {"commit": commit(), "python": platform.python_version(), **packages, "device": device, "processor": name, "threads": torch.get_num_threads()}
+    return {"commit": commit(), **versions(), "device": device, "processor": name, "threads": torch.get_num_threads()}

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mmspec.bench.lpips import Lpips
 from mmspec.bench.provenance import provenance
+from mmspec.picture import replace, save
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.training.emoji import BACKGROUNDS, Picture, build, caption, compose
 from mmspec.training.tokenizer import encode, to_tensor
@@ -50,7 +52,15 @@ def ranks(features: Tensor, gallery: Tensor, truth: list[int]) -> Tensor:
     return (distance < own).sum(1)
 
 
-def retrieval(pipe: TextToImagePipeline, wanted: list[int], pictures: list[Picture], galleries: dict[str, Tensor], lpips: Lpips, guidance: float, batch: int) -> dict:
+def retrieval(
+    pipe: TextToImagePipeline,
+    wanted: list[int],
+    pictures: list[Picture],
+    galleries: dict[str, Tensor],
+    lpips: Lpips,
+    guidance: float,
+    batch: int,
+) -> dict:
     """How often the picture drawn for a prompt is nearest to that prompt's true picture, in LPIPS and in plain pixels."""
     made = []
     for start in track(range(0, len(wanted), batch), f"guidance {guidance}", console=console):
@@ -75,9 +85,7 @@ def contact_sheet(pipe: TextToImagePipeline, path: Path, seeds: int = 6, scale: 
         images = pipe([prompt] * seeds, seed=0).images
         for column, image in enumerate(images):
             sheet.paste(image.resize((size, size), Image.Resampling.BICUBIC), (column * size, row * (size + margin) + margin))
-    partial = path.with_name(f".{path.name}")
-    sheet.save(partial, format="PNG")
-    partial.replace(path)
+    save(sheet, path, {})
 
 
 def main(
@@ -110,12 +118,14 @@ def main(
     held = [i for i, picture in enumerate(pictures) if picture.held_out]
     trained = random.Random(0).sample([i for i, picture in enumerate(pictures) if not picture.held_out], seen)
     colours = [list(BACKGROUNDS)[i % len(BACKGROUNDS)] for i in range(len(held))]
-    results = {
+    results: dict[str, Any] = {
         "model": model,
         "provenance": provenance("cpu"),
         "gallery": len(pictures),
         "tokenizer_held_out_white": round_trip(pipe, white[held], codebook, patch, measure),
-        "tokenizer_held_out_coloured": round_trip(pipe, np.stack([compose(rgba[i], colour) for i, colour in zip(held, colours, strict=True)]), codebook, patch, measure),
+        "tokenizer_held_out_coloured": round_trip(
+            pipe, np.stack([compose(rgba[i], colour) for i, colour in zip(held, colours, strict=True)]), codebook, patch, measure
+        ),
         "retrieval": [],
     }
     contact_sheet(pipe, out / "sheet.png")
@@ -124,7 +134,7 @@ def main(
             found = {"set": name, **retrieval(pipe, wanted, pictures, galleries, measure, scale, batch)}
             console.print(found)
             results["retrieval"].append(found)
-            (out / "quality.json").write_text(json.dumps(results, indent=1) + "\n")
+            replace(out / "quality.json", lambda partial: partial.write_text(json.dumps(results, indent=1) + "\n"))
 
 
 if __name__ == "__main__":

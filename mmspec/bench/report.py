@@ -1,7 +1,7 @@
 """Results as JSON, as a Markdown table and as a plot."""
 
 import json
-import os
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +9,23 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-HEADS = ("", "acceptance", "lossless", "tokens/s", "accepted length", "nodes", "speed-up", "÷ length", "draft", "target", "accept", "other", "cache MB")
+from mmspec.picture import replace
+
+HEADS = (
+    "",
+    "acceptance",
+    "lossless",
+    "tokens/s",
+    "accepted length",
+    "nodes",
+    "speed-up",
+    "÷ length",
+    "draft",
+    "target",
+    "accept",
+    "other",
+    "cache MB",
+)
 
 
 def line(row: dict) -> list[str]:
@@ -54,6 +70,10 @@ def markdown(results: dict) -> str:
                 f"| {found['ours_ms_per_round']:.2f} | {found['cache_bytes'] / 1e6:.1f} |"
             )
         parts += ["## Growth with tokens, random weights, bf16, guidance 2", "\n".join(rows)]
+    if results["memory"]:
+        rows = ["| drafter | peak MB | over AR |", "|---|---|---|"]
+        rows += [f"| {found['drafter']} | {found['peak_bytes'] / 1e6:.0f} | {found['over_ar']:.2f}× |" for found in results["memory"]]
+        parts += ["## Peak memory, one picture, bf16, a process each", "\n".join(rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -64,24 +84,29 @@ def plot(results: dict, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(rows) + 1.2))
     labels = [row["label"] for row in rows]
     axes.barh(labels, [row["mean_acceptance_length"] for row in rows], color="#d8dee9", label="mean acceptance length")
-    axes.barh(labels, [row["speedup"] for row in rows], height=0.45, color=["#2a6f97" if row["lossless"] else "#e76f51" for row in rows], label="speed-up over AR")
+    axes.barh(
+        labels,
+        [row["speedup"] for row in rows],
+        height=0.45,
+        color=["#2a6f97" if row["lossless"] else "#e76f51" for row in rows],
+        label="speed-up over AR",
+    )
     for at, row in enumerate(rows):
         axes.text(row["speedup"] + 0.05, at, f"{row['speedup']:.2f}×", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.6)
-    axes.set_title(f"{results['model']}, {first['dtype']}, batch {first['batch']}, guidance {first['guidance']}, T = {results['temperature']}", fontsize=10)
+    axes.set_title(
+        f"{results['model']}, {first['dtype']}, batch {first['batch']}, guidance {first['guidance']}, T = {results['temperature']}",
+        fontsize=10,
+    )
     axes.legend(fontsize=8)
     figure.tight_layout()
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=130, format="png")
+    replace(path, partial(figure.savefig, dpi=130, format="png"))
     pyplot.close(figure)
-    os.replace(partial, path)
 
 
 def write(out: Path, results: dict) -> None:
     """`results.json`, `results.md` and `results.png` in `out`, each written whole or not at all."""
     for name, text in (("results.json", json.dumps(results, indent=1) + "\n"), ("results.md", markdown(results))):
-        partial = out / f".{name}"
-        partial.write_text(text)
-        os.replace(partial, out / name)
+        replace(out / name, partial(Path.write_text, data=text))
     plot(results, out / "results.png")

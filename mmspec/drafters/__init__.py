@@ -9,6 +9,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from mmspec.drafters.base import TrainedDrafter
+from mmspec.drafters.cost import measured
 from mmspec.errors import MmspecError, unknown
 
 TABLE = {
@@ -27,10 +29,19 @@ def names() -> dict[str, str]:
     return TABLE | {entry.name: entry.value for entry in entry_points(group="mmspec.drafters") if entry.name not in TABLE}
 
 
-def load(name: Any, folder: Path | None, target: Any, **options: Any) -> Any:
-    """A drafter ready for `target`: by name, from `folder/drafters/<name>` if it has weights; an instance is returned as it is."""
-    if not isinstance(name, str):
-        return name
+def load(name: Any, folder: Path | None, target: Any, prompts: Any = None, **options: Any) -> Any:
+    """A drafter ready for `target`: by name, from `folder/drafters/<name>` if it has weights, or an instance.
+
+    A trained drafter without a fixed node budget is told what passes cost here, measured after `prompts`, if given.
+    """
+    drafter = by_name(name, folder, target, **options) if isinstance(name, str) else name
+    if prompts is not None and isinstance(drafter, TrainedDrafter) and not drafter.nodes:
+        drafter.cost = measured(target, prompts, str(folder))
+    return drafter
+
+
+def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
+    """The drafter of that name, with its weights from `folder` if its kind has any."""
     known = names()
     folders = {path.name for path in (folder / "drafters").iterdir()} if folder and (folder / "drafters").is_dir() else set()
     if name not in known and name not in folders:
@@ -46,17 +57,30 @@ def load(name: Any, folder: Path | None, target: Any, **options: Any) -> Any:
     if not hasattr(kind, "from_pretrained"):
         return kind(**options)
     if path is None or not (path / "config.json").exists():
-        raise MmspecError(f"drafter {name!r} has no weights for this model: train it with `mmspec train`, or use one of {', '.join(sorted(folders | (set(TABLE) - set(TRAINED))))}")
+        raise MmspecError(
+            f"drafter {name!r} has no weights for this model: train it with `mmspec train`, or use one of {', '.join(sorted(folders | (set(TABLE) - set(TRAINED))))}"
+        )
     config.pop("kind", None)
-    for key, wanted in (("hidden_size", target.hidden_size), ("vocabulary", target.vocabulary), ("stride", getattr(getattr(target, "grid", None), "stride", None))):
+    for key, wanted in (
+        ("hidden_size", target.hidden_size),
+        ("vocabulary", target.vocabulary),
+        ("stride", getattr(getattr(target, "grid", None), "stride", None)),
+    ):
         if wanted is not None and key in config and config[key] not in (wanted, 0):
-            raise MmspecError(f"drafter {name!r} was trained for another target: its {key} is {config[key]}, this target's is {wanted}; train one for this target")
+            raise MmspecError(
+                f"drafter {name!r} was trained for another target: its {key} is {config[key]}, this target's is {wanted}; train one for this target"
+            )
     if config.get("target") and getattr(target, "hash", None) and config["target"] != target.hash:
-        warnings.warn(f"drafter {name!r} was trained on other weights of this target ({config['target']} and not {target.hash}): exact, but slow", stacklevel=2)
+        warnings.warn(
+            f"drafter {name!r} was trained on other weights of this target ({config['target']} and not {target.hash}): exact, but slow",
+            stacklevel=2,
+        )
     try:
         drafter = kind.from_pretrained(path, strict=True)
     except (SafetensorError, RuntimeError, OSError, TypeError) as error:
-        raise MmspecError(f"drafter {name!r}: the files in {path} are truncated or foreign ({error}): restore them or train again") from None
+        raise MmspecError(
+            f"drafter {name!r}: the files in {path} are truncated or foreign ({error}): restore them or train again"
+        ) from None
     drafter = drafter.to(target.device, target.dtype).eval()
     for key, value in options.items():
         setattr(drafter, key, value)

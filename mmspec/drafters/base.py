@@ -1,10 +1,12 @@
 """What the loop asks of a drafter."""
 
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
-from torch import Tensor
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
 
 from mmspec.accept import Verdict
+from mmspec.drafters.cost import Cost
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
 from mmspec.tree import DraftTree
@@ -32,3 +34,24 @@ class Drafter(Protocol):
     def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
         """What was committed, and log p + g of every node (`row node vocab`)."""
         ...
+
+
+class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
+    """What drafters with weights share: how they spend the node budget.
+
+    `coupled` ranks candidates by log q + g, with the noise that the target's sample will use, else by q alone. A tree
+    grows from `beam` nodes a level and `ranks` children each; `nodes` fixes its size, else `cost` chooses it. `widths`
+    are the children per level of trees that are drawn for `rejection`. `beta[depth]` is the calibrated sharpness under which
+    softmax(beta (log q + g)) is the chance that a candidate is the target's sample.
+    """
+
+    needs_features: ClassVar[bool] = True
+    max_nodes: ClassVar[int] = 64
+
+    def __init__(self, target: str, beta: list[float], beam: int, ranks: int):
+        super().__init__()
+        self.target_hash, self.beta = target, beta
+        self.coupled, self.beam, self.ranks = True, beam, ranks
+        self.nodes: int | None = None
+        self.widths = [3, 2, 1, 1, 1, 1, 1, 1]
+        self.cost: Cost | None = None

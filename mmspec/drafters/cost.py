@@ -72,10 +72,21 @@ def measure(target: Target, prompts: Any, rows: int, repeats: int = 7) -> Cost:
     return Cost(list(SIZES), seconds)
 
 
-def measured(target: Target, prompts: Any, rows: int, name: str) -> Cost:
+def measured(target: Target, prompts: Any, name: str) -> Cost:
     """`measure`, remembered on disk for this model, device, dtype, thread count and batch."""
+    rows = len(prompts.conditional)
     streams = len(prompts.streams) // rows
-    what = (name, getattr(target, "narrowest", 1), str(target.device), str(target.dtype), torch.get_num_threads(), rows, streams, platform.processor(), torch.__version__)
+    what = (
+        name,
+        getattr(target, "narrowest", 1),
+        str(target.device),
+        str(target.dtype),
+        torch.get_num_threads(),
+        rows,
+        streams,
+        platform.processor(),
+        torch.__version__,
+    )
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:24]
     path = cache_file()
     try:

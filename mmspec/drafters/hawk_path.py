@@ -5,19 +5,19 @@ from dataclasses import replace
 from time import perf_counter
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmspec.accept import Verdict
-from mmspec.drafters.cost import Cost
+from mmspec.drafters.base import TrainedDrafter
+from mmspec.drafters.leftovers import Leftovers
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
 from mmspec.tree import Candidates, DraftTree, grow, root
 
 
-class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
+class HawkPathDrafter(TrainedDrafter):
     """State <- (state, token drafted before, tokens and target features at the neighbours, row and column).
 
     `neighbours` are (rows up, columns right) of the place to be predicted; their tokens are read as embeddings, and the
@@ -26,7 +26,6 @@ class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
     """
 
     name = "hawk-path"
-    needs_features = True
 
     def __init__(
         self,
@@ -41,14 +40,16 @@ class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
         target: str = "",
         beta: list[float] | None = None,
     ):
-        super().__init__()
+        super().__init__(target, beta or [1.0] * depth, beam=6, ranks=6)
+        self.blend, self.tail, self.beta_left, self.hope = 0.0, 0, 1.0, 0.2
         self.vocabulary, self.grid, self.stride, self.depth = vocabulary, tuple(grid), stride, depth
         self.offsets = [up * stride - right for up, right in neighbours]
         self.enter = nn.Linear(hidden_size, width, bias=False)
         self.tokens = nn.Embedding(vocabulary + 1, width)
         self.around = nn.ModuleList(nn.Embedding(vocabulary + 1, width) for _ in self.offsets)
         self.look = nn.Linear(hidden_size * len(self.offsets), width, bias=False) if self.offsets else None
-        self.row, self.column = (nn.Embedding(grid[0], width), nn.Embedding(stride, width)) if stride else (None, None)
+        self.row = nn.Embedding(grid[0], width) if stride else None
+        self.column = nn.Embedding(stride, width) if stride else None
         self.decay = nn.Parameter(torch.zeros(width))
         self.norm, self.final = nn.RMSNorm(width), nn.RMSNorm(width)
         self.up, self.down = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
@@ -56,15 +57,6 @@ class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
         for table in (self.tokens, *self.around, self.row, self.column):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.5 / (len(self.offsets) + 2) ** 0.5)
-        self.beta = beta or [1.0] * depth
-        self.target_hash = target
-        self.coupled, self.ranks, self.beam, self.nodes = True, 6, 6, None
-        self.widths = [3, 2, 1, 1, 1, 1, 1, 1]
-        self.cost: Cost | None = None
-
-    @property
-    def max_nodes(self) -> int:
-        return 64
 
     def context(
         self, tokens: Int[Tensor, "row place neighbour"], features: Float[Tensor, "stream row place wide"], places: Int[Tensor, "row place"]
@@ -73,7 +65,7 @@ class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
         seen = torch.zeros(1, device=places.device, dtype=self.decay.dtype)
         for i, table in enumerate(self.around):
             seen = seen + table(tokens[..., i])
-        if self.row is not None:
+        if self.row is not None and self.column is not None:
             seen = seen + self.row((places // self.stride).clamp(max=self.grid[0] - 1)) + self.column(places % self.stride)
         if self.look is None:
             return seen.expand(features.shape[0], *places.shape, self.decay.shape[0])
@@ -95,10 +87,13 @@ class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
     def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
         self._target, self._drawn, self._sampling = target, drawn, replace(sampling, processors=[])
         self._length = 3.0
+        self._leftovers = Leftovers(state.rows, target.vocabulary, target.device, self.stride or 1)
 
     def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
         committed = sum(map(len, verdict.paths)) / max(1, sum(map(bool, verdict.paths)))
         self._length += 0.1 * (committed - self._length)
+        if self.blend or self.tail:
+            self._leftovers.observe(tree, verdict, keys)
 
     def surroundings(self, state: State, height: int) -> Float[Tensor, "stream row place width"]:
         """Contexts of the `height` places after the root."""
@@ -108,8 +103,8 @@ class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
             return self.context(places[..., None][..., :0], state.features[:, :, :1].expand(-1, -1, height, -1), places)
         longest = max(state.counts)
         history = torch.full((state.rows, longest + 1), self.vocabulary, device=counts.device)
-        for row, tokens in enumerate(state.tokens):
-            history[row, : len(tokens)] = torch.tensor(tokens, device=counts.device)
+        for row, committed in enumerate(state.tokens):
+            history[row, : len(committed)] = torch.tensor(committed, device=counts.device)
         near = places[..., None] - torch.tensor(self.offsets, device=counts.device)
         known = (near >= 0) & (near < counts[:, None, None])
         tokens = history.gather(1, near.where(known, longest).flatten(1)).view_as(near)
@@ -127,7 +122,7 @@ class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
         coupled = self.coupled and not noise.greedy
         context = self.surroundings(state, height)
         counts = torch.tensor(state.counts, device=state.roots.device)
-        gumbel = noise.gumbel(state.counts, height) if coupled else None
+        gumbel = noise.gumbel(state.counts, height)
         rows = torch.arange(state.rows, device=counts.device)
         hidden = self.begin(state.features[:, rows, counts - 1])[:, :, None]
 
@@ -136,33 +131,50 @@ class HawkPathDrafter(nn.Module, PyTorchModelHubMixin):
             hidden = hidden[:, rows[:, None], places]
             hidden, logits = self.step(hidden, tokens, context[:, :, depth : depth + 1])
             where = (counts + depth)[:, None].expand_as(tokens)
-            return self._sampling.scores(self._target.guide(state, logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32), where))
+            return self._sampling.scores(
+                self._target.guide(state, logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32), where)
+            )
 
         if self._drawn:
             return self._draw(state, noise, scores, height)
+        left, cost, deepest = self._leftovers, self.cost, height
+        tail = left.levels(state.tokens, min(limit, self.tail), self.ranks, self.beta_left, self.hope) if coupled else []
 
         def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
+            if depth >= deepest:
+                level = tail[depth]
+                return Candidates(level.tokens.expand(-1, tokens.shape[1], -1), level.chances.expand(-1, tokens.shape[1], -1))
             keys = torch.log_softmax(scores(depth, tokens, places), 2)
             if coupled:
-                keys = (keys + gumbel[:, depth, None].to(keys.dtype)) * self.beta[depth]
+                keys = keys + gumbel[:, depth, None].to(keys.dtype)
+                if self.blend and depth < left.depth:
+                    known = left.known[:, depth, None, None]
+                    keys = torch.where(known, (1 - self.blend) * keys + self.blend * left.keys[:, depth, None].to(keys.dtype), keys)
+                keys = keys * self.beta[depth]
             best, children = keys.topk(min(self.ranks, keys.shape[2]), dim=2)
             return Candidates(children, (best - keys.logsumexp(2, keepdim=True)).exp().float())
 
         def worth(depth: int, mass: float) -> bool:
-            """Another level adds at most `mass` tokens (in practice some 0.7 of it) and must beat the present rate."""
-            step = (perf_counter() - began) / depth
-            return mass * 0.7 > step * self._length / (self.cost.target(8) + depth * step)
+            """Another level adds at most `mass` tokens (in practice some 0.7 of it) and must beat the present rate; the tail is free."""
+            nonlocal deepest
+            if cost and depth < deepest:
+                step = (perf_counter() - began) / depth
+                if mass * 0.7 < step * self._length / (cost.target(8) + depth * step):
+                    deepest = depth
+            return depth < max(deepest, len(tail))
 
-        if self.cost is None or self.nodes:
-            return grow(state.roots, expand, height, self.beam, cut=self.nodes or 16)
-        return grow(state.roots, expand, height, self.beam, worth, self.cost.cut(perf_counter() - began))
+        def cut(reach: Tensor) -> int:
+            return self.nodes or (cost.cut(perf_counter() - began)(reach) if cost else 16)
+
+        return grow(state.roots, expand, max(height, len(tail)), self.beam, worth, cut)
 
     def _draw(self, state: State, noise: Noise, scores, height: int) -> DraftTree:
         """Siblings drawn without replacement from q, by Gumbel top-m with noise of their own; widths are fixed beforehand."""
         rows, device = state.rows, state.roots.device
         level, places = state.roots[:, None], torch.zeros(rows, 1, dtype=torch.long, device=device)
         head = state.roots[:, None]
-        tokens, parents, depths, laws = [head], [torch.full_like(head, -1)], [torch.zeros_like(head)], []
+        tokens, parents, depths = [head], [torch.full_like(head, -1)], [torch.zeros_like(head)]
+        laws: list[Tensor] = []
         first, count = 0, 1
         for depth in range(height):
             width, beam = self.widths[depth], level.shape[1]

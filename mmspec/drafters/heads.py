@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmspec.accept import Verdict
-from mmspec.drafters.cost import Cost
+from mmspec.drafters.base import TrainedDrafter
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
 from mmspec.tree import Candidates, DraftTree, grow, root
@@ -33,7 +32,7 @@ class ResidualHead(nn.Module):
         return x + nn.functional.silu(self.linear(x))
 
 
-class HeadDrafter(nn.Module, PyTorchModelHubMixin):
+class HeadDrafter(TrainedDrafter):
     """One residual head for each neighbour, sharing the target's frozen output head.
 
     A neighbour (rows down, columns right) of the token just read is `down * stride + right` places ahead. Those in the
@@ -42,32 +41,24 @@ class HeadDrafter(nn.Module, PyTorchModelHubMixin):
     """
 
     name = "heads"
-    needs_features = True
 
     def __init__(self, hidden_size: int, stride: int, neighbours: Sequence[Neighbour], target: str = "", beta: list[float] | None = None):
-        super().__init__()
+        right = sum(down == 0 for down, _ in neighbours)
+        super().__init__(target, beta or [1.0] * right, beam=8, ranks=8)
         self.neighbours = [(int(down), int(right)) for down, right in neighbours]
         self.offsets = [down * stride + right for down, right in self.neighbours]
         self.horizontal = [i for i, (down, _) in enumerate(self.neighbours) if down == 0]
         self.vertical = [i for i, (down, _) in enumerate(self.neighbours) if down > 0]
         self.heads = nn.ModuleList(ResidualHead(hidden_size) for _ in self.neighbours)
         self.weights = nn.Parameter(torch.zeros(len(self.horizontal), 1 + len(self.vertical)))
-        self.beta = beta or [1.0] * len(self.horizontal)
-        self.target_hash = target
-        self.coupled, self.ranks, self.beam, self.nodes = True, 8, 8, None
-        self.widths = [3, 2, 1, 1, 1, 1, 1, 1]
-        self.cost: Cost | None = None
-
-    @property
-    def max_nodes(self) -> int:
-        return 64
 
     def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
         self._target, self._drawn = target, drawn
         self._sampling = replace(sampling, processors=[])
         wide = torch.float64 if state.features.dtype == torch.float64 else torch.float32
         self._waiting = [
-            torch.zeros(state.rows, self.offsets[i] + self.max_nodes, target.vocabulary, device=target.device, dtype=wide) for i in self.vertical
+            torch.zeros(state.rows, self.offsets[i] + self.max_nodes, target.vocabulary, device=target.device, dtype=wide)
+            for i in self.vertical
         ]
 
     def propose(self, head: int, features: Tensor) -> Tensor:
@@ -145,7 +136,11 @@ class HeadDrafter(nn.Module, PyTorchModelHubMixin):
         """The paper's sampling pool: every candidate is drawn from its own head's law, independently, and keeps that law."""
         rows, device = state.rows, state.roots.device
         vocabulary = scores[0].shape[2]
-        tokens, parents, depths = [state.roots[:, None]], [torch.full((rows, 1), -1, device=device)], [torch.zeros(rows, 1, dtype=torch.long, device=device)]
+        tokens, parents, depths = (
+            [state.roots[:, None]],
+            [torch.full((rows, 1), -1, device=device)],
+            [torch.zeros(rows, 1, dtype=torch.long, device=device)],
+        )
         laws = [torch.zeros(rows, 1, vocabulary, device=device, dtype=scores[0].dtype)]
         level, count = [0], 1
         for depth, (found, have) in enumerate(zip(scores, known, strict=True)):

@@ -37,8 +37,8 @@ class JacobiDrafter:
                 path = tokens + row
                 row.append(path[-self._stride] if len(path) >= self._stride else path[-1] if path else 0)
             rows.append(row)
-        guesses = torch.tensor(rows, dtype=torch.long, device=state.roots.device).view(state.rows, height)
-        return chain(state.roots, guesses)
+        nodes = torch.tensor(rows, dtype=torch.long, device=state.roots.device).view(state.rows, height)
+        return chain(state.roots, nodes)
 
     def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
         samples = keys.argmax(2).tolist()

@@ -21,7 +21,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mmspec import drafters, zoo
 from mmspec.accept import acceptance as rule_of
 from mmspec.decode import Stop, stream
-from mmspec.drafters.cost import measured
 from mmspec.errors import MmspecError, unknown
 from mmspec.metrics import GenerationStats
 from mmspec.pipelines.request import Request
@@ -121,7 +120,9 @@ class TextToImagePipeline(DiffusionPipeline):
         if "transformer" not in parts:
             kind = getattr(transformers, str(index.get("transformer", ["", ""])[1]), None)
             if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-                raise MmspecError(f"{folder / zoo.INDEX}: transformer is {index.get('transformer')}, which is no model class of transformers")
+                raise MmspecError(
+                    f"{folder / zoo.INDEX}: transformer is {index.get('transformer')}, which is no model class of transformers"
+                )
             parts["transformer"] = zoo.load_component(folder, "transformer", kind, dtype=dtype)
         if "vqvae" not in parts:
             parts["vqvae"] = zoo.load_component(folder, "vqvae", VQModel, torch_dtype=torch.float32, low_cpu_mem_usage=False)
@@ -222,7 +223,9 @@ class TextToImagePipeline(DiffusionPipeline):
         acceptance: Any = "exact",
     ) -> Iterator[Partial]:
         """Draw round by round; see `__call__` for the arguments. Closing the iterator, or setting `interrupt`, ends it early."""
-        request = Request(prompt, seed, generator, num_images_per_prompt, self.config.guidance_scale if guidance_scale is None else guidance_scale)
+        request = Request(
+            prompt, seed, generator, num_images_per_prompt, self.config.guidance_scale if guidance_scale is None else guidance_scale
+        )
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
         rule, prompts = rule_of(acceptance), self.encode(request.prompts, request.guidance)
         return self._rounds(request.seeds, prompts, sampling, drafter if drafter is not None else self.config.drafter, rule)
@@ -232,9 +235,7 @@ class TextToImagePipeline(DiffusionPipeline):
         target, stats, rows = self.target, GenerationStats(), len(seeds)
         tokens: list[list[int]] = [[] for _ in seeds]
         key = (drafter, rows) if isinstance(drafter, str) else None
-        guesser = (self._idle.pop(key, None) if key else None) or drafters.load(drafter, self.folder, target)
-        if hasattr(guesser, "cost") and not guesser.nodes:
-            guesser.cost = measured(target, prompts, rows, str(self.folder))
+        guesser = (self._idle.pop(key, None) if key else None) or drafters.load(drafter, self.folder, target, prompts)
         rounds = stream(
             target,
             prompts,
@@ -287,7 +288,9 @@ class TextToImagePipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np", "pt"):
             raise unknown("output_type", output_type, ("pil", "np", "pt"))
-        options: dict[str, Any] = dict(seed=seed, generator=generator, num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale)
+        options: dict[str, Any] = dict(
+            seed=seed, generator=generator, num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale
+        )
         rounds = self.stream(prompt, **options, temperature=temperature, top_k=top_k, top_p=top_p, drafter=drafter, acceptance=acceptance)
         with self.progress_bar(total=self.grid.tokens) as bar:
             for part in rounds:

@@ -35,7 +35,7 @@ class State:
 
     Tokens are numbered in the generated vocabulary; prompt tokens outside it are negative. The root is the last
     committed token, whose keys are not yet in the cache. `features[:, b, i]` is the hidden state that predicted
-    token i of row b (the one after token i - 1 was read, i = 0 after the prompt), kept when a drafter asks for it.
+    token i of row b (the one after token i - 1 was read, i = 0 after the prompt); it has no positions unless a drafter asks.
     """
 
     cache: TreeCache
@@ -43,7 +43,7 @@ class State:
     roots: Int[Tensor, "row"]
     tokens: list[list[int]]
     prompts: list[Tensor]
-    features: Float[Tensor, "stream row position width"] | None = None
+    features: Float[Tensor, "stream row position width"]
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,7 +61,7 @@ class State:
 
     def commit(self, tree: DraftTree, paths: list[list[int]], tokens: list[list[int]], hidden: Tensor) -> None:
         """Append what a round accepted: keys and features of the path's nodes, and the new tokens."""
-        if self.features is not None:
+        if self.features.shape[2]:
             for row, (path, count) in enumerate(zip(paths, self.counts, strict=True)):
                 if path:
                     self.features[:, row, count : count + len(path)] = hidden[:, row, path]
@@ -85,7 +85,12 @@ class Target(Protocol):
 
     vocabulary: int
     hidden_size: int
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def prefill(self, prompts: Any, capacity: int, features: bool) -> State:
         """Read the prompts, all but their last token. `capacity` is new tokens plus one tree, for each row."""
@@ -99,6 +104,8 @@ class Target(Protocol):
         """The target's own output head, float32 or wider."""
         ...
 
-    def guide(self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:
+    def guide(
+        self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]
+    ) -> Float[Tensor, "row node vocab"]:
         """Mix the streams' logits for the tokens at `places` (guidance, forced tokens): what drafters must apply too."""
         ...

@@ -14,7 +14,6 @@ from mmspec.errors import MmspecError
 from mmspec.targets.base import Output, State
 from mmspec.tree import DraftTree
 
-
 # Passes are padded to at least this many nodes. Matrix libraries sum one to three rows in another order than four and more; from four
 # on, passes of every width agree bit for bit on the CPU, in bfloat16 and float32 alike (docs/how-it-works.md has the figures).
 NARROWEST = 4
@@ -44,10 +43,14 @@ def refuse(model: PreTrainedModel) -> None:
     """Models whose logits or attention this target would get wrong raise MmspecError."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
-        raise MmspecError(f"{type(model).__name__} has an output head with a bias, which is not supported: use a model without one, such as Llama")
+        raise MmspecError(
+            f"{type(model).__name__} has an output head with a bias, which is not supported: use a model without one, such as Llama"
+        )
     for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"):
         if getattr(config, name, None) not in (None, 1, 1.0):
-            raise MmspecError(f"{type(model).__name__} rescales its logits ({name}), which is not supported: use a model that does not, such as Llama")
+            raise MmspecError(
+                f"{type(model).__name__} rescales its logits ({name}), which is not supported: use a model that does not, such as Llama"
+            )
     kinds = set(getattr(config, "layer_types", None) or [])
     windowed = getattr(config, "sliding_window", None) and (not kinds or "sliding_attention" in kinds)
     if windowed or kinds - {"full_attention", "sliding_attention"}:
@@ -97,7 +100,9 @@ class CausalTarget:
         if any(not prompt for prompt in streams):
             raise MmspecError("a prompt has no tokens: give at least a beginning-of-sequence token")
         if any(one[-1] != other[-1] for one, other in zip(prompts.conditional, prompts.unconditional or [])):
-            raise MmspecError("a prompt and its unconditional twin differ in their last token: both streams read one tree, so they must end alike")
+            raise MmspecError(
+                "a prompt and its unconditional twin differ in their last token: both streams read one tree, so they must end alike"
+            )
         rows, longest = len(prompts.conditional), max(map(len, streams))
         most = getattr(self.model.config, "max_position_embeddings", None)
         if most and longest + capacity > most + 64:
@@ -106,7 +111,9 @@ class CausalTarget:
         cache = TreeCache(self.model.config.num_hidden_layers, len(streams), slots, self.device)
         if longest > 1:
             ids = torch.tensor([prompt[:-1] + [0] * (longest - len(prompt)) for prompt in streams], device=self.device)
-            self._run(cache, ids, causal(len(streams), longest - 1, self.device), torch.arange(longest - 1, device=self.device).expand_as(ids))
+            self._run(
+                cache, ids, causal(len(streams), longest - 1, self.device), torch.arange(longest - 1, device=self.device).expand_as(ids)
+            )
             cache.lengths = [len(prompt) - 1 for prompt in streams]
         return State(
             cache=cache,
@@ -114,7 +121,7 @@ class CausalTarget:
             roots=torch.tensor([prompt[-1] - self.offset for prompt in prompts.conditional], device=self.device),
             tokens=[[] for _ in range(rows)],
             prompts=[torch.tensor(prompt, device=self.device) - self.offset for prompt in prompts.conditional],
-            features=self.head.new_zeros(len(streams) // rows, rows, capacity, self.hidden_size, dtype=self.dtype) if features else None,
+            features=self.head.new_zeros(len(streams) // rows, rows, capacity if features else 0, self.hidden_size, dtype=self.dtype),
             options={"guidance": prompts.guidance},
         )
 
@@ -127,7 +134,9 @@ class CausalTarget:
         places = positions(state.counts, tree.depths)
         return Output(self.guide(state, self.logits(hidden), places), hidden)
 
-    def guide(self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:
+    def guide(
+        self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]
+    ) -> Float[Tensor, "row node vocab"]:
         if state.streams == 1:
             return logits[0]
         conditional, unconditional = logits

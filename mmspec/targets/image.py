@@ -19,7 +19,9 @@ class ImageTarget(CausalTarget):
         super().__init__(model, offset, codes + grid.end_of_row, hash)
         self.grid = grid
 
-    def guide(self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:
+    def guide(
+        self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]
+    ) -> Float[Tensor, "row node vocab"]:
         mixed = super().guide(state, logits, places)
         if not self.grid.end_of_row:
             return mixed

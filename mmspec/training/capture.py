@@ -48,7 +48,9 @@ def features_of(target: CausalTarget, prompts: list[list[int]], tokens: Tensor) 
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest + length - 1, dtype=torch.long, device=target.device)
     for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt) + length - 1] = torch.cat([torch.tensor(prompt, device=target.device), tokens[row, :-1].to(target.device) + target.offset])
+        ids[row, : len(prompt) + length - 1] = torch.cat(
+            [torch.tensor(prompt, device=target.device), tokens[row, :-1].to(target.device) + target.offset]
+        )
     hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return torch.stack([hidden[row, len(prompt) - 1 : len(prompt) - 1 + length] for row, prompt in enumerate(prompts)])
 
@@ -88,7 +90,10 @@ def capture(
         count = min(batch, taken - start)
         chosen = [chance.randrange(len(data.pictures)) for _ in range(count)]
         variants = [chance.randrange(data.codes.shape[1]) for _ in range(count)]
-        prompts = [tokenizer(caption(data.pictures[i].name, data.pictures[i].style, data.backgrounds[i][v])).input_ids for i, v in zip(chosen, variants)]
+        prompts = [
+            tokenizer(caption(data.pictures[i].name, data.pictures[i].style, data.backgrounds[i][v])).input_ids
+            for i, v in zip(chosen, variants)
+        ]
         tokens.append(torch.stack([data.codes[i, v] for i, v in zip(chosen, variants)]).long())
         features.append(both_features(target, prompts, empty, tokens[-1]))
         seeds += [-1] * count

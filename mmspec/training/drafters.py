@@ -1,14 +1,17 @@
 """Losses and training of the drafters: the target's own guided law as soft label, and a calibration of what is accepted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from mmspec.drafters.base import TrainedDrafter
+from mmspec.drafters.hawk import HawkDrafter
 from mmspec.drafters.hawk_path import HawkPathDrafter
 from mmspec.drafters.heads import HeadDrafter
+from mmspec.drafters.medusa import MedusaDrafter
 from mmspec.sampling import Noise
 from mmspec.targets.image import ImageTarget
 from mmspec.training.capture import Captured
@@ -60,10 +63,17 @@ def head_loss(drafter: HeadDrafter, target: ImageTarget, batch: tuple[Tensor, Te
         weights = drafter.weights[depth].softmax(0)
         logits = sum(weight * part for weight, part in zip(weights, found, strict=True))
         pooled.append(cross_entropy(logits, law[:, places]).mean())
-    return {"loss": sum(terms) + sum(pooled), "head": terms[0].detach(), "pool": pooled[0].detach(), "last": pooled[-1].detach()}
+    return {
+        "loss": torch.stack(terms).sum() + torch.stack(pooled).sum(),
+        "head": terms[0].detach(),
+        "pool": pooled[0].detach(),
+        "last": pooled[-1].detach(),
+    }
 
 
-def path_logits(drafter: HawkPathDrafter, tokens: Tensor, features: Tensor, anchors: Tensor, depth: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def path_logits(
+    drafter: HawkPathDrafter, tokens: Tensor, features: Tensor, anchors: Tensor, depth: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Unroll along the true path from every anchor: yields (places, valid, logits `row stream anchor vocab`) per depth.
 
     An anchor n has n tokens committed; its root is token n - 1 and depth k predicts token n + k.
@@ -88,7 +98,9 @@ def path_logits(drafter: HawkPathDrafter, tokens: Tensor, features: Tensor, anch
         yield places, valid, logits
 
 
-def path_loss(drafter: HawkPathDrafter, target: ImageTarget, batch: tuple[Tensor, Tensor, Tensor], anchors: int = 48, decay: float = 0.9) -> dict[str, Tensor]:
+def path_loss(
+    drafter: HawkPathDrafter, target: ImageTarget, batch: tuple[Tensor, Tensor, Tensor], anchors: int = 48, decay: float = 0.9
+) -> dict[str, Tensor]:
     """Sum over depths of decay^k soft cross entropy against the target's guided law."""
     tokens, features, guidance = (part.to(target.device) for part in batch)
     chosen = torch.randint(1, tokens.shape[1], (len(tokens), anchors), device=tokens.device)
@@ -98,8 +110,8 @@ def path_loss(drafter: HawkPathDrafter, target: ImageTarget, batch: tuple[Tensor
     for places, valid, logits in path_logits(drafter, tokens, features, chosen, drafter.depth):
         error = cross_entropy(mix(logits, guidance), law[row, places])
         terms.append((error * valid).sum() / valid.sum().clamp(min=1))
-    weights = [decay**k for k in range(len(terms))]
-    total = sum(weight * term for weight, term in zip(weights, terms, strict=True)) / sum(weights)
+    weights = decay ** torch.arange(len(terms), device=tokens.device)
+    total = (weights * torch.stack(terms)).sum() / weights.sum()
     entropy = -(law * law.clamp(min=1e-9).log()).sum(-1).mean()
     return {"loss": total, "first": terms[0].detach(), "last": terms[-1].detach(), "entropy": entropy}
 
@@ -152,33 +164,40 @@ def calibrate_heads(drafter: HeadDrafter, target: ImageTarget, data: Captured, r
     return sharpest(losses)
 
 
-def on_target(loss: Callable, target: ImageTarget, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], **options: int) -> dict[str, Tensor]:
-    """`loss` with its target bound, as `fit` calls it."""
-    return loss(model, target, batch, **options)
-
-
-def train_drafter(name: str, kind: str, config: dict, target: ImageTarget, data: Captured, budget: Budget, work: Path, device: str | None = None) -> nn.Module:
-    """Train one drafter on captured sequences; the last 16 sampled ones are kept for calibration."""
+def train_drafter(
+    name: str, kind: str, config: dict, target: ImageTarget, data: Captured, budget: Budget, work: Path, device: str | None = None
+) -> TrainedDrafter:
+    """Train one drafter on captured sequences and calibrate it on the last 16 sampled ones, which it has not seen."""
     torch.manual_seed(config.get("seed", 0))
-    grid = target.grid
     held = [row for row, seed in enumerate(data.seeds) if seed >= 0][-16:]
     rows = [row for row in range(len(data.tokens)) if row not in set(held)]
-    options = dict(config["model"])
-    if kind == "hawk-path":
-        drafter: nn.Module = HawkPathDrafter(target.hidden_size, target.vocabulary, grid=(grid.height, grid.width), stride=grid.stride, target=target.hash, **options)
-        if drafter.head.weight.shape == target.head.shape:
-            drafter.head.weight.data.copy_(target.head)
-        loss: Callable = partial(on_target, path_loss, target, anchors=config.get("anchors", 48))
-    else:
-        from mmspec.drafters.hawk import HawkDrafter
-        from mmspec.drafters.medusa import MedusaDrafter
-
-        drafter = (HawkDrafter if kind == "hawk" else MedusaDrafter)(target.hidden_size, grid.stride, target=target.hash, **options)
-        loss = partial(on_target, head_loss, target)
-    chosen = optimizers(drafter, config["lr"], 0.01, config.get("muon_lr"))
-    source = partial(batches, data, rows, config["batch"])
-    drafter = fit(name, drafter, source, loss, chosen, budget, work / f"{name}.pt", device=device).float()
     wide = Captured(data.tokens[held], data.features[held].float(), [data.seeds[row] for row in held], [data.guidance[row] for row in held])
-    calibrate = calibrate_path if kind == "hawk-path" else calibrate_heads
-    drafter.beta = calibrate(drafter, target, wide, list(range(len(held))))
+    source = partial(batches, data, rows, config["batch"])
+    drafter = new_drafter(kind, target, config["model"])
+    chosen = optimizers(drafter, config["lr"], 0.01, config.get("muon_lr"))
+
+    def loss(drafter: TrainedDrafter, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        if isinstance(drafter, HawkPathDrafter):
+            return path_loss(drafter, target, batch, config.get("anchors", 48))
+        assert isinstance(drafter, HeadDrafter)
+        return head_loss(drafter, target, batch)
+
+    drafter = fit(name, drafter, source, loss, chosen, budget, work / f"{name}.pt", device=device).float()
+    if isinstance(drafter, HawkPathDrafter):
+        drafter.beta = calibrate_path(drafter, target, wide, list(range(len(held))))
+    elif isinstance(drafter, HeadDrafter):
+        drafter.beta = calibrate_heads(drafter, target, wide, list(range(len(held))))
+    return drafter
+
+
+def new_drafter(kind: str, target: ImageTarget, options: dict) -> TrainedDrafter:
+    """An untrained drafter for `target`; the path-conditioned one begins with the target's output head where it fits."""
+    grid = target.grid
+    if kind != "hawk-path":
+        return (HawkDrafter if kind == "hawk" else MedusaDrafter)(target.hidden_size, grid.stride, target=target.hash, **options)
+    drafter = HawkPathDrafter(
+        target.hidden_size, target.vocabulary, grid=(grid.height, grid.width), stride=grid.stride, target=target.hash, **options
+    )
+    if drafter.head.weight.shape == target.head.shape:
+        drafter.head.weight.data.copy_(target.head)
     return drafter

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Picture:
     name: str
     style: str
     held_out: bool
+    category: str
 
 
 def article(name: str) -> str:
@@ -80,25 +82,34 @@ def fetch(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _english_names(archive: tarfile.TarFile) -> dict[str, str]:
-    """File stem to CLDR short name, for the categories that are kept (clock faces are not)."""
+def _content(archive: tarfile.TarFile, name: str) -> bytes:
+    """The bytes of one file of an archive."""
+    file = archive.extractfile(name)
+    assert file is not None, name
+    return file.read()
+
+
+def _english_names(archive: tarfile.TarFile) -> dict[str, tuple[str, str]]:
+    """File stem to CLDR short name and category, for the categories that are kept (clock faces are not)."""
     from emoji import EMOJI_DATA
 
-    table = json.load(archive.extractfile("package/emoji.json"))
+    table = json.loads(_content(archive, "package/emoji.json"))
     names = {}
     for row in table:
         if row["category"] not in CATEGORIES or row["subcategory"] == "time":
             continue
         character = "".join(chr(int(part, 16)) for part in row["unified"].split("-"))
         name = EMOJI_DATA.get(character, {}).get("en", row["short_name"])
-        names[row["unified"].lower()] = name.strip(":").replace("_", " ").replace("-", " ").replace("’", "'").lower()
+        names[row["unified"].lower()] = (name.strip(":").replace("_", " ").replace("-", " ").replace("’", "'").lower(), row["category"])
     return names
 
 
-def build(folder: Path, size: int = 64, held_out: float = 0.05, words: int = 1, seed: int = 0) -> tuple[np.ndarray, list[Picture]]:
-    """Pictures whose names have at most `words` words, and the hearts: uint8 `n size size 4` and their descriptions."""
+def build(
+    folder: Path, size: int = 64, held_out: float = 0.05, words: int = 1, categories: Sequence[str] = CATEGORIES, seed: int = 0
+) -> tuple[np.ndarray, list[Picture]]:
+    """Pictures of `categories` whose names have at most `words` words, and all hearts: uint8 `n size size 4` and their descriptions."""
     rgba, pictures = everything(folder, size, held_out, seed)
-    kept = [i for i, picture in enumerate(pictures) if len(picture.name.split()) <= words or picture.name.endswith(" heart")]
+    kept = [i for i, p in enumerate(pictures) if p.category in categories and len(p.name.split()) <= words or p.name.endswith(" heart")]
     return rgba[kept], [pictures[i] for i in kept]
 
 
@@ -107,7 +118,10 @@ def everything(folder: Path, size: int, held_out: float, seed: int) -> tuple[np.
     cache = folder / f"pictures-{size}.npz"
     if cache.exists():
         stored = np.load(cache, allow_pickle=False)
-        return stored["rgba"], [Picture(str(n), str(s), bool(h)) for n, s, h in zip(stored["names"], stored["styles"], stored["held"])]
+        return stored["rgba"], [
+            Picture(str(n), str(s), bool(h), str(c))
+            for n, s, h, c in zip(stored["names"], stored["styles"], stored["held"], stored["categories"])
+        ]
     paths = fetch(folder)
     with tarfile.open(paths["cartoon"]) as archive:
         names = _english_names(archive)
@@ -116,13 +130,14 @@ def everything(folder: Path, size: int, held_out: float, seed: int) -> tuple[np.
     for style, path in paths.items():
         with tarfile.open(path) as archive:
             for member in sorted(archive.getmembers(), key=lambda m: m.name):
-                name = names.get(Path(member.name).stem)
-                if name is None or Path(member.name).suffix not in (".png", ".webp"):
+                stem = Path(member.name).stem
+                if stem not in names or Path(member.name).suffix not in (".png", ".webp"):
                     continue
-                image = Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGBA").convert("RGBa")
+                image = Image.open(io.BytesIO(_content(archive, member.name))).convert("RGBA").convert("RGBa")
                 image = image.resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
                 images.append(np.asarray(image))
-                pictures.append(Picture(name, style, chance.random() < held_out))
+                name, category = names[stem]
+                pictures.append(Picture(name, style, chance.random() < held_out, category))
     rgba = np.stack(images)
     np.savez(
         cache,
@@ -130,5 +145,6 @@ def everything(folder: Path, size: int, held_out: float, seed: int) -> tuple[np.
         names=[p.name for p in pictures],
         styles=[p.style for p in pictures],
         held=[p.held_out for p in pictures],
+        categories=[p.category for p in pictures],
     )
     return rgba, pictures

@@ -5,11 +5,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +39,22 @@ def optimizers(model: nn.Module, lr: float, weight_decay: float = 0.01, muon_lr:
     chosen = {id(p) for p in matrices}
     others = [p for _, p in named if id(p) not in chosen]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=weight_decay)]
-    if matrices:
+    if muon_lr and matrices:
         found.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     return found
 
 
 def fit(
     name: str,
-    model: nn.Module,
-    batches: Callable[[int], Iterable[object]],
-    loss: Callable[[nn.Module, object], dict[str, Tensor]],
+    model: Model,
+    batches: Callable[[int], Iterable[Batch]],
+    loss: Callable[[Model, Batch], dict[str, Tensor]],
     optimizers: list[torch.optim.Optimizer],
     budget: Budget,
     checkpoint: Path,
-    after_step: Callable[[nn.Module, int, object], None] = lambda model, step, batch: None,
     device: str | None = None,
     every: int = 100,
-) -> nn.Module:
+) -> Model:
     """Train `model` in place and return it.
 
     `batches(seed)` yields batches for ever; `loss(model, batch)` gives named terms of which "loss" is minimised.
@@ -101,7 +104,6 @@ def fit(
                 optimizer.step()
                 optimizer.zero_grad()
             step += 1
-            after_step(accelerator.unwrap_model(prepared), step, batch)
             now = time.monotonic()
             elapsed, last = elapsed + now - last, now
             for key, value in terms.items():

@@ -15,13 +15,13 @@ from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.training import capture as capturing
 from mmspec.training.drafters import train_drafter
-from mmspec.training.emoji import BACKGROUNDS, Picture, build, caption
+from mmspec.training.emoji import BACKGROUNDS, CATEGORIES, Picture, build, caption
 from mmspec.training.fit import Budget
 from mmspec.training.target import encode_pictures, train_target, train_text_tokenizer
 from mmspec.training.tokenizer import learn_codebook, train_tokenizer
 
 console = Console(stderr=True)
-ANY = 99
+EVERY = {"words": 99, "categories": CATEGORIES}
 
 
 @dataclass(slots=True)
@@ -33,8 +33,8 @@ class Run:
     out: Path
     device: str | None
 
-    def pictures(self, held_out: bool, **changes: int) -> tuple[np.ndarray, list[Picture]]:
-        """The pictures that are (not) held out; `changes` to the data settings, such as `words`."""
+    def pictures(self, held_out: bool, **changes: object) -> tuple[np.ndarray, list[Picture]]:
+        """The pictures that are (not) held out; `changes` to the data settings, such as `EVERY`."""
         rgba, pictures = build(self.work / "data", **self.recipe["data"] | changes)
         index = [i for i, picture in enumerate(pictures) if picture.held_out == held_out]
         return rgba[index], [pictures[i] for i in index]
@@ -61,14 +61,16 @@ def codebook(run: Run) -> torch.Tensor:
     if not path.exists():
         stage = run.recipe["tokenizer"]
         torch.manual_seed(0)
-        torch.save(learn_codebook(run.pictures(False, words=ANY)[0], stage["model"]["num_vq_embeddings"], stage["patch"]), path)
+        torch.save(learn_codebook(run.pictures(False, **EVERY)[0], stage["model"]["num_vq_embeddings"], stage["patch"]), path)
     return torch.load(path, weights_only=True)
 
 
 def tokenizer(run: Run) -> None:
     """Train the decoder of the image tokenizer; weights are stored in float16."""
     stage = run.recipe["tokenizer"]
-    model = train_tokenizer(run.pictures(False, words=ANY)[0], codebook(run), stage["patch"], stage, run.budget(stage), run.work, device=run.device)
+    model = train_tokenizer(
+        run.pictures(False, **EVERY)[0], codebook(run), stage["patch"], stage, run.budget(stage), run.work, device=run.device
+    )
     model.half().save_pretrained(run.out / "vqvae")
 
 
@@ -76,7 +78,7 @@ def code_set(run: Run) -> tuple:
     """Text tokenizer and coded pictures."""
     stage = run.recipe["target"]
     rgba, pictures = run.pictures(False)
-    names = sorted({p.name for p in run.pictures(False, words=ANY)[1]} | {p.name for p in run.pictures(True, words=ANY)[1]})
+    names = sorted({p.name for p in run.pictures(False, **EVERY)[1]} | {p.name for p in run.pictures(True, **EVERY)[1]})
     prompts = [caption(name, style, colour) for name in names for style in ("flat", "cartoon", "3d") for colour in BACKGROUNDS]
     text = train_text_tokenizer(prompts, stage["text_vocabulary"])
     return text, encode_pictures(codebook(run), run.recipe["tokenizer"]["patch"], rgba, pictures, len(BACKGROUNDS), run.work / "codes.pt")
@@ -116,7 +118,14 @@ def drafters(run: Run, only: str | None = None) -> None:
         if only in (None, name):
             model = train_drafter(name, stage["kind"], stage, goal, found, run.budget(stage), run.work, run.device)
             folder = run.out / "drafters" / name
-            config = {"kind": stage["kind"], "hidden_size": goal.hidden_size, "stride": goal.grid.stride, "target": goal.hash, "beta": model.beta, **stage["model"]}
+            config = {
+                "kind": stage["kind"],
+                "hidden_size": goal.hidden_size,
+                "stride": goal.grid.stride,
+                "target": goal.hash,
+                "beta": model.beta,
+                **stage["model"],
+            }
             if stage["kind"] == "hawk-path":
                 config |= {"vocabulary": goal.vocabulary, "grid": [goal.grid.height, goal.grid.width]}
             model.bfloat16().save_pretrained(folder)

@@ -1,7 +1,7 @@
 """The image model: a text prefix and then VQ codes in raster order, one Llama over both."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -49,7 +49,9 @@ class CodeSet:
 
 
 @torch.no_grad()
-def encode_pictures(codebook: Tensor, size: int, rgba: np.ndarray, pictures: list[Picture], variants: int, cache: Path, seed: int = 0) -> CodeSet:
+def encode_pictures(
+    codebook: Tensor, size: int, rgba: np.ndarray, pictures: list[Picture], variants: int, cache: Path, seed: int = 0
+) -> CodeSet:
     """Encode each picture on white and on `variants - 1` random colours; codes are int `picture variant place`."""
     chance = random.Random(seed)
     colours = [colour for colour in BACKGROUNDS if colour != "white"]
@@ -66,14 +68,20 @@ def encode_pictures(codebook: Tensor, size: int, rgba: np.ndarray, pictures: lis
     return CodeSet(pictures, codes, backgrounds)
 
 
-def sequences(data: CodeSet, tokenizer: PreTrainedTokenizerFast, batch: int, seed: int, drop: float = 0.1, width: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def sequences(
+    data: CodeSet, tokenizer: PreTrainedTokenizerFast, batch: int, seed: int, drop: float = 0.1, width: int = 0, noise: float = 0.0
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (input ids, labels), right-padded, labels -100 on text and padding.
 
     Rows are padded to `width` (one shape for a compiled model), or to the longest of the batch.
     A prompt is dropped with probability `drop`, so that the model also learns the unconditional law that
-    classifier-free guidance needs; its style is left out once in eight times.
+    classifier-free guidance needs; its style is left out once in eight times. In half of the rows a share of the input
+    codes, uniform in [0, noise], is replaced by codes drawn from other places of the set; labels stay true. It teaches
+    the model to keep to its prompt after a slip, as it must when it samples.
     """
     chance = random.Random(seed)
+    dice = torch.Generator().manual_seed(seed)
+    every = data.codes.flatten()
     offset = len(tokenizer)
     while True:
         rows = []
@@ -88,12 +96,16 @@ def sequences(data: CodeSet, tokenizer: PreTrainedTokenizerFast, batch: int, see
         labels = torch.full((batch, length), -100)
         for row, (text, codes) in enumerate(rows):
             end = len(text) + len(codes)
-            ids[row, :end] = torch.cat([torch.tensor(text), codes])
             labels[row, len(text) : end] = codes
+            if noise and chance.random() < 0.5:
+                wrong = torch.rand(len(codes), generator=dice) < chance.random() * noise
+                others = every[torch.randint(len(every), codes.shape, generator=dice)].long() + offset
+                codes = torch.where(wrong, others, codes)
+            ids[row, :end] = torch.cat([torch.tensor(text), codes])
         yield ids, labels
 
 
-def next_code_loss(model: LlamaForCausalLM, body: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+def next_code_loss(model: LlamaForCausalLM, body: Callable, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """Cross entropy over the codes, nats per token; `body` is the model's decoder, compiled or not."""
     ids, labels = batch
     ids, labels = ids.to(model.device), labels.to(model.device)[:, 1:]
@@ -103,7 +115,16 @@ def next_code_loss(model: LlamaForCausalLM, body: nn.Module, batch: tuple[Tensor
     return {"loss": F.cross_entropy(logits.float(), labels[kept])}
 
 
-def train_target(data: CodeSet, tokenizer: PreTrainedTokenizerFast, codes: int, config: dict, budget: Budget, work: Path, seed: int = 0, device: str | None = None) -> LlamaForCausalLM:
+def train_target(
+    data: CodeSet,
+    tokenizer: PreTrainedTokenizerFast,
+    codes: int,
+    config: dict,
+    budget: Budget,
+    work: Path,
+    seed: int = 0,
+    device: str | None = None,
+) -> LlamaForCausalLM:
     """Train the decoder over `len(tokenizer) + codes` tokens; the checkpoint is `work/target.pt`."""
     torch.manual_seed(seed)
     special = dict(bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=None)
@@ -113,9 +134,9 @@ def train_target(data: CodeSet, tokenizer: PreTrainedTokenizerFast, codes: int, 
     width = max(len(tokenizer(caption(p.name, p.style, "yellow")).input_ids) for p in data.pictures) + data.codes.shape[2]
 
     def source(step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return sequences(data, tokenizer, config["batch"], seed + 7919 * step, config.get("drop", 0.1), width)
+        return sequences(data, tokenizer, config["batch"], seed + 7919 * step, config.get("drop", 0.1), width, config.get("noise", 0.0))
 
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def loss(model: LlamaForCausalLM, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return next_code_loss(model, body, batch)
 
     return fit("target", model, source, loss, chosen, budget, work / "target.pt", device=device)

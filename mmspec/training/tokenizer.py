@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from diffusers import VQModel
 from einops import rearrange
-from torch import Tensor, nn
-from torch.nn import functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from mmspec.training.emoji import BACKGROUNDS, compose
 from mmspec.training.fit import Budget, fit
@@ -47,7 +47,9 @@ def learn_codebook(rgba: np.ndarray, codes: int, size: int, samples: int = 150_0
         chosen.append(found[found.std(1) > 0.01])
     points = torch.cat(chosen)
     points = points[torch.from_numpy(rng.permutation(len(points))[:samples])]
-    flat = torch.stack([patches(to_tensor(np.full((1, size, size, 3), colour, np.uint8)), size).flatten() for colour in BACKGROUNDS.values()])
+    flat = torch.stack(
+        [patches(to_tensor(np.full((1, size, size, 3), colour, np.uint8)), size).flatten() for colour in BACKGROUNDS.values()]
+    )
     centres = points[: codes - len(flat)].clone()
     for _ in range(rounds):
         owner = nearest(points, centres)
@@ -57,16 +59,26 @@ def learn_codebook(rgba: np.ndarray, codes: int, size: int, samples: int = 150_0
     return torch.cat([flat, centres])
 
 
+def restore(model: VQModel, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
+    """Codes to pictures in -1..1, not clamped."""
+    vectors = model.quantize.embedding(codes)
+    return model.decode(rearrange(vectors, "b h w c -> b c h w"), force_not_quantize=True).sample
+
+
 def composed(rgba: np.ndarray, batch: int, seed: int) -> Iterator[Tensor]:
     """Endless batches of pictures, half of them on white and half on another background."""
     rng = np.random.default_rng(seed)
     colours = list(BACKGROUNDS)
     while True:
         rows = rng.integers(0, len(rgba), batch)
-        yield to_tensor(np.stack([compose(rgba[row], "white" if rng.random() < 0.5 else colours[rng.integers(len(colours))]) for row in rows]))
+        yield to_tensor(
+            np.stack([compose(rgba[row], "white" if rng.random() < 0.5 else colours[rng.integers(len(colours))]) for row in rows])
+        )
 
 
-def train_tokenizer(rgba: np.ndarray, codebook: Tensor, size: int, config: dict, budget: Budget, work: Path, seed: int = 0, device: str | None = None) -> VQModel:
+def train_tokenizer(
+    rgba: np.ndarray, codebook: Tensor, size: int, config: dict, budget: Budget, work: Path, seed: int = 0, device: str | None = None
+) -> VQModel:
     """Train the VQModel's codebook vectors and decoder to undo `nearest(patches(image), codebook)`.
 
     The vectors start as the principal components of the patches. Loss: L1 + 2 MSE + L1 of image gradients, which keeps
@@ -80,18 +92,26 @@ def train_tokenizer(rgba: np.ndarray, codebook: Tensor, size: int, config: dict,
     for unused in (*model.encoder.parameters(), *model.quant_conv.parameters()):
         unused.requires_grad_(False).zero_()
 
-    def loss(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    def loss(model: VQModel, images: Tensor) -> dict[str, Tensor]:
         images = images.to(codebook.device)
         codes = nearest(patches(images, size), codebook)
-        latents = rearrange(model.quantize.embedding(codes), "b h w c -> b c h w")
-        error = model.decode(latents, force_not_quantize=True).sample.float() - images
+        error = restore(model, codes).float() - images
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         mse = error.square().mean()
         return {"loss": error.abs().mean() + 2 * mse + 0.5 * edges, "psnr": -10 * torch.log10(mse.detach() / 4)}
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adamw = torch.optim.AdamW(trained, config["lr"], betas=(0.9, 0.99), weight_decay=0.0)
-    return fit("tokenizer", model, lambda step: composed(rgba, config["batch"], seed + step), loss, [adamw], budget, work / "tokenizer.pt", device=device)
+    return fit(
+        "tokenizer",
+        model,
+        lambda step: composed(rgba, config["batch"], seed + step),
+        loss,
+        [adamw],
+        budget,
+        work / "tokenizer.pt",
+        device=device,
+    )
 
 
 def encode(images: np.ndarray, codebook: Tensor, size: int) -> Tensor:
