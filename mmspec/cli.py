@@ -51,8 +51,8 @@ class Image:
     """Same seed, same picture, whatever the drafter. Random if left out, and printed."""
     guidance: float | None = None
     """Classifier-free guidance, 0 to 20; 1 is none. The model's own default if left out."""
-    temperature: float = 1.0
-    """0 is greedy."""
+    temperature: float | None = None
+    """0 is greedy. The model's own default if left out."""
     top_k: int = 0
     """Keep the k most probable tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -116,7 +116,7 @@ class Image:
             "acceptance": stats.acceptance,
             "lossless": "yes" if stats.lossless else "no",
             "guidance": pipe.config.guidance_scale if self.guidance is None else self.guidance,
-            "temperature": self.temperature,
+            "temperature": pipe.config.temperature if self.temperature is None else self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,
             "dtype": self.dtype,

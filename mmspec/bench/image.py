@@ -36,7 +36,7 @@ PROMPTS = (
     "a rocket on a black background, 3d style",
     "a sunflower, flat style",
     "an octopus on a yellow background, cartoon style",
-    "a guitar, 3d style",
+    "a strawberry, 3d style",
     "a castle on a pink background, flat style",
 )
 

