@@ -1,11 +1,12 @@
 """The command line: `mmspec image · verify · bench · train · info`.
 
-Exit codes, for every command: 0 done, 1 a check failed, 2 wrong input (one line on standard error, no traceback), 130 interrupted.
+Exit codes, for every command: 0 done, 1 a check failed, 2 wrong input (what is wrong and what to do, on standard error, no traceback), 130 interrupted.
 """
 
 import json
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -168,17 +169,23 @@ class Verify:
     """Also write the findings there."""
 
     def run(self) -> int:
+        from torch import float64
+
         from mmspec import picture, zoo
         from mmspec.drafters import TABLE, TRAINED
+        from mmspec.placement import dtype_of
         from mmspec.verify import verify
 
         quiet_libraries()
         folder = zoo.resolve(self.model)
-        if self.prompts < 1 or min(self.batch, default=0) < 1 or (self.tokens is not None and self.tokens < 1):
+        for name in ("dtype", "temperature", "guidance", "batch"):
+            if not getattr(self, name):
+                raise MmspecError(f"--{name} has no values: give at least one")
+        if self.prompts < 1 or min(self.batch) < 1 or (self.tokens is not None and self.tokens < 1):
             raise MmspecError("--prompts, --batch and --tokens must be 1 or more")
         if self.json:
             picture.check_output(self.json, {".json": "JSON"})
-        found = [name for name in TABLE if name != "none" and (name not in TRAINED or (folder / "drafters" / name).is_dir())]
+        found = [name for name in TABLE if name != "none" and name not in TRAINED] + zoo.drafters(folder)
         texts = sample_prompts(folder, self.prompts)
         table = Table(
             "dtype",
@@ -210,11 +217,11 @@ class Verify:
                 setting = (finding.dtype, f"{finding.temperature:g}", f"{finding.guidance:g}", str(finding.batch), finding.drafter)
                 table.add_row(*setting, f"{finding.equal}/{finding.rows}", where)
                 console.print(*setting, f"{finding.equal}/{finding.rows}", where, soft_wrap=True)
+                if self.json:
+                    text = json.dumps([row.as_dict() for row in rows], indent=1) + "\n"
+                    picture.replace(self.json, partial(Path.write_text, data=text))
         Console(width=140).print(table)
-        if self.json:
-            text = json.dumps([row.as_dict() for row in rows], indent=1) + "\n"
-            picture.replace(self.json, lambda partial: partial.write_text(text))
-        return int(any(row.partings for row in rows if row.dtype == "fp64"))
+        return int(any(row.partings for row in rows if dtype_of(row.dtype) == float64))
 
 
 @dataclass
@@ -230,20 +237,38 @@ class Bench:
     """Folder for results.json, results.md and results.png."""
     model: str = "emoji-64"
     quick: bool = False
-    """Two settings fewer and one prompt: about a minute."""
+    """Five entrants, one picture in bf16, no ablations: about a minute. Other options still hold."""
     device: str = "auto"
-    dtype: list[str] = field(default_factory=lambda: ["bf16", "fp32"])
+    dtype: list[str] | None = None
+    """bf16 and fp32 if left out."""
     batch: list[int] = field(default_factory=lambda: [1])
-    prompts: int = 8
+    prompts: int | None = None
+    """Pictures of each entrant in each setting; 8 if left out."""
     seed: int = 0
 
     def run(self) -> int:
-        from mmspec.bench.image import run
+        from importlib.util import find_spec
 
+        from mmspec.bench.image import run
+        from mmspec.placement import check_pair, device_of, dtype_of
+        from mmspec.zoo import resolve
+
+        if find_spec("matplotlib") is None:
+            raise MmspecError("the benchmark draws a plot and needs matplotlib: pip install 'mmspec[bench]'")
         quiet_libraries()
-        for name in self.dtype:
-            torch_dtype(name)
-        out = run(self.model, self.out, self.quick, torch_device(self.device), self.dtype, self.seed, self.batch, self.prompts)
+        place = torch_device(self.device)
+        dtypes = self.dtype or (["bf16"] if self.quick else ["bf16", "fp32"])
+        for name in dtypes:
+            check_pair(device_of(place), dtype_of(name))
+        count = self.prompts if self.prompts is not None else 1 if self.quick else 8
+        if count < 1 or min(self.batch, default=0) < 1:
+            raise MmspecError("--prompts and --batch must be 1 or more")
+        resolve(self.model)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MmspecError(f"cannot write to {self.out}: {error.strerror}; give a folder") from None
+        out = run(self.model, self.out, self.quick, place, dtypes, self.seed, self.batch, count)
         console.print((out / "results.md").read_text(), markup=False, highlight=False, soft_wrap=True)
         return 0
 
@@ -256,11 +281,11 @@ class Train:
     """
 
     recipe: tyro.conf.Positional[Path]
-    """A recipe.yaml."""
+    """A recipe.yaml, or a model folder that holds one."""
     work: Path = Path("training")
     """Folder for data and checkpoints."""
     out: Path | None = None
-    """Model folder to fill; the recipe's own if left out."""
+    """Model folder to fill; WORK/model if left out."""
     stages: list[str] = field(default_factory=list)
     """Only these, e.g. tokenizer, target, drafters, drafters.hawk."""
     device: str = "auto"
@@ -270,7 +295,7 @@ class Train:
             from mmspec.training.recipe import train
         except ModuleNotFoundError as error:
             raise MmspecError(f"training needs {error.name}: pip install 'mmspec[train]'") from None
-        train(self.recipe, self.work, self.out, torch_device(self.device), self.stages or None)
+        train(self.recipe, self.work, self.out, torch_device(self.device), self.stages)
         return 0
 
 
@@ -329,8 +354,8 @@ Command = (
 
 
 def quiet_libraries() -> None:
-    """No progress bars or advice from the libraries below."""
-    import logging
+    """No progress bars, advice or warnings from the libraries below; warnings of mmspec in one line each."""
+    import warnings
 
     import diffusers
     import transformers
@@ -339,7 +364,9 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
-    logging.captureWarnings(True)
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", module="mmspec")
+    warnings.showwarning = lambda message, *rest, **more: console.print(f"mmspec: warning: {message}", markup=False, soft_wrap=True)
 
 
 def sample_prompts(folder: Path, count: int) -> list[str]:
@@ -347,8 +374,13 @@ def sample_prompts(folder: Path, count: int) -> list[str]:
     from mmspec.bench.image import PROMPTS
 
     path = folder / "prompts.jsonl"
-    known = [json.loads(line)["prompt"] for line in path.read_text().splitlines()] if path.exists() else list(PROMPTS)
-    return [known[i * len(known) // count % len(known)] for i in range(count)]
+    if not path.exists():
+        return [PROMPTS[i % len(PROMPTS)] for i in range(count)]
+    try:
+        known = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+        return [known[i * len(known) // count % len(known)] for i in range(count)]
+    except (ValueError, KeyError, TypeError, ZeroDivisionError):
+        raise MmspecError(f'{path} must hold a line such as {{"prompt": "a cat"}} for each prompt: restore it or remove it') from None
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -45,19 +45,14 @@ class Stop:
     eos: frozenset[int] = frozenset()
     when: Callable[[int, list[int]], bool] | None = None
 
-    def trim(self, row: int, before: list[int], new: list[int]) -> list[int]:
-        """The part of `new` that still belongs to the row."""
-        kept = []
+    def trim(self, row: int, before: list[int], new: list[int]) -> tuple[list[int], bool]:
+        """The part of `new` that still belongs to the row, and whether the row ends with it."""
+        kept: list[int] = []
         for token in new[: self.length - len(before)]:
             kept.append(token)
             if token in self.eos or (self.when and self.when(row, before + kept)):
-                break
-        return kept
-
-    def done(self, row: int, tokens: list[int]) -> bool:
-        return (
-            len(tokens) >= self.length or bool(tokens and tokens[-1] in self.eos) or bool(tokens and self.when and self.when(row, tokens))
-        )
+                return kept, True
+        return kept, len(before) + len(kept) >= self.length
 
 
 @torch.inference_mode()
@@ -88,7 +83,7 @@ def stream(
     noise = Noise(seeds, target.vocabulary, target.device, sampling.greedy)
     state = target.prefill(prompts, stop.length + max(drafter.max_nodes, TREE) + 1, drafter.needs_features)
     drafter.start(target, state, sampling, rule.drawn)
-    stats.prefill += perf_counter() - began
+    stats.prefill = perf_counter() - began
     stats.total += stats.prefill
     stats.drafter, stats.acceptance, stats.lossless = drafter.name, rule.name, rule.lossless
     stats.runs = [[] for _ in range(rows)]
@@ -103,10 +98,11 @@ def stream(
         scores = sampling.scores(out.logits, Prefixes(state, tree) if sampling.processors else None)
         keys = perturb(tree, scores, noise, state.counts)
         verdict = rule(tree, scores, keys, noise, state.counts)
-        new = [
-            stop.trim(row, before, found) if alive else []
+        ends = [
+            stop.trim(row, before, found) if alive else ([], True)
             for row, (before, found, alive) in enumerate(zip(state.tokens, verdict.tokens, running))
         ]
+        new = [kept for kept, _ in ends]
         paths = [path[: len(kept)] for path, kept in zip(verdict.paths, new)]
         if on_verdict:
             on_verdict(state, tree, keys, verdict)
@@ -115,7 +111,7 @@ def stream(
         t4 = perf_counter()
         drafter.observe(state, tree, Verdict(paths, new), keys)
         t5 = perf_counter()
-        running = [alive and not stop.done(row, tokens) for row, (alive, tokens) in enumerate(zip(running, state.tokens))]
+        running = [not over for _, over in ends]
         for runs, kept in zip(stats.runs, new):
             if kept:
                 runs.append(len(kept))

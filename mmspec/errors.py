@@ -8,9 +8,9 @@ class MmspecError(ValueError):
     """What was given, what was expected, what to do; the CLI prints it and exits 2."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> MmspecError:
+def unknown(kind: str, name: object, known: Iterable[str]) -> MmspecError:
     """`unknown("drafter", "hwak", [...])`: an error that names the near matches and then all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return MmspecError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names) or 'none'}")

@@ -20,7 +20,7 @@ def check_output(path: Path, kinds: dict[str, str]) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise MmspecError(f"cannot write {path}: there is no folder {folder}; make it first")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+    if path.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise MmspecError(f"cannot write {path}: it is not writable; choose another place")
 
 

@@ -14,7 +14,7 @@ def dtype_of(name: str | torch.dtype) -> torch.dtype:
             raise MmspecError(f"dtype {name} is not supported: use one of {', '.join(DTYPES)}")
         return name
     full = {str(value).removeprefix("torch."): value for value in DTYPES.values()}
-    found = DTYPES.get(name) or full.get(name)
+    found = DTYPES.get(str(name)) or full.get(str(name))
     if found is None:
         raise unknown("dtype", name, DTYPES)
     return found

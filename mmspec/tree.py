@@ -89,15 +89,14 @@ def grow(
     height: int,
     beam: int,
     worth: Callable[[int, float], bool] = lambda depth, mass: True,
-    cut: Callable[[Float[Tensor, "node"]], int] | int = 16,
+    cut: Callable[[Float[Tensor, "node"]], int] = lambda reach: 16,
 ) -> DraftTree:
     """Grow the tree whose nodes have the largest chance of being reached, level by level.
 
     `expand(depth, tokens, places)` proposes children of the beam at `depth`; `places[b, i]` is the index, in the
     beam before, of the parent of `tokens[b, i]`. The chance of reaching a node is the product of the chances along
     its path, so the best nodes always form a connected tree. `worth(depth, mass)` says whether another level
-    pays when the beam holds `mass` expected tokens; `cut` is the node budget, or a function from the chances,
-    sorted downwards, to how many of them to keep.
+    pays when the beam holds `mass` expected tokens; `cut` says, from the chances sorted downwards, how many nodes to keep.
     """
     rows, device = len(tokens), tokens.device
     level, places = tokens[:, None], torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -133,11 +132,11 @@ def prune(
     parents: Int[Tensor, "row node"],
     depths: Int[Tensor, "row node"],
     reach: Float[Tensor, "row node"],
-    cut: Callable[[Float[Tensor, "node"]], int] | int,
+    cut: Callable[[Float[Tensor, "node"]], int],
 ) -> DraftTree:
     """Keep each row's most probable nodes; parents count from 1, 0 being the root."""
     ordered, order = reach.sort(dim=1, descending=True, stable=True)
-    budget = cut if isinstance(cut, int) else max(cut(row) for row in ordered)
+    budget = max(cut(row) for row in ordered)
     budget = max(1, min(budget, nodes.shape[1]))
     chosen = order[:, :budget].sort(dim=1).values
     new = torch.zeros(len(nodes), nodes.shape[1] + 1, dtype=torch.long, device=nodes.device)

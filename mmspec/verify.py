@@ -85,6 +85,7 @@ def verify(
         pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
         count = length or pipe.target.grid.tokens
         texts = pipe.encode(prompts, 0.0)
+        ready = {name: drafters.load(name, pipe.folder, pipe.target) for name in names}
         for temperature in temperatures:
             for guidance in guidances:
                 sampling = Sampling(temperature)
@@ -99,8 +100,7 @@ def verify(
                     tokens, gaps = margins(pipe, streams(slice(i, i + 1)), sampling, [seeds[i]], count)
                     reference += tokens
                     lead += gaps
-                for name in names:
-                    drafter = drafters.load(name, pipe.folder, pipe.target)
+                for name, drafter in ready.items():
                     for batch in batches:
                         found: list[list[int]] = []
                         for start in range(0, len(prompts), batch):

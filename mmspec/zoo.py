@@ -49,9 +49,12 @@ def drafters(folder: Path) -> list[str]:
 
 def resolve(name: str | Path, **hub: Any) -> Path:
     """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`hub` goes to the download)."""
-    known, path = bundled(), Path(name).expanduser()
-    if str(name) in known:
-        return known[str(name)].folder
+    try:
+        known, path = bundled(), Path(name).expanduser()
+    except RuntimeError as error:
+        raise MmspecError(f"no folder {name}: {error}") from None
+    if isinstance(name, str) and name in known:
+        return known[name].folder
     if path.is_dir():
         if not (path / INDEX).is_file():
             raise MmspecError(f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec train")
@@ -71,7 +74,7 @@ def download(name: str, **hub: Any) -> Path:
     """A snapshot of a hub repository, without its pickles."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.md", "*.yaml"]
+    patterns = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.yaml"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, **hub))
     except Exception as error:  # the hub client's errors follow its HTTP library, which differs between versions

@@ -109,7 +109,14 @@ def test_wrong_input(run, tmp_path: Path, arguments: list[str], text: str) -> No
         (["image", PROMPT, "--model", "emoji-46"], "unknown model 'emoji-46'"),
         (["verify", "emoji-46"], "unknown model 'emoji-46'"),
         (["bench", "image", "--model", "emoji-46", "--device", "cpu"], "unknown model 'emoji-46'"),
+        (["bench", "image", "--prompts", "0", "--device", "cpu"], "must be 1 or more"),
+        (["bench", "image", "--batch", "0", "--device", "cpu"], "must be 1 or more"),
+        (["bench", "image", "--dtype", "fp61", "--device", "cpu"], "unknown dtype 'fp61'"),
+        (["bench", "image", "--out", __file__, "--device", "cpu"], "cannot write to"),
         (["train", "nowhere.yaml"], "no recipe at nowhere.yaml"),
+        (["train", str(Path(__file__).parent)], "recipe.yaml: give the path of a recipe.yaml"),
+        (["image", PROMPT, "--model", "~nobody-of-this-name/x"], "no folder ~nobody-of-this-name/x"),
+        (["image", "caf\udce9", "--device", "cpu"], "the prompt is not valid UTF-8"),
         (["image", PROMPT, "--device", "gpu"], "gpu"),
     ],
 )
@@ -198,6 +205,7 @@ def test_verify(run, model_folder: Path, tmp_path: Path) -> None:
         (["--prompts", "0"], "must be 1 or more"),
         (["--drafters", "jakobi"], "unknown drafter 'jakobi'"),
         (["--dtype", "fp61"], "unknown dtype 'fp61'"),
+        (["--dtype"], "--dtype has no values: give at least one"),
         (["--json", "nowhere/found.json"], "there is no folder"),
         (["--guidance", "99", "--prompts", "1"], "out of range: give a number from 0 to 20"),
     ],
@@ -220,7 +228,7 @@ def test_verify_fails_on_a_difference(run, model_folder: Path, monkeypatch: pyte
         return done
 
     monkeypatch.setattr(verify, "generate", wrong)
-    settings = "--prompts 1 --dtype fp64 --temperature 1 --guidance 1 --batch 1 --tokens 8 --drafters jacobi --device cpu".split()
+    settings = "--prompts 1 --dtype float64 --temperature 1 --guidance 1 --batch 1 --tokens 8 --drafters jacobi --device cpu".split()
     code, out, _ = run("verify", model_folder, *settings, model=False)
     assert code == 1 and "0/1" in out
 

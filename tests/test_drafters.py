@@ -65,7 +65,7 @@ def test_levels_fill_what_is_not_known() -> None:
     left.observe(tree, Verdict([[0, 1], [0, 1, 2, 3]], [[1, 3], [1, 2, 3, 0]]), keys)
     committed = [[4, 3, 2, 1, 0, 1, 2], [1, 1, 1]]
     levels = left.levels(committed, 4, 2, 1.0, 0.2)
-    assert [level.tokens.shape for level in levels] == [(2, 1, 2)] * 4
+    assert [level.tokens.shape for level in levels] == [(2, 1, 2), (2, 1, 2), (2, 1, 1), (2, 1, 1)]
     best = torch.stack([level.tokens[:, 0, 0] for level in levels], 1).tolist()
     assert best[0][:2] == [3, 4] and best[0][2:] == [committed[0][9 - GRID.stride], committed[0][10 - GRID.stride]]
     assert best[1][0] == 4 and levels[0].chances[0, 0, 0] > 0.9

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from tiny import OFFSET, forest, image_target, prompts, random_parents, text_target
+from tiny import OFFSET, TEXTS, drafter, forest, image_target, prompts, random_parents, text_target
 from transformers.generation import logits_process as hf
 
 from mmspec.decode import Stop, generate
@@ -65,13 +65,18 @@ def test_logits_are_widened() -> None:
     assert Sampling().scores(torch.zeros(1, 1, 4, dtype=torch.float64)).dtype == torch.float64
 
 
-@pytest.mark.parametrize("drafter_rule", ["exact", "rejection"])
-def test_repetition_penalty_with_an_offset(drafter_rule: str) -> None:
-    """Where prompt ids lie outside the generated vocabulary, a processor that reads the prefix sees the generated tokens."""
-    sampling = Sampling(0, processors=[hf.RepetitionPenaltyLogitsProcessor(1.5)])
-    found = generate(image_target(), prompts(), 3, Stop(5), sampling=sampling, rule=drafter_rule)
-    assert all(len(row) == 5 for row in found.tokens)
-    assert OFFSET > 2
+@pytest.mark.parametrize("rule", ["exact", "rejection"])
+def test_repetition_penalty_with_an_offset(rule: str) -> None:
+    """Where prompt ids lie outside the generated vocabulary, a processor that reads the prefix sees the generated tokens alone."""
+    target, penalty = image_target(), hf.RepetitionPenaltyLogitsProcessor(1.5)
+    found = generate(target, prompts(), 3, Stop(5), drafter("jacobi", target), sampling=Sampling(0, processors=[penalty]), rule=rule)
+    for text, row in zip(TEXTS, found.tokens, strict=True):
+        for count, token in enumerate(row):
+            ids = torch.tensor([text + [OFFSET + code for code in row[:count]]])
+            with torch.inference_mode():
+                logits = target.model(ids).logits[:, -1, OFFSET : OFFSET + target.vocabulary]
+            codes = logits[:, :-1]  # no end of row within a row
+            assert token == int(penalty(torch.tensor([row[:count]], dtype=torch.long), codes)[0].argmax())
 
 
 ERRORS = {

@@ -38,6 +38,14 @@ FAMILIES = {
     "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
 }
 
+REFUSED = {
+    "Mistral": "sliding-window",
+    "Gemma2": "sliding-window",
+    "Granite": "rescales its logits",
+    "Cohere": "rescales its logits",
+    "Phi": "output head with a bias",
+}
+
 
 def tiny_family(name: str) -> hub.PreTrainedModel:
     """A random model of one transformers family, biases included."""
@@ -73,10 +81,11 @@ def test_families(name: str) -> None:
     def record(state, tree, keys, verdict) -> None:
         laws.append(keys[0, 0].clone())
 
-    try:
-        found = generate(CausalTarget(model), prompts([[1, 3, 4]]), 1, Stop(20), sampling=Sampling(0), on_verdict=record)
-    except MmspecError:
+    if name in REFUSED:
+        with pytest.raises(MmspecError, match=REFUSED[name]):
+            CausalTarget(model)
         return
+    found = generate(CausalTarget(model), prompts([[1, 3, 4]]), 1, Stop(20), sampling=Sampling(0), on_verdict=record)
     with torch.inference_mode():
         whole = model(torch.tensor([[1, 3, 4, *found.tokens[0]]])).logits[0, 2:-1]
     torch.testing.assert_close(torch.stack(laws).double(), whole.double(), rtol=1e-6, atol=1e-6)
@@ -102,3 +111,42 @@ def test_guidance_mixes_before_anything_else() -> None:
     with torch.inference_mode():
         conditional, unconditional = (llama()(torch.tensor([ids])).logits[0, -1] for ids in ([1, 5, 2], [1, 2]))
     torch.testing.assert_close(seen[0][0, 0], unconditional + 3.0 * (conditional - unconditional), rtol=1e-9, atol=1e-9)
+
+
+def test_rows_ahead_stay_within_the_table() -> None:
+    """A drafter that looks beyond the last position, for a row that is ahead of the others, asks for no position that the model lacks."""
+    model = tiny_family("OPT")
+    target = CausalTarget(model)
+    length = model.config.max_position_embeddings - 4
+    found = generate(target, prompts([[1, 2], [1, 3, 2]]), 2, Stop(length), drafter("jacobi", target), seeds=5)
+    alone = [generate(target, prompts([text]), 1, Stop(length), seeds=5 + row).tokens[0] for row, text in enumerate([[1, 2], [1, 3, 2]])]
+    assert found.tokens == alone
+
+
+def refused(**config) -> hub.LlamaForCausalLM:
+    return hub.LlamaForCausalLM(hub.LlamaConfig(**SMALL, **config))
+
+
+def test_what_the_tree_cannot_serve_is_refused() -> None:
+    """Positions that depend on the whole sequence, and more tokens than the head has."""
+    model = refused(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    with pytest.raises(MmspecError, match="positions that depend on the whole sequence"):
+        CausalTarget(model)
+    with pytest.raises(
+        MmspecError, match="^10 tokens from id 35 on were asked for, and the model's head has 40: give the model's own numbers$"
+    ):
+        CausalTarget(llama(), offset=35, vocabulary=10)
+
+
+def test_recurrent_models_are_refused() -> None:
+    """A model that does not use the cache would read the tree alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = hub.RwkvForCausalLM(hub.RwkvConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32))
+    with pytest.raises(MmspecError, match="does not use the cache"):
+        generate(CausalTarget(model), prompts([[1, 2]]), 1, Stop(3))
+
+
+def test_unequal_streams_are_refused() -> None:
+    with pytest.raises(MmspecError, match="^2 prompts have 1 unconditional twins: give one each$"):
+        Prompts([[1, 2], [1, 2]], [[1, 2]], 2.0)

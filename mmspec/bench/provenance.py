@@ -21,8 +21,11 @@ def processor() -> str:
 
 def commit() -> str:
     """The commit of the checkout that mmspec runs from, marked if its tracked files differ from it; "" outside a checkout."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).resolve().parents[2]
     try:
+        top = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        if Path(top).resolve() != folder:
+            return ""
         head = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
         ).stdout.strip()
@@ -45,5 +48,5 @@ def versions() -> dict[str, str]:
 
 def provenance(device: str) -> dict:
     """Commit, versions, processor, threads and device."""
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else processor()
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
     return {"commit": commit(), **versions(), "device": device, "processor": name, "threads": torch.get_num_threads()}

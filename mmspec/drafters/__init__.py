@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from mmspec.drafters.base import TrainedDrafter
@@ -49,7 +50,12 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
     config = {}
     path = folder / "drafters" / name if folder else None
     if path and (path / "config.json").exists():
-        config = json.loads((path / "config.json").read_text())
+        try:
+            config = json.loads((path / "config.json").read_text())
+        except ValueError as error:
+            raise MmspecError(
+                f"drafter {name!r}: {path / 'config.json'} is truncated or no JSON ({error}): restore it or train again"
+            ) from None
     module, _, attribute = known.get(config.get("kind", name), "").partition(":")
     if not module:
         raise MmspecError(f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are {', '.join(known)}")
@@ -83,5 +89,7 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
         ) from None
     drafter = drafter.to(target.device, target.dtype).eval()
     for key, value in options.items():
+        if not hasattr(drafter, key):
+            raise unknown(f"option of drafter {name!r}", key, vars(drafter).keys() - vars(torch.nn.Module()).keys())
         setattr(drafter, key, value)
     return drafter

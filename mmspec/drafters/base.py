@@ -53,5 +53,10 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
         self.target_hash, self.beta = target, beta
         self.coupled, self.beam, self.ranks = True, beam, ranks
         self.nodes: int | None = None
-        self.widths = [3, 2, 1, 1, 1, 1, 1, 1]
+        self.widths = [3, 2, *[1] * len(beta)]
         self.cost: Cost | None = None
+
+    def budget(self, reach: Tensor, drafting: float = 0.0) -> int:
+        """How many of the nodes whose chances of being reached are `reach`, sorted downwards, make the tree."""
+        wanted = self.nodes or (self.cost.cut(drafting)(reach) if self.cost else 16)
+        return min(wanted, self.max_nodes)

@@ -76,15 +76,16 @@ def measured(target: Target, prompts: Any, name: str) -> Cost:
     """`measure`, remembered on disk for this model, device, dtype, thread count and batch."""
     rows = len(prompts.conditional)
     streams = len(prompts.streams) // rows
+    card = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else platform.processor()
     what = (
-        name,
+        getattr(target, "hash", "") or name,
         getattr(target, "narrowest", 1),
         str(target.device),
         str(target.dtype),
         torch.get_num_threads(),
         rows,
         streams,
-        platform.processor(),
+        card,
         torch.__version__,
     )
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:24]

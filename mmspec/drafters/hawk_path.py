@@ -163,10 +163,7 @@ class HawkPathDrafter(TrainedDrafter):
                     deepest = depth
             return depth < max(deepest, len(tail))
 
-        def cut(reach: Tensor) -> int:
-            return self.nodes or (cost.cut(perf_counter() - began)(reach) if cost else 16)
-
-        return grow(state.roots, expand, max(height, len(tail)), self.beam, worth, cut)
+        return grow(state.roots, expand, max(height, len(tail)), self.beam, worth, lambda reach: self.budget(reach, perf_counter() - began))
 
     def _draw(self, state: State, noise: Noise, scores, height: int) -> DraftTree:
         """Siblings drawn without replacement from q, by Gumbel top-m with noise of their own; widths are fixed beforehand."""

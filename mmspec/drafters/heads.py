@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmspec.accept import Verdict
 from mmspec.drafters.base import TrainedDrafter
+from mmspec.errors import MmspecError
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
 from mmspec.tree import Candidates, DraftTree, grow, root
@@ -35,9 +36,10 @@ class ResidualHead(nn.Module):
 class HeadDrafter(TrainedDrafter):
     """One residual head for each neighbour, sharing the target's frozen output head.
 
-    A neighbour (rows down, columns right) of the token just read is `down * stride + right` places ahead. Those in the
-    same row are horizontal: the k-th serves draft depth k. Those in rows below are vertical: their proposals wait in the
-    speculation cache until the row below is drafted, and then serve whatever depth their place has.
+    A neighbour (rows down, columns right) of the token just read is `down * stride + right` places ahead. The place one
+    ahead is the target's own to sample, so horizontal heads begin at (0, 2): the k-th of them serves draft depth k. Heads
+    for rows below are vertical: their proposals wait in the speculation cache until that row is drafted, and then serve
+    whatever depth their place has.
     """
 
     name = "heads"
@@ -49,6 +51,8 @@ class HeadDrafter(TrainedDrafter):
         self.offsets = [down * stride + right for down, right in self.neighbours]
         self.horizontal = [i for i, (down, _) in enumerate(self.neighbours) if down == 0]
         self.vertical = [i for i, (down, _) in enumerate(self.neighbours) if down > 0]
+        if [self.offsets[i] for i in self.horizontal] != list(range(2, right + 2)):
+            raise MmspecError(f"horizontal neighbours must be (0, 2), (0, 3), ... in order, not {self.neighbours}")
         self.heads = nn.ModuleList(ResidualHead(hidden_size) for _ in self.neighbours)
         self.weights = nn.Parameter(torch.zeros(len(self.horizontal), 1 + len(self.vertical)))
 
@@ -129,8 +133,7 @@ class HeadDrafter(TrainedDrafter):
             beam = tokens.shape[1]
             return Candidates(level.tokens.expand(-1, beam, -1), level.chances.expand(-1, beam, -1))
 
-        cut = self.nodes or (self.cost.cut(0.0) if self.cost else 16)
-        return grow(state.roots, expand, height, self.beam, cut=cut)
+        return grow(state.roots, expand, height, self.beam, cut=self.budget)
 
     def _draw(self, state: State, noise: Noise, scores: list[Tensor], known: list[list[list[bool]]]) -> DraftTree:
         """The paper's sampling pool: every candidate is drawn from its own head's law, independently, and keeps that law."""

@@ -57,11 +57,13 @@ class Leftovers:
         guesses = torch.tensor(rows, dtype=torch.long, device=self.keys.device).view(len(rows), height)
         found = []
         for level in range(height):
+            if level >= depth:
+                found.append(Candidates(guesses[:, level, None, None], torch.full((len(rows), 1, 1), hope, device=self.keys.device)))
+                continue
             ids = guesses[:, level, None].repeat(1, ranks)
             odds = torch.zeros(len(rows), ranks, device=self.keys.device)
             odds[:, 0] = hope
-            if level < depth:
-                there = self.known[:, level, None]
-                ids, odds = torch.where(there, children[:, level], ids), torch.where(there, chances[:, level].float(), odds)
+            there = self.known[:, level, None]
+            ids, odds = torch.where(there, children[:, level], ids), torch.where(there, chances[:, level].float(), odds)
             found.append(Candidates(ids[:, None], odds[:, None]))
         return found

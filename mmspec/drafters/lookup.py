@@ -1,4 +1,6 @@
-"""Prompt lookup: what followed the last time these tokens were seen (Saxena 2023), over what was generated."""
+"""Prompt lookup: what followed the last time these tokens were seen (Saxena 2023), in the prompt or in what was generated."""
+
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ class LookupDrafter:
     def __init__(self, max_nodes: int = 7, longest: int = 3):
         self.max_nodes, self.longest = max_nodes, longest
 
-    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None: ...
+    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
+        self._vocabulary = target.vocabulary
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         found = [self._copy(state.history(row).tolist()) for row in range(state.rows)]
@@ -33,7 +36,7 @@ class LookupDrafter:
             for end in range(len(history) - 1, size - 1, -1):
                 if history[end - size : end] == suffix:
                     following = history[end : end + self.max_nodes]
-                    return following if min(following) >= 0 else []
+                    return list(takewhile(lambda token: 0 <= token < self._vocabulary, following))
         return []
 
     def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None: ...

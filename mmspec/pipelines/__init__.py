@@ -8,11 +8,11 @@ from mmspec.errors import unknown
 TASKS = {"text-to-image": ("mmspec.pipelines.text_to_image:TextToImagePipeline", "emoji-64")}
 
 
-def pipeline(task: str, model: Any = None, *, device: Any = None, dtype: Any = "fp32", **options: Any) -> Any:
+def pipeline(task: str, model: Any = None, *, device: Any = None, dtype: Any = "bf16", **options: Any) -> Any:
     """The pipeline of a task, loaded and placed.
 
     `model` is a bundled name, a folder or a hub id, the task's own bundled model if None; `device` is a GPU if there is
-    one, else the CPU, if None; `dtype` is fp32, bf16, fp16 or fp64. Other options go to `from_pretrained`.
+    one, else the CPU, if None; `dtype` (or `torch_dtype`) is bf16, fp32, fp16 or fp64. Other options go to `from_pretrained`.
     """
     if task not in TASKS:
         raise unknown("task", task, TASKS)
@@ -20,7 +20,7 @@ def pipeline(task: str, model: Any = None, *, device: Any = None, dtype: Any = "
 
     path, default = TASKS[task]
     module, _, name = path.partition(":")
-    place, precision = device_of(device), dtype_of(dtype)
+    place, precision = device_of(device), dtype_of(options.pop("torch_dtype", dtype))
     check_pair(place, precision)
     kind = getattr(import_module(module), name)
     return kind.from_pretrained(model or default, torch_dtype=precision, **options).to(place)

@@ -29,6 +29,8 @@ def texts(prompt: Any) -> list[str]:
         raise MmspecError(f"prompt must be a string or a list of strings, not {type(prompt).__name__}")
     if not rows:
         raise MmspecError("the list of prompts is empty: give at least one")
+    if any("\ud800" <= character <= "\udfff" for text in rows for character in text):
+        raise MmspecError("the prompt is not valid UTF-8: check the terminal's encoding")
     if any(not text.strip() for text in rows):
         raise MmspecError("the prompt is empty: say what to draw, as in 'a red heart, 3d style'")
     return list(rows)

@@ -1,6 +1,7 @@
 """Text to image: a prompt, a decoder-only model over VQ codes, pictures."""
 
 import inspect
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from mmspec.targets.causal import Prompts
 from mmspec.targets.image import ImageTarget
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-COMPANIONS = ("README.md", "recipe.yaml", "prompts.txt", "prompts.jsonl")
+COMPANIONS = ("README.md", "recipe.yaml", "prompts.jsonl")
 UNDECODED = 0.75
 
 
@@ -98,6 +99,7 @@ class TextToImagePipeline(DiffusionPipeline):
             temperature=temperature,
             max_prompt_tokens=max_prompt_tokens,
         )
+        self.folder: Path | None = None  # where the model was loaded from
         self.interrupt = False
         self._targets: dict[tuple, ImageTarget] = {}
         self._idle: dict[tuple, Any] = {}
@@ -129,7 +131,7 @@ class TextToImagePipeline(DiffusionPipeline):
         if "vqvae" not in parts:
             parts["vqvae"] = zoo.load_component(folder, "vqvae", VQModel, torch_dtype=torch.float32, low_cpu_mem_usage=False)
         pipe = cls(**parts)
-        pipe.register_to_config(_name_or_path=str(folder))
+        pipe.folder = folder
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
@@ -143,6 +145,10 @@ class TextToImagePipeline(DiffusionPipeline):
             if (self.folder / "drafters").is_dir():
                 shutil.copytree(self.folder / "drafters", goal / "drafters", dirs_exist_ok=True)
         super().save_pretrained(goal, **options)
+        for path in goal.glob("drafters/*/config.json"):
+            config = json.loads(path.read_text())
+            if config.get("target") == self.target.hash:  # saved in another dtype the same weights have another name
+                path.write_text(json.dumps(config | {"target": zoo.weights_hash(goal / "transformer")}, indent=2) + "\n")
 
     def to(self, *args: Any, **kwargs: Any) -> "TextToImagePipeline":
         """Move to a device, and the transformer to a dtype; the VQ model always decodes in float32."""
@@ -154,12 +160,6 @@ class TextToImagePipeline(DiffusionPipeline):
         if dtype is not None:
             self.transformer.to(dtype)
         return self
-
-    @property
-    def folder(self) -> Path | None:
-        """Where this model was loaded from."""
-        path = Path(str(self.config.get("_name_or_path") or ""))
-        return path if (path / zoo.INDEX).is_file() else None
 
     @property
     def grid(self) -> Grid:

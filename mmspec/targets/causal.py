@@ -33,6 +33,10 @@ class Prompts:
     unconditional: list[list[int]] | None = None
     guidance: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.unconditional is not None and len(self.unconditional) != len(self.conditional):
+            raise MmspecError(f"{len(self.conditional)} prompts have {len(self.unconditional)} unconditional twins: give one each")
+
     @property
     def streams(self) -> list[list[int]]:
         """All prompts, stream by stream."""
@@ -51,6 +55,14 @@ def refuse(model: PreTrainedModel) -> None:
             raise MmspecError(
                 f"{type(model).__name__} rescales its logits ({name}), which is not supported: use a model that does not, such as Llama"
             )
+    attention = getattr(model.config, "_attn_implementation", None)
+    if attention not in (None, "sdpa", "eager"):
+        raise MmspecError(f"attention {attention!r} does not take tree masks: load the model with attn_implementation='sdpa' or 'eager'")
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("longrope", "dynamic") or getattr(config, "alibi", False) or getattr(config, "attn_config", None):
+        raise MmspecError(
+            f"{type(model).__name__} has positions that depend on the whole sequence, which is not supported: use plain RoPE, such as Llama"
+        )
     kinds = set(getattr(config, "layer_types", None) or [])
     windowed = getattr(config, "sliding_window", None) and (not kinds or "sliding_attention" in kinds)
     if windowed or kinds - {"full_attention", "sliding_attention"}:
@@ -76,6 +88,11 @@ class CausalTarget:
         self.offset = offset
         head = model.get_output_embeddings()
         self.vocabulary = vocabulary or head.weight.shape[0] - offset
+        if offset + self.vocabulary > head.weight.shape[0]:
+            raise MmspecError(
+                f"{self.vocabulary} tokens from id {offset} on were asked for, and the model's head has {head.weight.shape[0]}: "
+                "give the model's own numbers"
+            )
         wide = torch.float64 if model.dtype == torch.float64 else torch.float32
         self.head = head.weight.detach()[offset : offset + self.vocabulary].to(wide)
         self.hidden_size = self.head.shape[1]
@@ -83,6 +100,11 @@ class CausalTarget:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def positions(self) -> int:
+        """How many positions the model knows."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,11 +126,11 @@ class CausalTarget:
                 "a prompt and its unconditional twin differ in their last token: both streams read one tree, so they must end alike"
             )
         rows, longest = len(prompts.conditional), max(map(len, streams))
-        most = getattr(self.model.config, "max_position_embeddings", None)
-        if most and longest + capacity > most + 64:
+        most = self.positions
+        if longest + capacity > most + 64:
             raise MmspecError(f"{longest} prompt tokens and {capacity} new ones exceed the model's {most} positions: shorten one of them")
         slots = -(-(longest - 1 + capacity) // SLOTS) * SLOTS
-        cache = TreeCache(self.model.config.num_hidden_layers, len(streams), slots, self.device)
+        cache = TreeCache(self.model.config.get_text_config().num_hidden_layers, len(streams), slots, self.device)
         if longest > 1:
             ids = torch.tensor([prompt[:-1] + [0] * (longest - len(prompt)) for prompt in streams], device=self.device)
             self._run(
@@ -129,7 +151,9 @@ class CausalTarget:
     def forward(self, state: State, tree: DraftTree) -> Output:
         depths = tree.depths.repeat(state.streams, 1)
         ids = (tree.tokens + self.offset).repeat(state.streams, 1)
-        hidden = self._run(state.cache, ids, tree.ancestors().repeat(state.streams, 1, 1), positions(state.cache.lengths, depths))
+        # Rows ahead of the others, and stopped ones, get nodes beyond the end: what is said there is never kept.
+        where = positions(state.cache.lengths, depths).clamp(max=self.positions - 1)
+        hidden = self._run(state.cache, ids, tree.ancestors().repeat(state.streams, 1, 1), where)
         hidden = rearrange(hidden, "(stream row) node width -> stream row node width", stream=state.streams)
         places = positions(state.counts, tree.depths)
         return Output(self.guide(state, self.logits(hidden), places), hidden)
@@ -153,4 +177,6 @@ class CausalTarget:
         if self.model.config._attn_implementation == "eager":
             mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
         out = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
+        if not cache.layers[0].is_initialized:
+            raise MmspecError(f"{type(self.model).__name__} does not use the cache that it is given: use a transformer with attention")
         return out.last_hidden_state[:, :width]

@@ -1,7 +1,7 @@
 """Sequences and target features for drafter training, from data and from the target's own samples."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mmspec.decode import Stop, generate
-from mmspec.drafters.base import Drafter
+from mmspec.picture import replace
 from mmspec.sampling import Sampling
 from mmspec.targets.causal import CausalTarget, Prompts
 from mmspec.training.emoji import BACKGROUNDS, caption
@@ -63,25 +63,23 @@ def capture(
     sampled: int,
     taken: int,
     cache: Path,
-    drafter: Drafter | None = None,
     guidances: tuple[float, ...] = (1.0, 2.0, 3.0),
     batch: int = 32,
-    seed: int = 0,
 ) -> Captured:
     """`sampled` sequences generated at T = 1 with each guidance in turn, and `taken` ones from data."""
     if cache.exists():
         return Captured(**torch.load(cache, weights_only=True))
-    chance = random.Random(seed)
+    chance = random.Random(0)
     length = data.codes.shape[2]
     empty = tokenizer("").input_ids
     tokens, features, seeds, guidance = [], [], [], []
     for start in track(range(0, sampled, batch), "sampling sequences"):
-        texts = some_prompts(data, min(batch, sampled - start), seed + start)
+        texts = some_prompts(data, min(batch, sampled - start), start)
         prompts = [tokenizer(text).input_ids for text in texts]
         scale = guidances[(start // batch) % len(guidances)]
         streams = Prompts(prompts, [empty] * len(prompts) if scale != 1 else None, scale)
-        rows = list(range(seed + start, seed + start + len(prompts)))
-        done = generate(target, streams, len(prompts), Stop(length), drafter, sampling=Sampling(), seeds=rows)
+        rows = list(range(start, start + len(prompts)))
+        done = generate(target, streams, len(prompts), Stop(length), sampling=Sampling(), seeds=rows)
         tokens.append(torch.tensor(done.tokens))
         features.append(both_features(target, prompts, empty, tokens[-1]))
         seeds += rows
@@ -99,7 +97,7 @@ def capture(
         seeds += [-1] * count
         guidance += [1.0] * count
     found = Captured(torch.cat(tokens), torch.cat(features), seeds, guidance)
-    torch.save({"tokens": found.tokens, "features": found.features, "seeds": seeds, "guidance": guidance}, cache)
+    replace(cache, lambda partial: torch.save(asdict(found), partial))
     return found
 
 

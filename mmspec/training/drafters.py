@@ -12,6 +12,7 @@ from mmspec.drafters.hawk import HawkDrafter
 from mmspec.drafters.hawk_path import HawkPathDrafter
 from mmspec.drafters.heads import HeadDrafter
 from mmspec.drafters.medusa import MedusaDrafter
+from mmspec.errors import MmspecError
 from mmspec.sampling import Noise
 from mmspec.targets.image import ImageTarget
 from mmspec.training.capture import Captured
@@ -165,11 +166,16 @@ def calibrate_heads(drafter: HeadDrafter, target: ImageTarget, data: Captured, r
 
 
 def train_drafter(
-    name: str, kind: str, config: dict, target: ImageTarget, data: Captured, budget: Budget, work: Path, device: str | None = None
+    name: str, kind: str, config: dict, target: ImageTarget, data: Captured, budget: Budget, checkpoint: Path, device: str | None = None
 ) -> TrainedDrafter:
-    """Train one drafter on captured sequences and calibrate it on the last 16 sampled ones, which it has not seen."""
+    """Train one drafter on captured sequences and calibrate it on 16 sampled ones, of every guidance, which it has not seen."""
     torch.manual_seed(config.get("seed", 0))
-    held = [row for row, seed in enumerate(data.seeds) if seed >= 0][-16:]
+    sampled = [row for row, seed in enumerate(data.seeds) if seed >= 0]
+    if len(sampled) < 17:
+        raise MmspecError(
+            f"{len(sampled)} sampled sequences were captured, and 16 are kept for calibration: set capture.sampled to 32 or more"
+        )
+    held = sampled[:: len(sampled) // 16][:16]
     rows = [row for row in range(len(data.tokens)) if row not in set(held)]
     wide = Captured(data.tokens[held], data.features[held].float(), [data.seeds[row] for row in held], [data.guidance[row] for row in held])
     source = partial(batches, data, rows, config["batch"])
@@ -182,7 +188,7 @@ def train_drafter(
         assert isinstance(drafter, HeadDrafter)
         return head_loss(drafter, target, batch)
 
-    drafter = fit(name, drafter, source, loss, chosen, budget, work / f"{name}.pt", device=device).float()
+    drafter = fit(name, drafter, source, loss, chosen, budget, checkpoint, device=device).float()
     if isinstance(drafter, HawkPathDrafter):
         drafter.beta = calibrate_path(drafter, target, wide, list(range(len(held))))
     elif isinstance(drafter, HeadDrafter):

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mmspec.errors import MmspecError
+from mmspec.picture import replace
 
 PACKAGES = {
     "cartoon": "emoji-datasource-google@16.0.0",
@@ -73,9 +74,10 @@ def fetch(folder: Path) -> dict[str, Path]:
     for style, package in PACKAGES.items():
         path = folder / (package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz")
         if not path.exists():
-            if shutil.which("npm") is None:
+            npm = shutil.which("npm")
+            if npm is None:
                 raise MmspecError("the emoji art comes from npm packages, and no `npm` was found: install Node.js and try again")
-            done = subprocess.run(["npm", "pack", package], cwd=folder, capture_output=True, text=True)
+            done = subprocess.run([npm, "pack", package], cwd=folder, capture_output=True, text=True)
             if done.returncode or not path.exists():
                 raise MmspecError(f"`npm pack {package}` failed: {done.stderr.strip()[-300:]}")
         paths[style] = path
@@ -115,7 +117,7 @@ def build(
 
 def everything(folder: Path, size: int, held_out: float, seed: int) -> tuple[np.ndarray, list[Picture]]:
     """All pictures, resized and named, cached in `folder`."""
-    cache = folder / f"pictures-{size}.npz"
+    cache = folder / f"pictures-{size}-{held_out}-{seed}.npz"
     if cache.exists():
         stored = np.load(cache, allow_pickle=False)
         return stored["rgba"], [
@@ -139,12 +141,17 @@ def everything(folder: Path, size: int, held_out: float, seed: int) -> tuple[np.
                 name, category = names[stem]
                 pictures.append(Picture(name, style, chance.random() < held_out, category))
     rgba = np.stack(images)
-    np.savez(
-        cache,
-        rgba=rgba,
-        names=[p.name for p in pictures],
-        styles=[p.style for p in pictures],
-        held=[p.held_out for p in pictures],
-        categories=[p.category for p in pictures],
-    )
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(
+                file,
+                rgba=rgba,
+                names=[p.name for p in pictures],
+                styles=[p.style for p in pictures],
+                categories=[p.category for p in pictures],
+                held=[p.held_out for p in pictures],
+            )
+
+    replace(cache, write)
     return rgba, pictures

@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
+from mmspec.picture import replace
+
 Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch")
 
@@ -23,7 +25,6 @@ class Budget:
     steps: int
     minutes: float = 150.0
     warmup: float = 0.03
-    precision: str = "bf16"
 
     def rate(self, progress: float) -> float:
         """Learning-rate factor at `progress` in [0, 1]: linear warm-up, then cosine to 2 %."""
@@ -33,9 +34,10 @@ class Budget:
 
 
 def optimizers(model: nn.Module, lr: float, weight_decay: float = 0.01, muon_lr: float | None = None) -> list[torch.optim.Optimizer]:
-    """AdamW over all parameters, or Muon for the hidden matrices and AdamW for the rest."""
+    """AdamW over all parameters, or Muon for the hidden matrices and AdamW for embeddings, output head and the rest."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for n, p in named if muon_lr and p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    matrices = [p for n, p in named if muon_lr and p.ndim == 2 and id(p) not in tables and not n.endswith("head.weight")]
     chosen = {id(p) for p in matrices}
     others = [p for _, p in named if id(p) not in chosen]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=weight_decay)]
@@ -60,7 +62,7 @@ def fit(
     `batches(seed)` yields batches for ever; `loss(model, batch)` gives named terms of which "loss" is minimised.
     A checkpoint is written every `every` steps to a temporary file and renamed; an existing one is resumed.
     """
-    accelerator = Accelerator(mixed_precision=budget.precision, cpu=device == "cpu")
+    accelerator = Accelerator(mixed_precision="bf16", cpu=device == "cpu")
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step, elapsed = 0, 0.0
     if checkpoint.exists():
@@ -73,15 +75,13 @@ def fit(
     optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
 
     def save() -> None:
-        partial = checkpoint.with_suffix(".partial")
         state = {
             "model": accelerator.unwrap_model(prepared).state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "step": step,
             "elapsed": elapsed,
         }
-        torch.save(state, partial)
-        partial.replace(checkpoint)
+        replace(checkpoint, lambda partial: torch.save(state, partial))
 
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     source = iter(batches(step))

@@ -1,8 +1,9 @@
 """`mmspec train`: a recipe in YAML rebuilds a model folder, stage by stage, from nothing."""
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from mmspec.errors import MmspecError, unknown
+from mmspec.picture import replace
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.training import capture as capturing
 from mmspec.training.drafters import train_drafter
@@ -39,11 +41,16 @@ class Run:
         index = [i for i, picture in enumerate(pictures) if picture.held_out == held_out]
         return rgba[index], [pictures[i] for i in index]
 
+    def file(self, name: str, *origin: object) -> Path:
+        """Where a result that was made from `origin` lies: other settings, another file."""
+        digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+        return self.work / f"{name}-{digest[:10]}.pt"
+
     def budget(self, stage: dict) -> Budget:
         return Budget(**stage["budget"])
 
     def pipeline(self) -> TextToImagePipeline:
-        return TextToImagePipeline.from_pretrained(self.out, torch_dtype=torch.bfloat16).to(self.device or "cpu")
+        return TextToImagePipeline.from_pretrained(self.out.absolute(), torch_dtype=torch.bfloat16).to(self.device or "cpu")
 
 
 def data(run: Run) -> None:
@@ -57,20 +64,22 @@ def data(run: Run) -> None:
 
 def codebook(run: Run) -> torch.Tensor:
     """The patch codebook, learnt once, from pictures of every name."""
-    path = run.work / "codebook.pt"
+    stage, size = run.recipe["tokenizer"], run.recipe["data"]["size"]
+    codes, patch = stage["model"]["num_vq_embeddings"], stage["patch"]
+    path = run.file("codebook", size, codes, patch)
     if not path.exists():
-        stage = run.recipe["tokenizer"]
         torch.manual_seed(0)
-        torch.save(learn_codebook(run.pictures(False, **EVERY)[0], stage["model"]["num_vq_embeddings"], stage["patch"]), path)
+        found = learn_codebook(run.pictures(False, **EVERY)[0], codes, patch)
+        replace(path, lambda partial: torch.save(found, partial))
     return torch.load(path, weights_only=True)
 
 
 def tokenizer(run: Run) -> None:
     """Train the decoder of the image tokenizer; weights are stored in float16."""
     stage = run.recipe["tokenizer"]
-    model = train_tokenizer(
-        run.pictures(False, **EVERY)[0], codebook(run), stage["patch"], stage, run.budget(stage), run.work, device=run.device
-    )
+    checkpoint = run.file("tokenizer", run.recipe["data"]["size"], stage["patch"], stage["model"])
+    rgba = run.pictures(False, **EVERY)[0]
+    model = train_tokenizer(rgba, codebook(run), stage["patch"], stage, run.budget(stage), checkpoint, device=run.device)
     model.half().save_pretrained(run.out / "vqvae")
 
 
@@ -81,7 +90,7 @@ def code_set(run: Run) -> tuple:
     names = sorted({p.name for p in run.pictures(False, **EVERY)[1]} | {p.name for p in run.pictures(True, **EVERY)[1]})
     prompts = [caption(name, style, colour) for name in names for style in ("flat", "cartoon", "3d") for colour in BACKGROUNDS]
     text = train_text_tokenizer(prompts, stage["text_vocabulary"])
-    return text, encode_pictures(codebook(run), run.recipe["tokenizer"]["patch"], rgba, pictures, len(BACKGROUNDS), run.work / "codes.pt")
+    return text, encode_pictures(codebook(run), run.recipe["tokenizer"]["patch"], rgba, pictures, len(BACKGROUNDS))
 
 
 def target(run: Run) -> None:
@@ -89,7 +98,8 @@ def target(run: Run) -> None:
     stage = run.recipe["target"]
     text, coded = code_set(run)
     codes = run.recipe["tokenizer"]["model"]["num_vq_embeddings"]
-    model = train_target(coded, text, codes, stage, run.budget(stage), run.work, device=run.device)
+    checkpoint = run.file("target", run.recipe["data"], codes, stage["text_vocabulary"], stage["model"])
+    model = train_target(coded, text, codes, stage, run.budget(stage), checkpoint, device=run.device)
     text.save_pretrained(run.out / "tokenizer")
     model.bfloat16().save_pretrained(run.out / "transformer")
     index = {
@@ -108,7 +118,9 @@ def captured(run: Run) -> capturing.Captured:
     text, coded = code_set(run)
     goal = run.pipeline().target
     goal.narrowest = 1
-    return capturing.capture(goal, text, coded, stage["sampled"], stage["taken"], run.work / "captured.pt", batch=stage["batch"])
+    return capturing.capture(
+        goal, text, coded, stage["sampled"], stage["taken"], run.file("captured", goal.hash, stage), batch=stage["batch"]
+    )
 
 
 def drafters(run: Run, only: str | None = None) -> None:
@@ -116,7 +128,9 @@ def drafters(run: Run, only: str | None = None) -> None:
     goal, found = run.pipeline().target, captured(run)
     for name, stage in run.recipe["drafters"].items():
         if only in (None, name):
-            model = train_drafter(name, stage["kind"], stage, goal, found, run.budget(stage), run.work, run.device)
+            model = train_drafter(
+                name, stage["kind"], stage, goal, found, run.budget(stage), run.file(name, goal.hash, stage["model"]), run.device
+            )
             folder = run.out / "drafters" / name
             config = {
                 "kind": stage["kind"],
@@ -135,24 +149,44 @@ def drafters(run: Run, only: str | None = None) -> None:
 STAGES: dict[str, Callable[[Run], None]] = {"data": data, "tokenizer": tokenizer, "target": target, "drafters": drafters}
 
 
-def train(recipe: Path, work: Path, out: Path | None = None, device: str | None = None, stages: list[str] | None = None) -> None:
-    """Run the recipe's stages in order, all or those named (`drafters.hawk` trains that one alone); each resumes from its checkpoint."""
-    if not recipe.exists():
-        raise MmspecError(f"no recipe at {recipe}: give the path of a recipe.yaml, such as models/emoji-64/recipe.yaml")
+def read(path: Path) -> dict:
+    """A recipe as data."""
+    if not path.is_file():
+        raise MmspecError(f"no recipe at {path}: give the path of a recipe.yaml, such as models/emoji-64/recipe.yaml")
     try:
-        settings = yaml.safe_load(recipe.read_text())
+        found = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise MmspecError(f"{recipe} is not valid YAML: {error}") from None
-    missing = [key for key in ("data", "tokenizer", "target", "capture", "drafters", "pipeline") if key not in (settings or {})]
+        raise MmspecError(f"{path} is not valid YAML: {error}") from None
+    missing = [key for key in ("data", "tokenizer", "target", "capture", "drafters", "pipeline") if key not in (found or {})]
     if missing:
-        raise MmspecError(f"{recipe} lacks {', '.join(missing)}: see models/emoji-64/recipe.yaml")
-    work.mkdir(parents=True, exist_ok=True)
-    run = Run(settings, work, out or recipe.parent, device)
-    for stage in stages or list(STAGES):
+        raise MmspecError(f"{path} lacks {', '.join(missing)}: see models/emoji-64/recipe.yaml")
+    if found["pipeline"].get("end_of_row"):
+        raise MmspecError(f"{path}: training makes no end-of-row tokens: set pipeline.end_of_row to false")
+    return found
+
+
+def train(recipe: Path, work: Path, out: Path | None = None, device: str | None = None, stages: Sequence[str] = ()) -> Path:
+    """Run the stages of a recipe (a file, or a folder that holds recipe.yaml) in order, all or those named (`drafters.hawk` trains that one alone), and return the model folder.
+
+    Each stage resumes from its checkpoint in `work`. The model goes to `work/model` if `out` is not given.
+    """
+    recipe = recipe / "recipe.yaml" if recipe.is_dir() else recipe
+    settings = read(recipe)
+    parts = {*STAGES, *(f"drafters.{name}" for name in settings["drafters"])}
+    for stage in stages:
+        if stage not in parts:
+            raise unknown("stage", stage, parts)
+    if device and torch.device(device).index:
+        raise MmspecError(
+            f"training does not choose among GPUs: set CUDA_VISIBLE_DEVICES={torch.device(device).index} and use --device cuda"
+        )
+    run = Run(settings, work, out or work / "model", device)
+    run.work.mkdir(parents=True, exist_ok=True)
+    for stage in stages or STAGES:
         name, _, part = stage.partition(".")
-        if name not in STAGES:
-            raise unknown("stage", name, STAGES)
         console.rule(stage)
         drafters(run, part) if part else STAGES[name](run)
-    if run.out != recipe.parent:
-        shutil.copy(recipe, run.out / "recipe.yaml")
+    if recipe.resolve() != (run.out / "recipe.yaml").resolve():
+        shutil.copyfile(recipe, run.out / "recipe.yaml")
+    console.print(f"model in {run.out}")
+    return run.out

@@ -49,23 +49,17 @@ class CodeSet:
 
 
 @torch.no_grad()
-def encode_pictures(
-    codebook: Tensor, size: int, rgba: np.ndarray, pictures: list[Picture], variants: int, cache: Path, seed: int = 0
-) -> CodeSet:
+def encode_pictures(codebook: Tensor, size: int, rgba: np.ndarray, pictures: list[Picture], variants: int, seed: int = 0) -> CodeSet:
     """Encode each picture on white and on `variants - 1` random colours; codes are int `picture variant place`."""
     chance = random.Random(seed)
     colours = [colour for colour in BACKGROUNDS if colour != "white"]
     backgrounds = [["white", *chance.sample(colours, variants - 1)] for _ in pictures]
-    if cache.exists():
-        return CodeSet(pictures, torch.load(cache, weights_only=True), backgrounds)
     rows = []
     for start in track(range(0, len(pictures), 16), "encoding pictures"):
         part = range(start, min(start + 16, len(pictures)))
         images = np.stack([compose(rgba[i], colour) for i in part for colour in backgrounds[i]])
         rows.append(encode(images, codebook, size).view(len(part), variants, -1).short())
-    codes = torch.cat(rows)
-    torch.save(codes, cache)
-    return CodeSet(pictures, codes, backgrounds)
+    return CodeSet(pictures, torch.cat(rows), backgrounds)
 
 
 def sequences(
@@ -121,11 +115,11 @@ def train_target(
     codes: int,
     config: dict,
     budget: Budget,
-    work: Path,
+    checkpoint: Path,
     seed: int = 0,
     device: str | None = None,
 ) -> LlamaForCausalLM:
-    """Train the decoder over `len(tokenizer) + codes` tokens; the checkpoint is `work/target.pt`."""
+    """Train the decoder over `len(tokenizer) + codes` tokens; `checkpoint` is written and resumed."""
     torch.manual_seed(seed)
     special = dict(bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=None)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) + codes, **special, **config["model"]))
@@ -139,4 +133,4 @@ def train_target(
     def loss(model: LlamaForCausalLM, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return next_code_loss(model, body, batch)
 
-    return fit("target", model, source, loss, chosen, budget, work / "target.pt", device=device)
+    return fit("target", model, source, loss, chosen, budget, checkpoint, device=device)

@@ -77,7 +77,7 @@ def composed(rgba: np.ndarray, batch: int, seed: int) -> Iterator[Tensor]:
 
 
 def train_tokenizer(
-    rgba: np.ndarray, codebook: Tensor, size: int, config: dict, budget: Budget, work: Path, seed: int = 0, device: str | None = None
+    rgba: np.ndarray, codebook: Tensor, size: int, config: dict, budget: Budget, checkpoint: Path, seed: int = 0, device: str | None = None
 ) -> VQModel:
     """Train the VQModel's codebook vectors and decoder to undo `nearest(patches(image), codebook)`.
 
@@ -93,8 +93,8 @@ def train_tokenizer(
         unused.requires_grad_(False).zero_()
 
     def loss(model: VQModel, images: Tensor) -> dict[str, Tensor]:
-        images = images.to(codebook.device)
-        codes = nearest(patches(images, size), codebook)
+        images = images.to(model.device)
+        codes = nearest(patches(images, size), codebook.to(model.device))
         error = restore(model, codes).float() - images
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         mse = error.square().mean()
@@ -109,7 +109,7 @@ def train_tokenizer(
         loss,
         [adamw],
         budget,
-        work / "tokenizer.pt",
+        checkpoint,
         device=device,
     )
 
