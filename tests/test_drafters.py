@@ -2,11 +2,15 @@
 
 import pytest
 import torch
-from tiny import GRID, forest, image_target, prompts
+from tiny import GRID, TEXTS, forest, image_target, prompts, text_target
 
 from mmspec.accept import Verdict
 from mmspec.drafters import cost
+from mmspec.drafters.hawk import HawkDrafter
 from mmspec.drafters.leftovers import Leftovers
+from mmspec.errors import MmspecError
+from mmspec.sampling import Noise, Sampling
+from mmspec.tree import root
 
 
 def test_cost_is_interpolated() -> None:
@@ -38,6 +42,46 @@ def test_measured_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cost.measured(target, texts, "tiny") == first
     cost.cache_file().write_text("{")
     assert cost.measured(target, texts, "tiny").sizes == first.sizes
+
+
+def test_horizontal_heads_begin_two_places_ahead() -> None:
+    """The place one ahead is the target's own: a head for it would guess what is known."""
+    heads = HawkDrafter(8, 5, [(0, 2), (0, 3), (1, 0)])
+    assert [heads.offsets[i] for i in heads.horizontal] == [2, 3] and [heads.offsets[i] for i in heads.vertical] == [5]
+    for neighbours in ([(0, 1), (0, 2)], [(0, 3), (0, 2)]):
+        with pytest.raises(MmspecError, match=r"horizontal neighbours must be \(0, 2\), \(0, 3\), \.\.\. in order"):
+            HawkDrafter(8, 5, neighbours)
+
+
+class Shift(torch.nn.Module):
+    """A head as its loss would make it, where token t is t and the feature that predicted it is the t-th unit vector:
+    a head of offset o is taught to say token j + o - 1 when it reads feature j."""
+
+    def __init__(self, offset: int):
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.roll(self.offset - 1, -1)
+
+
+@pytest.mark.parametrize("count", [4, 11])
+def test_heads_draft_the_places_they_are_trained_for(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After tokens 0, 1, ..., count - 1 perfect heads propose count, count + 1, count + 2, the vertical one included."""
+    target = text_target(64)
+    monkeypatch.setattr(target, "logits", lambda hidden: 20 * hidden, raising=False)
+    state = target.prefill(prompts(TEXTS[:1]), 80, True)
+    state.features = torch.eye(64, dtype=torch.float64)[None, None]
+    state.tokens, state.roots = [list(range(count))], torch.tensor([count - 1])
+    heads = HawkDrafter(32, 5, [(0, 2), (0, 3), (0, 4), (1, 0)])
+    heads.heads = torch.nn.ModuleList(map(Shift, heads.offsets))
+    heads.nodes, heads.ranks = 3, 1
+    heads.start(target, state, Sampling(0), False)
+    heads.observe(state, root(state.roots), Verdict([list(range(count))], [list(range(count))]), torch.zeros(1, 1, 64))
+    tree = heads.draft(state, Noise([0], 64, greedy=True), 8)
+    assert tree.tokens[0].tolist() == [count - 1, count, count + 1, count + 2]
+    vertical = heads._waiting[0][0, (count + 1) % heads._waiting[0].shape[1]]
+    assert int(vertical.argmax()) == count + 1 or count < 6
 
 
 def tree_with_keys(vocabulary: int = 5):
