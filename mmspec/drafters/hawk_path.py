@@ -41,6 +41,7 @@ class HawkPathDrafter(TrainedDrafter):
         beta: list[float] | None = None,
     ):
         super().__init__(target, beta or [1.0] * depth, beam=6, ranks=6)
+        self.widths = [2, *[1] * depth]
         self.blend, self.tail, self.beta_left, self.hope = 0.0, 0, 1.0, 0.2
         self.vocabulary, self.grid, self.stride, self.depth = vocabulary, tuple(grid), stride, depth
         self.offsets = [up * stride - right for up, right in neighbours]
@@ -144,7 +145,7 @@ class HawkPathDrafter(TrainedDrafter):
             if depth >= deepest:
                 level = tail[depth]
                 return Candidates(level.tokens.expand(-1, tokens.shape[1], -1), level.chances.expand(-1, tokens.shape[1], -1))
-            keys = torch.log_softmax(scores(depth, tokens, places), 2)
+            keys = scores(depth, tokens, places)
             if coupled:
                 keys = keys + gumbel[:, depth, None].to(keys.dtype)
                 if self.blend and depth < left.depth:
