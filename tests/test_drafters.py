@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import GRID, TEXTS, forest, image_target, prompts, text_target
+from tiny import TEXTS, forest, image_target, prompts, text_target
 
 from mmspec.accept import Verdict
 from mmspec.drafters import cost
@@ -100,24 +100,3 @@ def test_leftovers_are_the_first_node_of_each_open_depth() -> None:
     left.observe(tree, Verdict([[0, 2], []], [[2, 2], []]), keys)
     assert left.known.tolist() == [[True, True], [False, False]]
     assert left.keys[0].argmax(1).tolist() == [3, 4]
-
-
-def test_levels_fill_what_is_not_known() -> None:
-    """Known places give the best keys with their chances, the others the token above with `hope`."""
-    tree, keys = tree_with_keys()
-    left = Leftovers(2, 5, torch.device("cpu"), GRID.stride)
-    left.observe(tree, Verdict([[0, 1], [0, 1, 2, 3]], [[1, 3], [1, 2, 3, 0]]), keys)
-    committed = [[4, 3, 2, 1, 0, 1, 2], [1, 1, 1]]
-    levels = left.levels(committed, 4, 2, 1.0, 0.2)
-    assert [level.tokens.shape for level in levels] == [(2, 1, 2), (2, 1, 2), (2, 1, 1), (2, 1, 1)]
-    best = torch.stack([level.tokens[:, 0, 0] for level in levels], 1).tolist()
-    assert best[0][:2] == [3, 4] and best[0][2:] == [committed[0][9 - GRID.stride], committed[0][10 - GRID.stride]]
-    assert best[1][0] == 4 and levels[0].chances[0, 0, 0] > 0.9
-    assert [float(level.chances[0, 0, 0]) for level in levels[2:]] == pytest.approx([0.2, 0.2])
-
-
-def test_no_leftovers_before_the_first_round() -> None:
-    """An empty start: the last token, or token 0, is all there is to guess."""
-    levels = Leftovers(2, 5, torch.device("cpu")).levels([[], [3]], 2, 3, 1.0, 0.5)
-    assert [level.tokens[:, 0, 0].tolist() for level in levels] == [[0, 3], [0, 3]]
-    assert [level.chances[:, 0, 1:].sum().item() for level in levels] == [0.0, 0.0]

@@ -68,6 +68,7 @@ ABLATIONS = (
     *(entrant for entrant in ENTRANTS if entrant.label in ("AR, our loop", "medusa, coupled", "hawk heads, coupled", "hawk-path, coupled")),
     Entrant("vertical too (4 right + 1 down), top-k", "hawk", options={"coupled": False}),
     Entrant("diagonals too, coupled", "hawk-diagonal"),
+    Entrant("hawk-path, leftovers not blended in", "hawk-path", options={"blend": 0.0}),
     *(Entrant(f"hawk-path, {nodes} nodes", "hawk-path", options={"nodes": nodes}) for nodes in (4, 8, 16, 32)),
 )
 

@@ -22,7 +22,8 @@ class HawkPathDrafter(TrainedDrafter):
 
     `neighbours` are (rows up, columns right) of the place to be predicted; their tokens are read as embeddings, and the
     target's hidden state after each was read as its feature. An empty list, with `height = width = 0`, is the
-    one-dimensional form for speech and text. No target pass happens while drafting.
+    one-dimensional form for speech and text. No target pass happens while drafting. What the last round said of a place (its
+    leftovers) is blended in: `(1 - blend) log q + blend log p`, both with the noise of that place.
     """
 
     name = "hawk-path"
@@ -40,9 +41,9 @@ class HawkPathDrafter(TrainedDrafter):
         target: str = "",
         beta: list[float] | None = None,
     ):
-        super().__init__(target, beta or [1.0] * depth, beam=6, ranks=6)
+        super().__init__(target, beta or [1.0] * depth, beam=3, ranks=3)
         self.widths = [2, *[1] * depth]
-        self.blend, self.tail, self.beta_left, self.hope = 0.0, 0, 1.0, 0.2
+        self.blend = 0.5
         self.vocabulary, self.grid, self.stride, self.depth = vocabulary, tuple(grid), stride, depth
         self.offsets = [up * stride - right for up, right in neighbours]
         self.enter = nn.Linear(hidden_size, width, bias=False)
@@ -88,13 +89,12 @@ class HawkPathDrafter(TrainedDrafter):
     def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
         self._target, self._drawn, self._sampling = target, drawn, replace(sampling, processors=[])
         self._length = 3.0
-        self._leftovers = Leftovers(state.rows, target.vocabulary, target.device, self.stride or 1)
+        self._leftovers = Leftovers(state.rows, target.vocabulary, target.device)
 
     def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
         committed = sum(map(len, verdict.paths)) / max(1, sum(map(bool, verdict.paths)))
         self._length += 0.1 * (committed - self._length)
-        if self.blend or self.tail:
-            self._leftovers.observe(tree, verdict, keys)
+        self._leftovers.observe(tree, verdict, keys)
 
     def surroundings(self, state: State, height: int) -> Float[Tensor, "stream row place width"]:
         """Contexts of the `height` places after the root."""
@@ -138,17 +138,13 @@ class HawkPathDrafter(TrainedDrafter):
 
         if self._drawn:
             return self._draw(state, noise, scores, height)
-        left, cost, deepest = self._leftovers, self.cost, height
-        tail = left.levels(state.tokens, min(limit, self.tail), self.ranks, self.beta_left, self.hope) if coupled else []
+        left, cost = self._leftovers, self.cost
 
         def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
-            if depth >= deepest:
-                level = tail[depth]
-                return Candidates(level.tokens.expand(-1, tokens.shape[1], -1), level.chances.expand(-1, tokens.shape[1], -1))
             keys = scores(depth, tokens, places)
             if coupled:
                 keys = keys + gumbel[:, depth, None].to(keys.dtype)
-                if self.blend and depth < left.depth:
+                if depth < left.depth:
                     known = left.known[:, depth, None, None]
                     keys = torch.where(known, (1 - self.blend) * keys + self.blend * left.keys[:, depth, None].to(keys.dtype), keys)
                 keys = keys * self.beta[depth]
@@ -156,15 +152,11 @@ class HawkPathDrafter(TrainedDrafter):
             return Candidates(children, (best - keys.logsumexp(2, keepdim=True)).exp().float())
 
         def worth(depth: int, mass: float) -> bool:
-            """Another level adds at most `mass` tokens (in practice some 0.7 of it) and must beat the present rate; the tail is free."""
-            nonlocal deepest
-            if cost and depth < deepest:
-                step = (perf_counter() - began) / depth
-                if mass * 0.7 < step * self._length / (cost.target(8) + depth * step):
-                    deepest = depth
-            return depth < max(deepest, len(tail))
+            """Another level adds at most `mass` tokens (in practice some 0.7 of it) and must beat the present rate."""
+            step = (perf_counter() - began) / depth
+            return cost is None or mass * 0.7 > step * self._length / (cost.target(8) + depth * step)
 
-        return grow(state.roots, expand, max(height, len(tail)), self.beam, worth, lambda reach: self.budget(reach, perf_counter() - began))
+        return grow(state.roots, expand, height, self.beam, worth, lambda reach: self.budget(reach, perf_counter() - began))
 
     def _draw(self, state: State, noise: Noise, scores, height: int) -> DraftTree:
         """Siblings drawn without replacement from q, by Gumbel top-m with noise of their own; widths are fixed beforehand."""

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmspec.accept import Verdict
-from mmspec.tree import Candidates, DraftTree
+from mmspec.tree import DraftTree
 
 
 class Leftovers:
@@ -17,8 +17,7 @@ class Leftovers:
     keys: Float[Tensor, "row depth vocab"]
     known: Bool[Tensor, "row depth"]
 
-    def __init__(self, rows: int, vocabulary: int, device: torch.device, stride: int = 1):
-        self.stride = stride
+    def __init__(self, rows: int, vocabulary: int, device: torch.device):
         self.keys = torch.zeros(rows, 0, vocabulary, device=device)
         self.known = torch.zeros(rows, 0, dtype=torch.bool, device=device)
 
@@ -40,30 +39,3 @@ class Leftovers:
         count = torch.tensor([len(row) for row in rows], device=keys.device)
         self.known = torch.arange(most, device=keys.device) < count[:, None]
         self.keys = keys.gather(1, index[:, :, None].expand(-1, -1, keys.shape[2]))
-
-    def levels(self, tokens: list[list[int]], height: int, ranks: int, beta: float, hope: float) -> list[Candidates]:
-        """Candidates of each of `height` places, the same for all parents: the best of what is known, softmax(beta keys)
-        being the chance; else the token above (with a grid) or the one before, with chance `hope`."""
-        ranks = min(ranks, self.keys.shape[2])
-        depth = min(height, self.depth)
-        chances, children = (self.keys[:, :depth] * beta).softmax(2).topk(ranks, dim=2)
-        most = [min(depth, int(count)) for count in self.known.sum(1)]
-        rows = []
-        for row, (committed, known) in enumerate(zip(tokens, most, strict=True)):
-            path = committed + children[row, :known, 0].tolist()
-            while len(path) < len(committed) + height:
-                path.append(path[-self.stride] if len(path) >= self.stride else path[-1] if path else 0)
-            rows.append(path[len(committed) :])
-        guesses = torch.tensor(rows, dtype=torch.long, device=self.keys.device).view(len(rows), height)
-        found = []
-        for level in range(height):
-            if level >= depth:
-                found.append(Candidates(guesses[:, level, None, None], torch.full((len(rows), 1, 1), hope, device=self.keys.device)))
-                continue
-            ids = guesses[:, level, None].repeat(1, ranks)
-            odds = torch.zeros(len(rows), ranks, device=self.keys.device)
-            odds[:, 0] = hope
-            there = self.known[:, level, None]
-            ids, odds = torch.where(there, children[:, level], ids), torch.where(there, chances[:, level].float(), odds)
-            found.append(Candidates(ids[:, None], odds[:, None]))
-        return found
