@@ -161,7 +161,7 @@ def contest(
     for entrant in entrants:
         if (folder / "drafters" / entrant.drafter).is_dir() or entrant.drafter not in (*drafters.TRAINED, "hawk-diagonal"):
             runners.append((entrant.label, entrant_runner(entrant, pipe, folder, prompts(0))))
-    if batch == 1 and entrants is ENTRANTS:
+    if batch == 1 and entrants is not ABLATIONS:
         runners.insert(1, (Transformers.label, Transformers(pipe.target)))
     found: dict[str, list[GenerationStats]] = {label: [] for label, _ in runners}
     for _, runner in runners:
