@@ -172,7 +172,7 @@ class Verify:
         from torch import float64
 
         from mmspec import picture, zoo
-        from mmspec.drafters import TABLE, TRAINED
+        from mmspec.drafters import usable
         from mmspec.placement import dtype_of
         from mmspec.verify import verify
 
@@ -185,7 +185,7 @@ class Verify:
             raise MmspecError("--prompts, --batch and --tokens must be 1 or more")
         if self.json:
             picture.check_output(self.json, {".json": "JSON"})
-        found = [name for name in TABLE if name != "none" and name not in TRAINED] + zoo.drafters(folder)
+        found = [name for name in usable(folder) if name != "none"]
         texts = sample_prompts(folder, self.prompts)
         table = Table(
             "dtype",

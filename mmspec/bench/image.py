@@ -143,9 +143,7 @@ def compare(rows: list[dict]) -> None:
         found["efficiency"] = found["speedup"] / found["mean_acceptance_length"]
 
 
-def contest(
-    folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: tuple[Entrant, ...], guidance: float | None = None
-) -> list[dict]:
+def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]) -> list[dict]:
     """All entrants on the same prompts and seeds, taking turns so that the machine's moods fall on all alike."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     pipe.target.narrowest = 1  # plain decoding at its fastest
@@ -159,7 +157,7 @@ def contest(
 
     runners: list[tuple[str, Callable[[Prompts, int, int], GenerationStats]]] = []
     for entrant in entrants:
-        if (folder / "drafters" / entrant.drafter).is_dir() or entrant.drafter not in (*drafters.TRAINED, "hawk-diagonal"):
+        if entrant.drafter in drafters.usable(folder):
             runners.append((entrant.label, entrant_runner(entrant, pipe, folder, prompts(0))))
     if batch == 1 and entrants is not ABLATIONS:
         runners.insert(1, (Transformers.label, Transformers(pipe.target)))
@@ -219,9 +217,7 @@ def peak(folder: Path, drafter: str, device: str, seed: int) -> int:
 def memory(folder: Path, device: str, seed: int) -> list[dict]:
     """Peak memory of each drafter beside plain AR."""
     found: list[dict] = []
-    for name in ("none", "jacobi", *drafters.TRAINED):
-        if name in drafters.TRAINED and not (folder / "drafters" / name).is_dir():
-            continue
+    for name in drafters.usable(folder):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             used = pool.submit(peak, folder, name, device, seed).result()
         found.append({"drafter": name, "peak_bytes": used, "over_ar": used / found[0]["peak_bytes"] if found else 1.0})

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from mmspec import zoo
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.cost import measured
 from mmspec.errors import MmspecError, unknown
@@ -28,6 +29,11 @@ TRAINED = ("medusa", "hawk", "hawk-path")
 def names() -> dict[str, str]:
     """Built-in drafters and those that other packages register under `mmspec.drafters`."""
     return TABLE | {entry.name: entry.value for entry in entry_points(group="mmspec.drafters") if entry.name not in TABLE}
+
+
+def usable(folder: Path | None) -> list[str]:
+    """Names that load for a model: built-in drafters without weights, and those that its folder has weights for."""
+    return [name for name in TABLE if name not in TRAINED] + (zoo.drafters(folder) if folder else [])
 
 
 def load(name: Any, folder: Path | None, target: Any, prompts: Any = None, **options: Any) -> Any:
@@ -64,7 +70,7 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
         return kind(**options)
     if path is None or not (path / "config.json").exists():
         raise MmspecError(
-            f"drafter {name!r} has no weights for this model: train it with `mmspec train`, or use one of {', '.join(sorted(folders | (set(TABLE) - set(TRAINED))))}"
+            f"drafter {name!r} has no weights for this model: train it with `mmspec train`, or use one of {', '.join(sorted(usable(folder)))}"
         )
     config.pop("kind", None)
     for key, wanted in (

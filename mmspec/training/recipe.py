@@ -87,7 +87,7 @@ def code_set(run: Run) -> tuple:
     """Text tokenizer and coded pictures."""
     stage = run.recipe["target"]
     rgba, pictures = run.pictures(False)
-    names = sorted({p.name for p in run.pictures(False, **EVERY)[1]} | {p.name for p in run.pictures(True, **EVERY)[1]})
+    names = sorted({p.name for p in build(run.work / "data", **run.recipe["data"] | EVERY)[1]})
     prompts = [caption(name, style, colour) for name in names for style in ("flat", "cartoon", "3d") for colour in BACKGROUNDS]
     text = train_text_tokenizer(prompts, stage["text_vocabulary"])
     return text, encode_pictures(codebook(run), run.recipe["tokenizer"]["patch"], rgba, pictures, len(BACKGROUNDS))
