@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from tiny import TEXTS, forest, image_target, prompts, text_target
+from tiny import TEXTS, forest, image_target, plain, prompts, text_target
 
 from mmspec.accept import Verdict
+from mmspec.decode import Stop, generate
 from mmspec.drafters import cost
 from mmspec.drafters.hawk import HawkDrafter
+from mmspec.drafters.jacobi import JacobiDrafter
 from mmspec.drafters.leftovers import Leftovers
 from mmspec.errors import MmspecError
 from mmspec.sampling import Noise, Sampling
@@ -42,6 +44,33 @@ def test_measured_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cost.measured(target, texts, "tiny") == first
     cost.cache_file().write_text("{")
     assert cost.measured(target, texts, "tiny").sizes == first.sizes
+
+
+@pytest.mark.parametrize(("seconds", "longest"), [([1.0, 1.0], 32), ([1.0, 64.0], 1)])
+def test_jacobi_spends_what_passes_cost(seconds: list[float], longest: int) -> None:
+    """Free nodes make the longest chain that still fits, dear ones the shortest; the tokens stay the same."""
+    target, guesser, lengths = text_target(), JacobiDrafter(), []
+    guesser.cost = cost.Cost([1, 64], seconds)
+    done = generate(
+        target, prompts(), 3, Stop(40), guesser, seeds=5, on_verdict=lambda state, tree, keys, verdict: lengths.append(tree.size - 1)
+    )
+    assert lengths[1] == max(lengths) == longest
+    assert done.tokens == plain(target, 40)
+
+
+def test_jacobi_learns_how_far_it_is_right() -> None:
+    """A chain whose every guess is accepted raises all chances; one that fails at once lowers the first alone."""
+    target, guesser = text_target(), JacobiDrafter(nodes=3)
+    state = target.prefill(prompts([[1, 2]]), 40, False)
+    guesser.start(target, state, Sampling(), False)
+    before = guesser._accepted.clone()
+    tree = guesser.draft(state, Noise([5], target.vocabulary), 8)
+    keys = torch.zeros(1, 4, target.vocabulary)
+    guesser.observe(state, tree, Verdict(paths=[[0, 1, 2, 3]], tokens=[[0, 0, 0, 0]]), keys)
+    assert ((guesser._accepted > before) == torch.tensor([True] * 3 + [False] * 29)).all()
+    raised = guesser._accepted.clone()
+    guesser.observe(state, tree, Verdict(paths=[[0]], tokens=[[0]]), keys)
+    assert guesser._accepted[0] < raised[0] and guesser._accepted[1:].equal(raised[1:])
 
 
 def test_horizontal_heads_begin_two_places_ahead() -> None:

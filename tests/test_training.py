@@ -10,8 +10,10 @@ import yaml
 
 from mmspec.decode import Stop, generate
 from mmspec.drafters import load
+from mmspec.drafters.medusa import MedusaDrafter
 from mmspec.errors import MmspecError
 from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.training.drafters import misses, settle
 from mmspec.training.emoji import BACKGROUNDS, build, caption
 from mmspec.training.fit import Budget, fit, optimizers
 from mmspec.training.recipe import train
@@ -83,7 +85,8 @@ def test_a_recipe_makes_a_model(rebuilt: Path) -> None:
     wanted = generate(pipe.target, prompts, 1, Stop(64), seeds=3).tokens
     for name in ("hawk", "hawk-path"):
         drafter = load(name, pipe.folder, pipe.target)
-        assert drafter.target_hash == pipe.target.hash and all(beta > 0 for beta in drafter.beta)
+        assert drafter.target_hash == pipe.target.hash
+        assert all(beta > 0 for beta in drafter.beta) and all(0 <= share <= 1 for share in drafter.coupling)
         assert generate(pipe.target, prompts, 1, Stop(64), drafter, seeds=3).tokens == wanted
     rows = [json.loads(line) for line in (rebuilt / "out" / "prompts.jsonl").read_text().splitlines()]
     assert len(rows) == 12 and sum(row["held_out"] for row in rows) == 2
@@ -200,3 +203,15 @@ def test_schedule(progress: float) -> None:
     """Up in three per cent of the time, down to two per cent at the end."""
     rate = Budget(10).rate(progress)
     assert rate == pytest.approx({0.0: 0.0, 0.03: 1.0, 0.5: 0.02 + 0.49 * (1 + np.cos(np.pi * 0.47 / 0.97)), 1.0: 0.02}[progress])
+
+
+def test_calibration_trusts_the_noise_as_far_as_the_law() -> None:
+    """A drafter whose law is the target's gets all of the noise; one of a target that is certain, of a token which the drafter does not know, none."""
+    chance = torch.Generator().manual_seed(0)
+    log_p = torch.log_softmax(2 * torch.randn(512, 64, generator=chance), 1)
+    noise = -torch.log(-torch.log(torch.rand(512, 64, generator=chance)))
+    uncertain = (log_p + noise).argmax(1)
+    certain = log_p.exp().multinomial(1, generator=chance)[:, 0]
+    drafter = MedusaDrafter(8, 4, [(0, 2), (0, 3)])
+    settle(drafter, torch.stack([misses(log_p, noise, wanted) for wanted in (uncertain, certain)]))
+    assert drafter.coupling == [1.0, 0.0]

@@ -55,6 +55,7 @@ ENTRANTS = (
     Entrant("lookup", "lookup"),
     Entrant("jacobi", "jacobi"),
     Entrant("medusa, top-k", "medusa", options={"coupled": False}),
+    Entrant("medusa, rejection", "medusa", "rejection"),
     Entrant("medusa, coupled", "medusa"),
     Entrant("hawk, the paper's", "hawk", "rejection"),
     Entrant("hawk heads, coupled", "hawk"),

@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 
 from mmspec import zoo
-from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.cost import measured
 from mmspec.errors import MmspecError, unknown
 
@@ -39,10 +38,10 @@ def usable(folder: Path | None) -> list[str]:
 def load(name: Any, folder: Path | None, target: Any, prompts: Any = None, **options: Any) -> Any:
     """A drafter ready for `target`: by name, from `folder/drafters/<name>` if it has weights, or an instance.
 
-    A trained drafter without a fixed node budget is told what passes cost here, measured after `prompts`, if given.
+    A drafter that spends a node budget, and has no fixed one, is told what passes cost here, measured after `prompts`, if given.
     """
     drafter = by_name(name, folder, target, **options) if isinstance(name, str) else name
-    if prompts is not None and isinstance(drafter, TrainedDrafter) and not drafter.nodes:
+    if prompts is not None and hasattr(drafter, "cost") and not drafter.nodes:
         drafter.cost = measured(target, prompts, str(folder))
     return drafter
 

@@ -39,21 +39,23 @@ class Drafter(Protocol):
 class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
     """What drafters with weights share: how they spend the node budget.
 
-    `coupled` ranks candidates by log q + g, with the noise that the target's sample will use, else by q alone. A tree
+    `coupled` ranks candidates by log q + lambda g, with the noise that the target's sample will use, else by q alone. A tree
     grows from `beam` nodes a level and `ranks` children each; `nodes` fixes its size, else `cost` chooses it. `widths`
-    are the children per level of trees that are drawn for `rejection`. `beta[depth]` is the calibrated sharpness under which
-    softmax(beta (log q + g)) is the chance that a candidate is the target's sample.
+    are the children per level of trees that are drawn for `rejection`. `coupling[depth]` (lambda) and `beta[depth]` are calibrated:
+    softmax(beta (log q + lambda g)) is the chance that a candidate is the target's sample. lambda is 1 if q is the
+    target's p, and 0 if the target is certain of a token that the drafter does not know: the noise then decides nothing.
     """
 
     needs_features: ClassVar[bool] = True
     max_nodes: ClassVar[int] = 64
 
-    def __init__(self, target: str, beta: list[float], beam: int, ranks: int):
+    def __init__(self, target: str, depth: int, beta: list[float] | None, coupling: list[float] | None, beam: int, ranks: int):
         super().__init__()
-        self.target_hash, self.beta = target, beta
+        self.target_hash = target
+        self.beta, self.coupling = beta or [1.0] * depth, coupling or [1.0] * depth
         self.coupled, self.beam, self.ranks = True, beam, ranks
         self.nodes: int | None = None
-        self.widths = [3, 2, *[1] * len(beta)]
+        self.widths = [3, 2, *[1] * depth]
         self.cost: Cost | None = None
 
     def budget(self, reach: Tensor, drafting: float = 0.0) -> int:

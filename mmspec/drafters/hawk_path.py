@@ -16,6 +16,9 @@ from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
 from mmspec.tree import Candidates, DraftTree, grow, root
 
+# Share of the recurrent input that training leaves out: without it the drafter learns its sequences by heart.
+DROPOUT = 0.15
+
 
 class HawkPathDrafter(TrainedDrafter):
     """State <- (state, token drafted before, tokens and target features at the neighbours, row and column).
@@ -23,7 +26,7 @@ class HawkPathDrafter(TrainedDrafter):
     `neighbours` are (rows up, columns right) of the place to be predicted; their tokens are read as embeddings, and the
     target's hidden state after each was read as its feature. An empty list, with `height = width = 0`, is the
     one-dimensional form for speech and text. No target pass happens while drafting. What the last round said of a place (its
-    leftovers) is blended in: `(1 - blend) log q + blend log p`, both with the noise of that place.
+    leftovers) is blended in: `(1 - blend) (log q + lambda g) + blend (log p + g)`.
     """
 
     name = "hawk-path"
@@ -40,10 +43,11 @@ class HawkPathDrafter(TrainedDrafter):
         depth: int = 8,
         target: str = "",
         beta: list[float] | None = None,
+        coupling: list[float] | None = None,
     ):
-        super().__init__(target, beta or [1.0] * depth, beam=3, ranks=3)
+        super().__init__(target, depth, beta, coupling, beam=3, ranks=3)
         self.widths = [2, *[1] * depth]
-        self.blend = 0.5
+        self.blend = 0.6
         self.vocabulary, self.grid, self.stride, self.depth = vocabulary, tuple(grid), stride, depth
         self.offsets = [up * stride - right for up, right in neighbours]
         self.enter = nn.Linear(hidden_size, width, bias=False)
@@ -81,7 +85,7 @@ class HawkPathDrafter(TrainedDrafter):
         self, state: Float[Tensor, "*shape width"], tokens: Int[Tensor, "*other"], context: Float[Tensor, "*more width"]
     ) -> tuple[Float[Tensor, "*shape width"], Float[Tensor, "*shape vocab"]]:
         """Read one token; the new state, and logits of the token that follows."""
-        mixed = state + self.tokens(tokens) + context
+        mixed = F.dropout(state + self.tokens(tokens) + context, DROPOUT, self.training)
         gate, value = self.up(self.norm(mixed)).chunk(2, dim=-1)
         state = mixed * torch.sigmoid(self.decay) + self.down(F.silu(gate) * value)
         return state, self.head(self.final(state))
@@ -143,7 +147,7 @@ class HawkPathDrafter(TrainedDrafter):
         def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
             keys = scores(depth, tokens, places)
             if coupled:
-                keys = keys + gumbel[:, depth, None].to(keys.dtype)
+                keys = keys + self.coupling[depth] * gumbel[:, depth, None].to(keys.dtype)
                 if depth < left.depth:
                     known = left.known[:, depth, None, None]
                     keys = torch.where(known, (1 - self.blend) * keys + self.blend * left.keys[:, depth, None].to(keys.dtype), keys)

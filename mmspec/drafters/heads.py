@@ -44,9 +44,17 @@ class HeadDrafter(TrainedDrafter):
 
     name = "heads"
 
-    def __init__(self, hidden_size: int, stride: int, neighbours: Sequence[Neighbour], target: str = "", beta: list[float] | None = None):
+    def __init__(
+        self,
+        hidden_size: int,
+        stride: int,
+        neighbours: Sequence[Neighbour],
+        target: str = "",
+        beta: list[float] | None = None,
+        coupling: list[float] | None = None,
+    ):
         right = sum(down == 0 for down, _ in neighbours)
-        super().__init__(target, beta or [1.0] * right, beam=8, ranks=8)
+        super().__init__(target, right, beta, coupling, beam=8, ranks=8)
         self.neighbours = [(int(down), int(right)) for down, right in neighbours]
         self.offsets = [down * stride + right for down, right in self.neighbours]
         self.horizontal = [i for i, (down, _) in enumerate(self.neighbours) if down == 0]
@@ -121,11 +129,10 @@ class HeadDrafter(TrainedDrafter):
         keys = [self.pool(found, have, depth) for depth, (found, have) in enumerate(zip(scores, known, strict=True))]
         if self.coupled and not noise.greedy:
             gumbel = noise.gumbel(state.counts, height)
-            keys = [key + gumbel[:, depth].to(key.dtype) for depth, key in enumerate(keys)]
+            keys = [self.beta[d] * (key + self.coupling[d] * gumbel[:, d].to(key.dtype)) for d, key in enumerate(keys)]
         levels = []
-        for depth, key in enumerate(keys):
-            sharp = self.beta[depth] if self.coupled and not noise.greedy else 1.0
-            chances, tokens = (key * sharp).softmax(1).topk(min(self.ranks, key.shape[1]), dim=1)
+        for key in keys:
+            chances, tokens = key.softmax(1).topk(min(self.ranks, key.shape[1]), dim=1)
             levels.append(Candidates(tokens[:, None], chances[:, None].float()))
 
         def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:

@@ -4,32 +4,46 @@ import torch
 from torch import Tensor
 
 from mmspec.accept import Verdict
+from mmspec.drafters.cost import Cost
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
 from mmspec.tree import DraftTree, chain
+
+# How fast the estimated chances follow what is accepted.
+RATE = 0.03
 
 
 class JacobiDrafter:
     """Training-free; works on any target. After a round, the target's own samples behind the accepted path, made with
     each position's own noise, become the next guesses (MC-SJD, arXiv 2510.24211). Positions that have none yet start
     from the token above, if the target has a grid, or from the last token.
+
+    The chain has `nodes` guesses, or, when `cost` knows what passes take here, as many as promise the most tokens per
+    second given how often each place was accepted so far; else 15.
     """
 
     name = "jacobi"
     needs_features = False
 
-    def __init__(self, max_nodes: int = 15):
-        self.max_nodes = max_nodes
-        self._guesses: list[list[int]] = []
-        self._stride = 1
+    def __init__(self, nodes: int | None = None, max_nodes: int = 32):
+        self.nodes, self.max_nodes = nodes, max(max_nodes, nodes or 1)
+        self.cost: Cost | None = None
 
     def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
         grid = getattr(target, "grid", None)
         self._stride = grid.stride if grid else 1
-        self._guesses = [[] for _ in range(state.rows)]
+        self._guesses: list[list[int]] = [[] for _ in range(state.rows)]
+        self._accepted = torch.full((self.max_nodes,), 0.85)  # the chance of each place, given that those before it were accepted
+        self._accepted[0] = 0.5
+
+    def length(self) -> int:
+        """How many guesses pay."""
+        if self.nodes or not self.cost:
+            return self.nodes or 15
+        return self.cost.cut(0.0)(self._accepted.cumprod(0))
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
-        height = min(limit, self.max_nodes)
+        height = min(limit, self.length())
         rows = []
         for guesses, tokens in zip(self._guesses, state.tokens, strict=True):
             row = guesses[:height]
@@ -43,3 +57,8 @@ class JacobiDrafter:
     def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
         samples = keys.argmax(2).tolist()
         self._guesses = [row[len(path) :] if path else [] for row, path in zip(samples, verdict.paths, strict=True)]
+        for path in filter(None, verdict.paths):
+            seen = min(len(path), tree.size - 1)  # those accepted and, unless all were, the first that was not
+            right = torch.ones(seen)
+            right[len(path) - 1 :] = 0.0
+            self._accepted[:seen] += RATE * (right - self._accepted[:seen])

@@ -117,42 +117,45 @@ def path_loss(
     return {"loss": total, "first": terms[0].detach(), "last": terms[-1].detach(), "entropy": entropy}
 
 
-BETAS = torch.linspace(0.3, 6.0, 40)
+# Pairs (lambda, beta) that calibration tries.
+SCORES = torch.cartesian_prod(torch.linspace(0, 1, 11), torch.linspace(0.4, 2.0, 17))
 
 
-def misses(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Cross entropy of softmax(beta keys) against the tokens that were sampled, for every beta of `BETAS`."""
-    return torch.stack([-torch.log_softmax(beta * keys, -1).gather(1, wanted[:, None]).mean() for beta in BETAS]).cpu()
+def misses(log_q: Tensor, noise: Tensor, wanted: Tensor) -> Tensor:
+    """Cross entropy of softmax(beta (log q + lambda g)) against the tokens that were sampled, for every pair of `SCORES`."""
+    losses = [-torch.log_softmax(beta * (log_q + share * noise), -1).gather(1, wanted[:, None]).mean() for share, beta in SCORES]
+    return torch.stack(losses).cpu()
 
 
-def sharpest(losses: Tensor) -> list[float]:
-    """The best beta of each depth, from `depth beta` losses."""
-    return [round(float(BETAS[best]), 3) for best in losses.argmin(1)]
+def settle(drafter: TrainedDrafter, losses: Tensor) -> None:
+    """Give the drafter the best pair of each depth, from `depth pair` losses."""
+    best = SCORES[losses.argmin(1)]
+    drafter.coupling, drafter.beta = ([round(float(x), 3) for x in column] for column in best.unbind(1))
 
 
 @torch.inference_mode()
-def calibrate_path(drafter: HawkPathDrafter, target: ImageTarget, data: Captured, rows: list[int]) -> list[float]:
-    """For each depth, the sharpness beta under which softmax(beta (log q + g)) best predicts the token that was sampled."""
+def calibrate_path(drafter: HawkPathDrafter, target: ImageTarget, data: Captured) -> None:
+    """For each depth, the coupling lambda and sharpness beta that best predict the token that was sampled."""
     length = data.tokens.shape[1]
-    losses = torch.zeros(drafter.depth, len(BETAS))
-    for row in rows:
+    losses = torch.zeros(drafter.depth, len(SCORES))
+    for row in range(len(data.tokens)):
         noise = Noise([data.seeds[row]], target.vocabulary).gumbel([0], length)[0].to(target.device)
         tokens, features = data.tokens[row][None].to(target.device), data.features[row][None].to(target.device)
         scale = torch.tensor([data.guidance[row]], device=target.device)
         anchors = torch.arange(1, length - drafter.depth, device=target.device)[None]
         for k, (places, _, logits) in enumerate(path_logits(drafter, tokens, features, anchors, drafter.depth)):
-            keys = torch.log_softmax(mix(logits.float(), scale), -1)[0] + noise[places[0]]
-            losses[k] += misses(keys, tokens[0, places[0]])
-    return sharpest(losses)
+            log_q = torch.log_softmax(mix(logits.float(), scale), -1)[0]
+            losses[k] += misses(log_q, noise[places[0]], tokens[0, places[0]])
+    settle(drafter, losses)
 
 
 @torch.inference_mode()
-def calibrate_heads(drafter: HeadDrafter, target: ImageTarget, data: Captured, rows: list[int]) -> list[float]:
+def calibrate_heads(drafter: HeadDrafter, target: ImageTarget, data: Captured) -> None:
     """As `calibrate_path`, for the pooled heads."""
     length = data.tokens.shape[1]
-    losses = torch.zeros(len(drafter.horizontal), len(BETAS))
+    losses = torch.zeros(len(drafter.horizontal), len(SCORES))
     first = max([drafter.offsets[i] for i in drafter.vertical], default=1)
-    for row in rows:
+    for row in range(len(data.tokens)):
         noise = Noise([data.seeds[row]], target.vocabulary).gumbel([0], length)[0].to(target.device)
         features, scale = data.features[row][None].to(target.device), torch.tensor([data.guidance[row]], device=target.device)
         guided = [torch.log_softmax(mix(target.logits(layer(features)), scale), -1)[0] for layer in drafter.heads]
@@ -160,9 +163,8 @@ def calibrate_heads(drafter: HeadDrafter, target: ImageTarget, data: Captured, r
             places = torch.arange(max(first, drafter.offsets[i] - 1), length, device=target.device)
             weights = drafter.weights[depth].softmax(0)
             pooled = sum(w * guided[k][places + 1 - drafter.offsets[k]] for w, k in zip(weights, (i, *drafter.vertical), strict=True))
-            keys = pooled + noise[places]
-            losses[depth] += misses(keys, data.tokens[row][places.cpu()].to(target.device))
-    return sharpest(losses)
+            losses[depth] += misses(pooled, noise[places], data.tokens[row][places.cpu()].to(target.device))
+    settle(drafter, losses)
 
 
 def train_drafter(
@@ -190,9 +192,9 @@ def train_drafter(
 
     drafter = fit(name, drafter, source, loss, chosen, budget, checkpoint, device=device).float()
     if isinstance(drafter, HawkPathDrafter):
-        drafter.beta = calibrate_path(drafter, target, wide, list(range(len(held))))
+        calibrate_path(drafter, target, wide)
     elif isinstance(drafter, HeadDrafter):
-        drafter.beta = calibrate_heads(drafter, target, wide, list(range(len(held))))
+        calibrate_heads(drafter, target, wide)
     return drafter
 
 

@@ -138,6 +138,7 @@ def drafters(run: Run, only: str | None = None) -> None:
                 "stride": goal.grid.stride,
                 "target": goal.hash,
                 "beta": model.beta,
+                "coupling": model.coupling,
                 **stage["model"],
             }
             if stage["kind"] == "hawk-path":
