@@ -58,19 +58,20 @@ def test_jacobi_spends_what_passes_cost(seconds: list[float], longest: int) -> N
     assert done.tokens == plain(target, 40)
 
 
-def test_jacobi_learns_how_far_it_is_right() -> None:
-    """A chain whose every guess is accepted raises all chances; one that fails at once lowers the first alone."""
-    target, guesser = text_target(), JacobiDrafter(nodes=3)
+def test_jacobi_learns_how_much_is_accepted() -> None:
+    """A chain whose every guess is accepted makes the next ones longer; one that fails at once, shorter."""
+    target, guesser = text_target(), JacobiDrafter(max_nodes=20)
+    guesser.cost = cost.Cost([1, 64], [1.0, 4.0])
     state = target.prefill(prompts([[1, 2]]), 40, False)
     guesser.start(target, state, Sampling(), False)
-    before = guesser._accepted.clone()
-    tree = guesser.draft(state, Noise([5], target.vocabulary), 8)
-    keys = torch.zeros(1, 4, target.vocabulary)
-    guesser.observe(state, tree, Verdict(paths=[[0, 1, 2, 3]], tokens=[[0, 0, 0, 0]]), keys)
-    assert ((guesser._accepted > before) == torch.tensor([True] * 3 + [False] * 29)).all()
-    raised = guesser._accepted.clone()
-    guesser.observe(state, tree, Verdict(paths=[[0]], tokens=[[0]]), keys)
-    assert guesser._accepted[0] < raised[0] and guesser._accepted[1:].equal(raised[1:])
+    lengths = [guesser.length()]
+    for accepted in (0, 20):
+        for _ in range(30):
+            tree = guesser.draft(state, Noise([5], target.vocabulary), 30)
+            path = list(range(min(accepted, tree.size - 1) + 1))
+            guesser.observe(state, tree, Verdict(paths=[path], tokens=[path]), torch.zeros(1, tree.size, target.vocabulary))
+        lengths.append(guesser.length())
+    assert lengths[1] < lengths[0] < lengths[2] == 20
 
 
 def test_horizontal_heads_begin_two_places_ahead() -> None:
