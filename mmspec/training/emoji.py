@@ -3,8 +3,6 @@
 import io
 import json
 import random
-import shutil
-import subprocess
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmspec.errors import MmspecError
 from mmspec.picture import replace
+from mmspec.training.registry import content, npm_pack
 
 PACKAGES = {
     "cartoon": "emoji-datasource-google@16.0.0",
@@ -68,34 +66,15 @@ def compose(rgba: np.ndarray, background: str = "white") -> np.ndarray:
 
 
 def fetch(folder: Path) -> dict[str, Path]:
-    """Download the art packages with `npm pack`; those already there are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for style, package in PACKAGES.items():
-        path = folder / (package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz")
-        if not path.exists():
-            npm = shutil.which("npm")
-            if npm is None:
-                raise MmspecError("the emoji art comes from npm packages, and no `npm` was found: install Node.js and try again")
-            done = subprocess.run([npm, "pack", package], cwd=folder, capture_output=True, text=True)
-            if done.returncode or not path.exists():
-                raise MmspecError(f"`npm pack {package}` failed: {done.stderr.strip()[-300:]}")
-        paths[style] = path
-    return paths
-
-
-def _content(archive: tarfile.TarFile, name: str) -> bytes:
-    """The bytes of one file of an archive."""
-    file = archive.extractfile(name)
-    assert file is not None, name
-    return file.read()
+    """Download the art packages; those already there are kept."""
+    return {style: npm_pack(package, folder) for style, package in PACKAGES.items()}
 
 
 def _english_names(archive: tarfile.TarFile) -> dict[str, tuple[str, str]]:
     """File stem to CLDR short name and category, for the categories that are kept (clock faces are not)."""
     from emoji import EMOJI_DATA
 
-    table = json.loads(_content(archive, "package/emoji.json"))
+    table = json.loads(content(archive, "package/emoji.json"))
     names = {}
     for row in table:
         if row["category"] not in CATEGORIES or row["subcategory"] == "time":
@@ -135,7 +114,7 @@ def everything(folder: Path, size: int, held_out: float, seed: int) -> tuple[np.
                 stem = Path(member.name).stem
                 if stem not in names or Path(member.name).suffix not in (".png", ".webp"):
                     continue
-                image = Image.open(io.BytesIO(_content(archive, member.name))).convert("RGBA").convert("RGBa")
+                image = Image.open(io.BytesIO(content(archive, member.name))).convert("RGBA").convert("RGBa")
                 image = image.resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
                 images.append(np.asarray(image))
                 name, category = names[stem]
