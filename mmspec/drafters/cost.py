@@ -44,17 +44,17 @@ class Cost:
         share = (nodes - low) / (high - low)
         return self.seconds[at - 1] + share * (self.seconds[at] - self.seconds[at - 1])
 
-    def cut(self, drafting: float) -> Callable[[Tensor], int]:
-        """The node count with the most expected tokens per second, from each node's chance of being reached."""
+    def cut(self, drafting: float, slack: float = 0.0) -> Callable[[Tensor], int]:
+        """The node count with the most expected tokens per second, from each node's chance of being reached; with `slack`,
+        the smallest count whose rate is at most that share below the best."""
 
         def best(reach: Tensor) -> int:
-            expected, rate, count = 1.0, 0.0, 1
+            expected, rates = 1.0, []
             for nodes, chance in enumerate(reach.tolist(), start=1):
                 expected += chance
-                now = expected / (self.target(nodes + 1) + drafting + self.overhead)
-                if now > rate:
-                    rate, count = now, nodes
-            return count
+                rates.append(expected / (self.target(nodes + 1) + drafting + self.overhead))
+            enough = (1 - slack) * max(rates)
+            return 1 + next(i for i, rate in enumerate(rates) if rate >= enough)
 
         return best
 

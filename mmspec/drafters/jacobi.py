@@ -13,6 +13,9 @@ from mmspec.tree import DraftTree, chain
 # so length pays more than the chances of one round say. Measured on the bundled image model, 3 to 24 guesses (docs/LOG.md).
 GROWTH = 0.6
 
+# The rate is flat around its best: take the shortest chain within this share of it.
+SLACK = 0.04
+
 # How fast the estimated scale follows what is accepted.
 RATE = 0.05
 
@@ -44,7 +47,7 @@ class JacobiDrafter:
         if self.nodes or not self.cost:
             return self.nodes or 15
         accepted = self._scale * torch.arange(self.max_nodes + 1).pow(GROWTH)
-        return self.cost.cut(0.0)(accepted.diff())
+        return self.cost.cut(0.0, SLACK)(accepted.diff())
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         height = min(limit, self.length())
