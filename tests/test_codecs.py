@@ -32,7 +32,9 @@ CAUSAL = dict(hidden_size=16, num_filters=4, upsampling_ratios=[4, 2], codebook_
 def mimi(**options) -> MimiModel:
     shape = dict(num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=32, upsample_groups=16)
     codes = dict(codebook_dim=8, vector_quantization_hidden_dimension=8, num_quantizers=3)
-    return MimiModel(MimiConfig(sampling_rate=1600, sliding_window=32, layer_scale_initial_scale=0.1, **CAUSAL, **shape, **codes, **options))
+    return MimiModel(
+        MimiConfig(sampling_rate=1600, sliding_window=32, layer_scale_initial_scale=0.1, **CAUSAL, **shape, **codes, **options)
+    )
 
 
 def dac() -> DacModel:
@@ -277,7 +279,8 @@ def test_refuses_tokens() -> None:
         it.decode(torch.tensor([[0, 32, 64, 1]]))
     tokens = torch.tensor([[0, 32, 64, 1, 33, 65], [0, 32, 64, 1, 64, 65]])
     with pytest.raises(
-        MmspecError, match="^token 64 at place 4 is not in codebook 1, whose tokens are 32 to 63: give the tokens of a frame in codebook order$"
+        MmspecError,
+        match="^token 64 at place 4 is not in codebook 1, whose tokens are 32 to 63: give the tokens of a frame in codebook order$",
     ):
         it.decode(tokens)
     for wrong in (-1, 32, 96):

@@ -14,7 +14,7 @@ from mmspec.tree import DraftTree, chain
 GROWTH = 0.6
 
 # The rate is flat around its best: take the shortest chain within this share of it.
-SLACK = 0.04
+SLACK = 0.02
 
 # How fast the estimated scale follows what is accepted.
 RATE = 0.05
