@@ -39,11 +39,11 @@ def test_measured_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The curve is measured once and read from the user's cache afterwards; a damaged cache is measured again."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     target, texts = image_target(), prompts()
-    first = cost.measured(target, texts, "tiny")
+    first = cost.measured(target, texts, "tiny", 16)
     assert first.seconds == sorted(first.seconds) and cost.cache_file().is_file()
-    assert cost.measured(target, texts, "tiny") == first
+    assert cost.measured(target, texts, "tiny", 16) == first
     cost.cache_file().write_text("{")
-    assert cost.measured(target, texts, "tiny").sizes == first.sizes
+    assert cost.measured(target, texts, "tiny", 16).sizes == first.sizes
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [([1.0, 1.0], range(25, 33)), ([1.0, 64.0], range(1, 2))])

@@ -104,7 +104,7 @@ def entrant_runner(
     """A function that generates once and returns its statistics."""
     target = pipe.target
     rows = len(prompts.conditional)
-    drafter = drafters.load(entrant.drafter, folder, target, prompts, **entrant.options)
+    drafter = drafters.load(entrant.drafter, folder, target, prompts, target.grid.tokens, **entrant.options)
 
     def run(prompts: Prompts, length: int, seed: int) -> GenerationStats:
         return generate(target, prompts, rows, Stop(length), drafter, sampling=Sampling(), seeds=seed, rule=entrant.rule).stats

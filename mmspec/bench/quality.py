@@ -19,7 +19,9 @@ from mmspec.errors import MmspecError
 from mmspec.picture import replace, save
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.training.emoji import BACKGROUNDS, Picture, build, caption, compose
-from mmspec.training.recipe import Run, codebook, read
+from mmspec.training.image import codebook
+from mmspec.training.recipe import read
+from mmspec.training.run import Run
 from mmspec.training.tokenizer import encode, to_tensor
 from mmspec.zoo import resolve
 
@@ -110,7 +112,7 @@ def main(
     """
     measure = Lpips(lpips)
     folder = resolve(model)
-    run = Run(read(folder / "recipe.yaml"), work, folder, None)
+    run = Run(read(folder / "recipe.yaml")[0], work, folder, None)
     patch, book = run.recipe["tokenizer"]["patch"], codebook(run)
     out.mkdir(parents=True, exist_ok=True)
     rgba, pictures = build(work / "data", **run.recipe["data"])

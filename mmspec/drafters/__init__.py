@@ -19,10 +19,11 @@ TABLE = {
     "lookup": "mmspec.drafters.lookup:LookupDrafter",
     "jacobi": "mmspec.drafters.jacobi:JacobiDrafter",
     "medusa": "mmspec.drafters.medusa:MedusaDrafter",
+    "vadusa": "mmspec.drafters.vadusa:VadusaDrafter",
     "hawk": "mmspec.drafters.hawk:HawkDrafter",
     "hawk-path": "mmspec.drafters.hawk_path:HawkPathDrafter",
 }
-TRAINED = ("medusa", "hawk", "hawk-path")
+TRAINED = ("medusa", "vadusa", "hawk", "hawk-path")
 
 
 def names() -> dict[str, str]:
@@ -35,14 +36,15 @@ def usable(folder: Path | None) -> list[str]:
     return [name for name in TABLE if name not in TRAINED] + (zoo.drafters(folder) if folder else [])
 
 
-def load(name: Any, folder: Path | None, target: Any, prompts: Any = None, **options: Any) -> Any:
+def load(name: Any, folder: Path | None, target: Any, prompts: Any = None, length: int = 256, **options: Any) -> Any:
     """A drafter ready for `target`: by name, from `folder/drafters/<name>` if it has weights, or an instance.
 
-    A drafter that spends a node budget, and has no fixed one, is told what passes cost here, measured after `prompts`, if given.
+    A drafter that spends a node budget, and has no fixed one, is told what passes cost here, measured after `prompts`,
+    if given, for `length` new tokens.
     """
     drafter = by_name(name, folder, target, **options) if isinstance(name, str) else name
     if prompts is not None and hasattr(drafter, "cost") and not drafter.nodes:
-        drafter.cost = measured(target, prompts, str(folder))
+        drafter.cost = measured(target, prompts, str(folder), length)
     return drafter
 
 

@@ -17,9 +17,6 @@ from torch import Tensor
 from mmspec.targets.base import Target
 from mmspec.tree import chain
 
-# New tokens that the measured cache has place for: attention reads all of it, so a cache for the prompt alone would be too fast.
-ROOM = 320
-
 SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
@@ -60,14 +57,14 @@ class Cost:
 
 
 @torch.inference_mode()
-def measure(target: Target, prompts: Any, rows: int, repeats: int = 7) -> Cost:
-    """Time passes of growing width after the given prompts, with a cache that has `ROOM` for what follows them.
+def measure(target: Target, prompts: Any, rows: int, length: int, repeats: int = 7) -> Cost:
+    """Time passes of growing width after the given prompts, with a cache that has place for `length` new tokens: attention reads all of it.
 
     Each width takes its best time of `repeats` (fewer where passes are long), and the curve is made monotone from above,
     so that another program that wakes for a moment does not count.
     """
     seconds: list[float] = []
-    state = target.prefill(prompts, ROOM, False)
+    state = target.prefill(prompts, length + max(SIZES) + 1, False)
     for size in SIZES:
         tree = chain(state.roots, torch.zeros(rows, size - 1, dtype=torch.long, device=state.roots.device))
         times: list[float] = []
@@ -79,8 +76,8 @@ def measure(target: Target, prompts: Any, rows: int, repeats: int = 7) -> Cost:
     return Cost(list(SIZES), [min(seconds[i:]) for i in range(len(SIZES))])
 
 
-def measured(target: Target, prompts: Any, name: str) -> Cost:
-    """`measure`, remembered on disk for this model, device, dtype, thread count and batch."""
+def measured(target: Target, prompts: Any, name: str, length: int) -> Cost:
+    """`measure`, remembered on disk for this model, device, dtype, thread count, batch and length (in steps of 128)."""
     rows = len(prompts.conditional)
     streams = len(prompts.streams) // rows
     card = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else platform.processor()
@@ -92,6 +89,7 @@ def measured(target: Target, prompts: Any, name: str) -> Cost:
         torch.get_num_threads(),
         rows,
         streams,
+        -(-length // 128),
         card,
         torch.__version__,
     )
@@ -102,7 +100,7 @@ def measured(target: Target, prompts: Any, name: str) -> Cost:
     except (OSError, ValueError):
         known = {}
     if key not in known:
-        cost = measure(target, prompts, rows)
+        cost = measure(target, prompts, rows, length)
         known[key] = {"sizes": cost.sizes, "seconds": cost.seconds}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -118,6 +118,11 @@ class HeadDrafter(TrainedDrafter):
             known.append(have)
         return scores, known
 
+    def candidates(self, depth: int, keys: Float[Tensor, "row vocab"]) -> Candidates:
+        """The best of one depth, and the chance of each."""
+        chances, tokens = keys.softmax(1).topk(min(self.ranks, keys.shape[1]), dim=1)
+        return Candidates(tokens[:, None], chances[:, None].float())
+
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         height = min(limit, len(self.horizontal))
@@ -130,10 +135,7 @@ class HeadDrafter(TrainedDrafter):
         if self.coupled and not noise.greedy:
             gumbel = noise.gumbel(state.counts, height)
             keys = [self.beta[d] * (key + self.coupling[d] * gumbel[:, d].to(key.dtype)) for d, key in enumerate(keys)]
-        levels = []
-        for key in keys:
-            chances, tokens = key.softmax(1).topk(min(self.ranks, key.shape[1]), dim=1)
-            levels.append(Candidates(tokens[:, None], chances[:, None].float()))
+        levels = [self.candidates(depth, key) for depth, key in enumerate(keys)]
 
         def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
             level = levels[depth]

@@ -5,7 +5,10 @@ from typing import Any
 
 from mmspec.errors import unknown
 
-TASKS = {"text-to-image": ("mmspec.pipelines.text_to_image:TextToImagePipeline", "emoji-64")}
+TASKS = {
+    "text-to-image": ("mmspec.pipelines.text_to_image:TextToImagePipeline", "emoji-64"),
+    "text-to-speech": ("mmspec.pipelines.text_to_speech:TextToSpeechPipeline", "wren-43"),
+}
 
 
 def pipeline(task: str, model: Any = None, *, device: Any = None, dtype: Any = "bf16", **options: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from mmspec.accept import acceptance as rule_of
 from mmspec.decode import Stop, stream
 from mmspec.errors import MmspecError, unknown
 from mmspec.metrics import GenerationStats
+from mmspec.pipelines.loading import HUB_OPTIONS, copy_companions, load_tokenizer
 from mmspec.pipelines.request import Request
 from mmspec.placement import check_pair, dtype_of
 from mmspec.sampling import Sampling
@@ -31,8 +31,6 @@ from mmspec.targets.base import Grid
 from mmspec.targets.causal import Prompts
 from mmspec.targets.image import ImageTarget
 
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-COMPANIONS = ("README.md", "recipe.yaml", "prompts.jsonl")
 UNDECODED = 0.75
 
 
@@ -138,12 +136,7 @@ class TextToImagePipeline(DiffusionPipeline):
         """Save all components and copy what else the model's folder holds: drafters, card, recipe."""
         goal = Path(save_directory)
         goal.mkdir(parents=True, exist_ok=True)
-        if self.folder and self.folder.resolve() != goal.resolve():
-            for name in COMPANIONS:
-                if (self.folder / name).is_file():
-                    shutil.copyfile(self.folder / name, goal / name)
-            if (self.folder / "drafters").is_dir():
-                shutil.copytree(self.folder / "drafters", goal / "drafters", dirs_exist_ok=True)
+        copy_companions(self.folder, goal)
         super().save_pretrained(goal, **options)
         for path in goal.glob("drafters/*/config.json"):
             config = json.loads(path.read_text())
@@ -237,7 +230,7 @@ class TextToImagePipeline(DiffusionPipeline):
         target, stats, rows = self.target, GenerationStats(), len(seeds)
         tokens: list[list[int]] = [[] for _ in seeds]
         key = (drafter, rows) if isinstance(drafter, str) else None
-        guesser = (self._idle.pop(key, None) if key else None) or drafters.load(drafter, self.folder, target, prompts)
+        guesser = (self._idle.pop(key, None) if key else None) or drafters.load(drafter, self.folder, target, prompts, target.grid.tokens)
         rounds = stream(
             target,
             prompts,
@@ -302,14 +295,3 @@ class TextToImagePipeline(DiffusionPipeline):
         images = self.paint(part.tokens, output_type)
         out = TextToImageOutput(images=images, stats=part.stats, tokens=part.tokens, seeds=part.seeds)
         return out if return_dict else out.to_tuple()
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The text tokenizer of a model folder."""
-    path = folder / "tokenizer"
-    if not (path / "tokenizer.json").is_file():
-        raise MmspecError(f"{path / 'tokenizer.json'} is missing: restore it from the model's source")
-    try:
-        return transformers.PreTrainedTokenizerFast.from_pretrained(path)
-    except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        raise MmspecError(f"{path / 'tokenizer.json'} does not load ({error}): restore it from the model's source") from None

@@ -1,6 +1,8 @@
 """Losses and training of the drafters: the target's own guided law as soft label, and a calibration of what is accepted."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +14,28 @@ from mmspec.drafters.hawk import HawkDrafter
 from mmspec.drafters.hawk_path import HawkPathDrafter
 from mmspec.drafters.heads import HeadDrafter
 from mmspec.drafters.medusa import MedusaDrafter
+from mmspec.drafters.vadusa import VadusaDrafter
 from mmspec.errors import MmspecError
 from mmspec.sampling import Noise
-from mmspec.targets.image import ImageTarget
+from mmspec.targets.causal import CausalTarget
 from mmspec.training.capture import Captured
 from mmspec.training.fit import Budget, fit, optimizers
+from mmspec.training.run import Run
+
+HEADS: dict[str, type[HeadDrafter]] = {"medusa": MedusaDrafter, "hawk": HawkDrafter, "vadusa": VadusaDrafter}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences of one training step: `tokens[row, place]`, `features[row, stream, place]`, and each row's guidance and length."""
+
+    tokens: Tensor
+    features: Tensor
+    guidance: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.tokens.to(device), self.features.to(device), self.guidance.to(device), self.lengths.to(device))
 
 
 def cross_entropy(logits: Tensor, law: Tensor) -> Tensor:
@@ -24,46 +43,56 @@ def cross_entropy(logits: Tensor, law: Tensor) -> Tensor:
     return -(law * torch.log_softmax(logits.float(), -1)).sum(-1)
 
 
+def mean(error: Tensor, valid: Tensor) -> Tensor:
+    """The mean over the places that are `valid`."""
+    return (error * valid).sum() / valid.sum().clamp(min=1)
+
+
 def mix(logits: Tensor, guidance: Tensor) -> Tensor:
-    """Guided logits from `row stream ... vocab`, `guidance` per row."""
+    """Guided logits from `row stream ... vocab`, `guidance` per row; those of a single stream as they are."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
     conditional, unconditional = logits.unbind(1)
     scale = guidance.view(-1, *[1] * (conditional.ndim - 1)).to(logits.dtype)
     return unconditional + scale * (conditional - unconditional)
 
 
-def batches(data: Captured, rows: list[int], batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless (tokens, features, guidance); a sampled sequence keeps the guidance it was sampled with half of the time."""
+def batches(data: Captured, rows: list[int], batch: int, seed: int) -> Iterator[Batch]:
+    """Endless batches; a sampled sequence keeps the guidance it was sampled with half of the time."""
     chance = torch.Generator().manual_seed(seed)
-    index = torch.tensor(rows)
-    known = torch.tensor(data.guidance)
+    index, known, lengths = torch.tensor(rows), torch.tensor(data.guidance), torch.tensor(data.lengths)
     while True:
         chosen = index[torch.randint(len(index), (batch,), generator=chance)]
         anything = 1 + 3 * torch.rand(batch, generator=chance)
         own = torch.rand(batch, generator=chance) < 0.5
-        yield data.tokens[chosen], data.features[chosen], torch.where(own, known[chosen], anything)
+        longest = int(lengths[chosen].max())
+        guidance = torch.where(own, known[chosen], anything)
+        yield Batch(data.tokens[chosen, :longest], data.features[chosen, :, :longest], guidance, lengths[chosen])
 
 
-def head_loss(drafter: HeadDrafter, target: ImageTarget, batch: tuple[Tensor, Tensor, Tensor], decay: float = 0.8) -> dict[str, Tensor]:
+def head_loss(drafter: HeadDrafter, target: CausalTarget, batch: Batch, decay: float = 0.8) -> dict[str, Tensor]:
     """Sum over heads of decay^(k-1) soft cross entropy at the places each head reaches, plus that of the pooled law per depth."""
-    tokens, features, guidance = (part.to(target.device) for part in batch)
+    batch = batch.to(target.device)
+    features, guidance = batch.features, batch.guidance
     head = target.head.to(torch.bfloat16) if features.dtype == torch.bfloat16 else target.head
     law = mix(target.logits(features), guidance).softmax(-1)
-    length = tokens.shape[1]
+    length = batch.tokens.shape[1]
+    valid = torch.arange(length, device=target.device) < batch.lengths[:, None]
     horizontal = [drafter.offsets[i] for i in drafter.horizontal]
     terms, guided = [], []
     for offset, layer in zip(drafter.offsets, drafter.heads, strict=True):
         logits = mix(nn.functional.linear(layer(features[:, :, : length + 1 - offset]), head), guidance).float()
         guided.append(logits)
         order = horizontal.index(offset) if offset in horizontal else 0
-        terms.append(decay**order * cross_entropy(logits, law[:, offset - 1 :]).mean())
+        terms.append(decay**order * mean(cross_entropy(logits, law[:, offset - 1 :]), valid[:, offset - 1 :]))
     pooled = []
     first = max([drafter.offsets[i] for i in drafter.vertical], default=1)
     for depth, i in enumerate(drafter.horizontal):
-        places = torch.arange(max(first, drafter.offsets[i] - 1), length, device=tokens.device)
+        places = torch.arange(max(first, drafter.offsets[i] - 1), length, device=target.device)
         found = [torch.log_softmax(guided[k][:, places + 1 - drafter.offsets[k]].detach(), -1) for k in (i, *drafter.vertical)]
         weights = drafter.weights[depth].softmax(0)
         logits = sum(weight * part for weight, part in zip(weights, found, strict=True))
-        pooled.append(cross_entropy(logits, law[:, places]).mean())
+        pooled.append(mean(cross_entropy(logits, law[:, places]), valid[:, places]))
     return {
         "loss": torch.stack(terms).sum() + torch.stack(pooled).sum(),
         "head": terms[0].detach(),
@@ -72,49 +101,45 @@ def head_loss(drafter: HeadDrafter, target: ImageTarget, batch: tuple[Tensor, Te
     }
 
 
-def path_logits(
-    drafter: HawkPathDrafter, tokens: Tensor, features: Tensor, anchors: Tensor, depth: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def path_logits(drafter: HawkPathDrafter, batch: Batch, anchors: Tensor, depth: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Unroll along the true path from every anchor: yields (places, valid, logits `row stream anchor vocab`) per depth.
 
     An anchor n has n tokens committed; its root is token n - 1 and depth k predicts token n + k.
     """
-    rows, length = tokens.shape
+    tokens, features = batch.tokens, batch.features
+    rows, streams, length = features.shape[:3]
     padded = torch.cat([tokens, tokens.new_full((rows, 1), drafter.vocabulary)], 1)
     offsets = torch.tensor(drafter.offsets, device=tokens.device)
     row = torch.arange(rows, device=tokens.device)[:, None]
     hidden = drafter.begin(features[row, :, anchors - 1].transpose(1, 2))
     for k in range(depth):
         places = anchors + k
-        valid = places < length
+        valid = places < batch.lengths[:, None]
         places = places.clamp(max=length - 1)
-        near = places[..., None] - offsets
+        near = (places[..., None] - offsets).long()
         known = (near >= 0) & (near < anchors[..., None])
         read = (near >= 0) & (near + 1 < anchors[..., None])
         around = padded[row[..., None], near.where(known, length)]
         seen = features[row[..., None], :, (near + 1).where(read, 0)] * read[..., None, None]
         seen = seen.movedim(3, 1).flatten(3) if drafter.offsets else features[:, :, :1].expand(-1, -1, anchors.shape[1], -1)
         context = drafter.context(around, seen.transpose(0, 1), places).transpose(0, 1)
-        hidden, logits = drafter.step(hidden, padded[row, places - 1][:, None].expand(-1, 2, -1), context)
+        hidden, logits = drafter.step(hidden, padded[row, places - 1][:, None].expand(-1, streams, -1), context)
         yield places, valid, logits
 
 
-def path_loss(
-    drafter: HawkPathDrafter, target: ImageTarget, batch: tuple[Tensor, Tensor, Tensor], anchors: int = 48, decay: float = 0.9
-) -> dict[str, Tensor]:
+def path_loss(drafter: HawkPathDrafter, target: CausalTarget, batch: Batch, anchors: int = 48, decay: float = 0.9) -> dict[str, Tensor]:
     """Sum over depths of decay^k soft cross entropy against the target's guided law."""
-    tokens, features, guidance = (part.to(target.device) for part in batch)
-    chosen = torch.randint(1, tokens.shape[1], (len(tokens), anchors), device=tokens.device)
-    law = mix(target.logits(features), guidance).softmax(-1)
-    row = torch.arange(len(tokens), device=tokens.device)[:, None]
+    batch = batch.to(target.device)
+    share = torch.rand(len(batch.tokens), anchors, device=target.device)
+    chosen = 1 + (share * (batch.lengths[:, None] - 1)).long()
+    law = mix(target.logits(batch.features), batch.guidance).softmax(-1)
+    row = torch.arange(len(batch.tokens), device=target.device)[:, None]
     terms = []
-    for places, valid, logits in path_logits(drafter, tokens, features, chosen, drafter.depth):
-        error = cross_entropy(mix(logits, guidance), law[row, places])
-        terms.append((error * valid).sum() / valid.sum().clamp(min=1))
-    weights = decay ** torch.arange(len(terms), device=tokens.device)
+    for places, valid, logits in path_logits(drafter, batch, chosen, drafter.depth):
+        terms.append(mean(cross_entropy(mix(logits, batch.guidance), law[row, places]), valid))
+    weights = decay ** torch.arange(len(terms), device=target.device)
     total = (weights * torch.stack(terms)).sum() / weights.sum()
-    entropy = -(law * law.clamp(min=1e-9).log()).sum(-1).mean()
-    return {"loss": total, "first": terms[0].detach(), "last": terms[-1].detach(), "entropy": entropy}
+    return {"loss": total, "first": terms[0].detach(), "last": terms[-1].detach()}
 
 
 # Pairs (lambda, beta) that calibration tries.
@@ -123,7 +148,7 @@ SCORES = torch.cartesian_prod(torch.linspace(0, 1, 11), torch.linspace(0.4, 2.0,
 
 def misses(log_q: Tensor, noise: Tensor, wanted: Tensor) -> Tensor:
     """Cross entropy of softmax(beta (log q + lambda g)) against the tokens that were sampled, for every pair of `SCORES`."""
-    losses = [-torch.log_softmax(beta * (log_q + share * noise), -1).gather(1, wanted[:, None]).mean() for share, beta in SCORES]
+    losses = [-torch.log_softmax(beta * (log_q + share * noise), -1).gather(1, wanted[:, None]).sum() for share, beta in SCORES]
     return torch.stack(losses).cpu()
 
 
@@ -133,44 +158,84 @@ def settle(drafter: TrainedDrafter, losses: Tensor) -> None:
     drafter.coupling, drafter.beta = ([round(float(x), 3) for x in column] for column in best.unbind(1))
 
 
-@torch.inference_mode()
-def calibrate_path(drafter: HawkPathDrafter, target: ImageTarget, data: Captured) -> None:
-    """For each depth, the coupling lambda and sharpness beta that best predict the token that was sampled."""
-    length = data.tokens.shape[1]
-    losses = torch.zeros(drafter.depth, len(SCORES))
-    for row in range(len(data.tokens)):
-        noise = Noise([data.seeds[row]], target.vocabulary).gumbel([0], length)[0].to(target.device)
-        tokens, features = data.tokens[row][None].to(target.device), data.features[row][None].to(target.device)
-        scale = torch.tensor([data.guidance[row]], device=target.device)
-        anchors = torch.arange(1, length - drafter.depth, device=target.device)[None]
-        for k, (places, _, logits) in enumerate(path_logits(drafter, tokens, features, anchors, drafter.depth)):
-            log_q = torch.log_softmax(mix(logits.float(), scale), -1)[0]
-            losses[k] += misses(log_q, noise[places[0]], tokens[0, places[0]])
-    settle(drafter, losses)
+def path_laws(drafter: HawkPathDrafter, target: CausalTarget, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """For each depth, the places of a single row that have drafts and the drafter's log q there."""
+    last = int(batch.lengths[0])
+    anchors = torch.arange(1, last, device=target.device)[None]
+    found = []
+    for places, valid, logits in path_logits(drafter, batch, anchors, drafter.depth):
+        found.append((places[valid], torch.log_softmax(mix(logits.float(), batch.guidance), -1)[valid]))
+    return found
 
 
-@torch.inference_mode()
-def calibrate_heads(drafter: HeadDrafter, target: ImageTarget, data: Captured) -> None:
-    """As `calibrate_path`, for the pooled heads."""
-    length = data.tokens.shape[1]
-    losses = torch.zeros(len(drafter.horizontal), len(SCORES))
+def head_laws(drafter: HeadDrafter, target: CausalTarget, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """As `path_laws`, for the pooled heads."""
+    guided = [torch.log_softmax(mix(target.logits(layer(batch.features)), batch.guidance), -1)[0] for layer in drafter.heads]
     first = max([drafter.offsets[i] for i in drafter.vertical], default=1)
-    for row in range(len(data.tokens)):
+    found = []
+    for depth, i in enumerate(drafter.horizontal):
+        places = torch.arange(max(first, drafter.offsets[i] - 1), int(batch.lengths[0]), device=target.device)
+        weights = drafter.weights[depth].softmax(0)
+        parts = [w * guided[k][places + 1 - drafter.offsets[k]] for w, k in zip(weights, (i, *drafter.vertical), strict=True)]
+        found.append((places, torch.stack(parts).sum(0)))
+    return found
+
+
+@torch.inference_mode()
+def calibrate(drafter: HawkPathDrafter | HeadDrafter, target: CausalTarget, data: Captured) -> None:
+    """For each depth, the coupling lambda and sharpness beta that best predict the token that was sampled; for VADUSA also how
+    often the i-th candidate of each head was right where those before it had the right one among theirs."""
+    losses = torch.zeros(len(drafter.beta), len(SCORES))
+    kept = []
+    for row, length in enumerate(data.lengths):
         noise = Noise([data.seeds[row]], target.vocabulary).gumbel([0], length)[0].to(target.device)
-        features, scale = data.features[row][None].to(target.device), torch.tensor([data.guidance[row]], device=target.device)
-        guided = [torch.log_softmax(mix(target.logits(layer(features)), scale), -1)[0] for layer in drafter.heads]
-        for depth, i in enumerate(drafter.horizontal):
-            places = torch.arange(max(first, drafter.offsets[i] - 1), length, device=target.device)
-            weights = drafter.weights[depth].softmax(0)
-            pooled = sum(w * guided[k][places + 1 - drafter.offsets[k]] for w, k in zip(weights, (i, *drafter.vertical), strict=True))
-            losses[depth] += misses(pooled, noise[places], data.tokens[row][places.cpu()].to(target.device))
+        part = (
+            data.tokens[row : row + 1],
+            data.features[row : row + 1],
+            torch.tensor(data.guidance[row : row + 1]),
+            torch.tensor([length]),
+        )
+        batch = Batch(*part).to(target.device)
+        laws = path_laws(drafter, target, batch) if isinstance(drafter, HawkPathDrafter) else head_laws(drafter, target, batch)
+        for depth, (places, log_q) in enumerate(laws):
+            losses[depth] += misses(log_q, noise[places], batch.tokens[0, places])
+            kept.append((depth, row, places, log_q, noise[places], batch.tokens[0, places]))
     settle(drafter, losses)
+    if isinstance(drafter, VadusaDrafter):
+        drafter.accuracies = accuracies(drafter, kept)
+
+
+def accuracies(drafter: VadusaDrafter, kept: list[tuple[int, int, Tensor, Tensor, Tensor, Tensor]]) -> list[list[float]]:
+    """`[head][rank]`, given that the true tokens before were candidates too."""
+    right, seen = torch.zeros(len(drafter.beta), drafter.ranks), torch.zeros(len(drafter.beta))
+    alive: dict[int, set[int]] = {}  # per sequence, the roots whose path is among the candidates so far
+    for depth, row, places, log_q, noise, wanted in kept:
+        best = (log_q + drafter.coupling[depth] * noise).topk(drafter.ranks, dim=1).indices
+        hit = best == wanted[:, None]
+        roots = (places - depth).tolist()
+        before = alive.get(row, set()) if depth else set(roots)
+        counted = torch.tensor([root in before for root in roots], dtype=torch.bool, device=hit.device)
+        right[depth] += hit[counted].sum(0).cpu()
+        seen[depth] += int(counted.sum())
+        alive[row] = {root for root, found in zip(roots, (hit.any(1) & counted).tolist()) if found}
+    return [[round(x, 4) for x in row] for row in (right / seen.clamp(min=1)[:, None]).tolist()]
 
 
 def train_drafter(
-    name: str, kind: str, config: dict, target: ImageTarget, data: Captured, budget: Budget, checkpoint: Path, device: str | None = None
-) -> TrainedDrafter:
-    """Train one drafter on captured sequences and calibrate it on 16 sampled ones, of every guidance, which it has not seen."""
+    name: str,
+    kind: str,
+    config: dict,
+    target: CausalTarget,
+    data: Captured,
+    budget: Budget,
+    checkpoint: Path,
+    device: str | None = None,
+    heads: Path | None = None,
+) -> HawkPathDrafter | HeadDrafter:
+    """Train one drafter on captured sequences and calibrate it on 16 sampled ones, of every guidance, which it has not seen.
+
+    A drafter of kind vadusa takes the `heads` that were trained with the target instead.
+    """
     torch.manual_seed(config.get("seed", 0))
     sampled = [row for row, seed in enumerate(data.seeds) if seed >= 0]
     if len(sampled) < 17:
@@ -179,33 +244,64 @@ def train_drafter(
         )
     held = sampled[:: len(sampled) // 16][:16]
     rows = [row for row in range(len(data.tokens)) if row not in set(held)]
-    wide = Captured(data.tokens[held], data.features[held].float(), [data.seeds[row] for row in held], [data.guidance[row] for row in held])
-    source = partial(batches, data, rows, config["batch"])
     drafter = new_drafter(kind, target, config["model"])
-    chosen = optimizers(drafter, config["lr"], 0.01, config.get("muon_lr"))
+    if isinstance(drafter, VadusaDrafter) and heads is not None:
+        known = torch.load(heads, map_location="cpu", weights_only=True)
+        drafter.heads.load_state_dict({key: value for key, value in known.items() if key in drafter.heads.state_dict()})
+    else:
+        source = partial(batches, data, rows, config["batch"])
+        chosen = optimizers(drafter, config["lr"], 0.01, config.get("muon_lr"))
 
-    def loss(drafter: TrainedDrafter, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        if isinstance(drafter, HawkPathDrafter):
-            return path_loss(drafter, target, batch, config.get("anchors", 48))
-        assert isinstance(drafter, HeadDrafter)
-        return head_loss(drafter, target, batch)
+        def loss(drafter: TrainedDrafter, batch: Batch) -> dict[str, Tensor]:
+            if isinstance(drafter, HawkPathDrafter):
+                return path_loss(drafter, target, batch, config.get("anchors", 48))
+            assert isinstance(drafter, HeadDrafter)
+            return head_loss(drafter, target, batch)
 
-    drafter = fit(name, drafter, source, loss, chosen, budget, checkpoint, device=device).float()
-    if isinstance(drafter, HawkPathDrafter):
-        calibrate_path(drafter, target, wide)
-    elif isinstance(drafter, HeadDrafter):
-        calibrate_heads(drafter, target, wide)
+        drafter = fit(name, drafter, source, loss, chosen, budget, checkpoint, device=device)
+    drafter = drafter.float().to(target.device)
+    calibrate(drafter, target, data.rows(held))
     return drafter
 
 
-def new_drafter(kind: str, target: ImageTarget, options: dict) -> TrainedDrafter:
+def new_drafter(kind: str, target: CausalTarget, options: dict) -> HawkPathDrafter | HeadDrafter:
     """An untrained drafter for `target`; the path-conditioned one begins with the target's output head where it fits."""
-    grid = target.grid
-    if kind != "hawk-path":
-        return (HawkDrafter if kind == "hawk" else MedusaDrafter)(target.hidden_size, grid.stride, target=target.hash, **options)
-    drafter = HawkPathDrafter(
-        target.hidden_size, target.vocabulary, grid=(grid.height, grid.width), stride=grid.stride, target=target.hash, **options
-    )
+    grid = getattr(target, "grid", None)
+    stride = grid.stride if grid else 0
+    if kind not in HEADS and kind != "hawk-path":
+        raise MmspecError(f"no drafter of kind {kind!r} can be trained: give one of {', '.join([*HEADS, 'hawk-path'])}")
+    if kind in HEADS:
+        return HEADS[kind](target.hidden_size, stride=stride, target=target.hash, **options)
+    shape = (grid.height, grid.width) if grid else (0, 0)
+    drafter = HawkPathDrafter(target.hidden_size, target.vocabulary, grid=shape, stride=stride, target=target.hash, **options)
     if drafter.head.weight.shape == target.head.shape:
         drafter.head.weight.data.copy_(target.head)
     return drafter
+
+
+def train_drafters(run: Run, target: CausalTarget, data: Captured, only: str | None = None, heads: Path | None = None) -> None:
+    """Every drafter of a recipe, or one, trained, calibrated and saved in bfloat16."""
+    for name, stage in run.recipe["drafters"].items():
+        if only not in (None, name):
+            continue
+        checkpoint = run.file(name, target.hash, stage["model"])
+        budget = Budget(**stage["budget"]) if "budget" in stage else Budget(0)
+        model = train_drafter(name, stage["kind"], stage, target, data, budget, checkpoint, run.device, heads)
+        grid = getattr(target, "grid", None)
+        config = {
+            "kind": stage["kind"],
+            "hidden_size": target.hidden_size,
+            "stride": grid.stride if grid else 0,
+            "target": target.hash,
+            "beta": model.beta,
+            "coupling": model.coupling,
+            **stage["model"],
+        }
+        if isinstance(model, HawkPathDrafter):
+            config |= {"vocabulary": target.vocabulary, "grid": list(model.grid)}
+        if isinstance(model, VadusaDrafter):
+            config |= {"accuracies": model.accuracies}
+        folder = run.out / "drafters" / name
+        model.bfloat16().save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

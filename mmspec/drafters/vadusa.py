@@ -1,0 +1,38 @@
+"""VADUSA: Medusa heads trained jointly with a speech model, and a sparse tree for speech (Li et al. 2024, arXiv 2410.21951)."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mmspec.drafters.heads import HeadDrafter
+from mmspec.tree import Candidates
+
+
+class VadusaDrafter(HeadDrafter):
+    """`heads` residual heads on the last hidden state, head k for the token k places after the one that the target samples next.
+
+    With `sparse`, nodes go where `accuracies[k][i]`, how often the i-th candidate of head k was right on held-out speech, says:
+    always the same tree, grown greedily by products of accuracies as in the paper. Without, each candidate's own chance decides.
+    """
+
+    name = "vadusa"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int = 6,
+        target: str = "",
+        beta: list[float] | None = None,
+        coupling: list[float] | None = None,
+        accuracies: list[list[float]] | None = None,
+        sparse: bool = False,
+        stride: int = 0,
+    ):
+        super().__init__(hidden_size, stride, [(0, k + 2) for k in range(heads)], target, beta, coupling)
+        self.accuracies, self.sparse = accuracies, sparse and accuracies is not None
+
+    def candidates(self, depth: int, keys: Float[Tensor, "row vocab"]) -> Candidates:
+        found = super().candidates(depth, keys)
+        if not (self.sparse and self.accuracies):
+            return found
+        chances = found.chances.new_tensor(self.accuracies[depth][: found.chances.shape[2]])
+        return Candidates(found.tokens, chances.expand_as(found.chances))

