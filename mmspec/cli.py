@@ -1,4 +1,4 @@
-"""The command line: `mmspec image · verify · bench · train · info`.
+"""The command line: `mmspec image · speak · verify · bench · train · info`.
 
 Exit codes, for every command: 0 done, 1 a check failed, 2 wrong input (what is wrong and what to do, on standard error, no traceback), 130 interrupted.
 """
@@ -137,6 +137,125 @@ class Image:
             console.print(
                 f"{', '.join(map(str, written))}: {stats.total:.2f} s, {stats.tokens_per_second:.0f} tokens/s, "
                 f"mean acceptance length {stats.mean_acceptance_length:.2f}, {stats.drafter}, {stats.acceptance} ({kept}), seed {done.seeds[0]}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        return 0
+
+
+@dataclass
+class Speak:
+    """Speak a text.
+
+    Example: mmspec speak "Hello there." -o hello.wav --seed 7
+    """
+
+    text: tyro.conf.Positional[str | None] = None
+    """What to say; left out, it is read from --file."""
+    file: Path | None = None
+    """A text file, or - for standard input."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("speech.wav")
+    """Where to write it: .wav, .flac or .ogg, with text, seed and settings in its comment; - writes a WAV to standard output."""
+    voice: str | None = None
+    """A voice of the model, its first one if left out."""
+    seed: int | None = None
+    """Same seed, same speech, whatever the drafter. Random if left out, and printed."""
+    temperature: float | None = None
+    """0 is greedy. The model's own default if left out."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the most probable tokens up to this mass."""
+    repetition_penalty: float = 1.0
+    """Divide the scores of tokens that were said before; 1 is none."""
+    drafter: str | None = None
+    """none (plain AR), lookup, jacobi, vadusa, medusa, hawk-path. The model's own default if left out."""
+    acceptance: str | None = None
+    """exact (lossless, the default), rejection (lossless in law), tolerance:N or typical:E,D (lossy, and the result says so)."""
+    tolerance: int | None = None
+    """Short for --acceptance tolerance:N; 1 is exact."""
+    stream: bool = False
+    """Decode and write piece by piece, as soon as tokens are verified; with -o - they can be heard at once: | aplay"""
+    plot: Path | None = None
+    """Also draw waveform and spectrogram of the first sentence with the accepted runs coloured (.png)."""
+    model: str = "wren-43"
+    """A bundled name, a folder, or a hub id."""
+    dtype: str = "bf16"
+    """bf16, fp32, fp64 or fp16."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N."""
+    quiet: bool = False
+    """No progress bar and no summary."""
+
+    def run(self) -> int:
+        from mmspec import picture, sound
+        from mmspec.bench.provenance import versions
+        from mmspec.reading import source
+
+        text = source(self.text, self.file)
+        sound.check_output(self.out)
+        if self.plot:
+            picture.check_output(self.plot, {".png": "PNG"})
+        if self.tolerance is not None and self.acceptance is not None:
+            raise MmspecError(f"--tolerance {self.tolerance} and --acceptance {self.acceptance} are both given: give one")
+        from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
+
+        quiet_libraries()
+        place = torch_device(self.device)
+        pipe = TextToSpeechPipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(place)
+        to_pipe = str(self.out) == "-"
+        pipe_out = sound.Pipe(sys.stdout.buffer, pipe.codec.sampling_rate) if to_pipe else None
+        columns = (TextColumn("speaking"), BarColumn(), TextColumn("{task.fields[seconds]:.1f} s of speech"))
+        with Progress(*columns, console=console, disable=self.quiet or not console.is_terminal, transient=True) as bar:
+            task = bar.add_task("", total=None, seconds=0.0)
+
+            def watch(sentence: int, sentences: int, tokens: list[int]) -> None:
+                seconds = len(tokens) // pipe.codec.frame_tokens * pipe.codec.frame_samples / pipe.codec.sampling_rate
+                bar.update(task, total=sentences, completed=sentence, seconds=seconds)
+                pipe.interrupt = pipe_out is not None and not pipe_out.open
+
+            done = pipe(
+                text,
+                voice=self.voice,
+                seed=self.seed,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                repetition_penalty=self.repetition_penalty,
+                drafter=self.drafter,
+                acceptance=self.acceptance or ("exact" if self.tolerance is None else f"tolerance:{self.tolerance}"),
+                stream_to=pipe_out.write if self.stream and pipe_out else None,
+                callback=watch,
+            )
+        stats = done.total
+        facts = {
+            "text": text,
+            "voice": self.voice or pipe.voices[0],
+            "seed": done.seeds[0],
+            "model": self.model,
+            "drafter": stats.drafter,
+            "acceptance": stats.acceptance,
+            "lossless": "yes" if stats.lossless else "no",
+            "temperature": pipe.temperature if self.temperature is None else self.temperature,
+            "ended": done.ended,
+            "dtype": self.dtype,
+            "mean_acceptance_length": f"{stats.mean_acceptance_length:.3f}",
+            "software": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        }
+        if pipe_out is None:
+            done.save(self.out, **facts)
+        elif not self.stream:
+            pipe_out.write(done.audio)
+        if self.plot:
+            each = pipe.codec.frame_samples // pipe.codec.frame_tokens
+            first = done.audio[: len(done.tokens[0]) * each]
+            sound.plot(first, done.sampling_rate, done.stats[0].runs[0], each, self.plot)
+        if not self.quiet:
+            kept = "lossless" if stats.lossless else "NOT lossless"
+            console.print(
+                f"{self.out}: {done.seconds:.2f} s of speech in {stats.total:.2f} s, first sound after {done.first_audio:.2f} s, "
+                f"{stats.tokens_per_second:.0f} tokens/s, mean acceptance length {stats.mean_acceptance_length:.2f}, "
+                f"{stats.drafter}, {stats.acceptance} ({kept}), seed {done.seeds[0]}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -346,6 +465,7 @@ class Info:
 
 Command = (
     Annotated[Image, tyro.conf.subcommand("image")]
+    | Annotated[Speak, tyro.conf.subcommand("speak")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Train, tyro.conf.subcommand("train")]

@@ -23,6 +23,21 @@ class GenerationStats:
     cache_bytes: int = 0
     runs: list[list[int]] = field(default_factory=list)
 
+    @classmethod
+    def sum(cls, parts: "list[GenerationStats]") -> "GenerationStats":
+        """Several calls with one drafter and rule, as if all their rows had been one call's."""
+        first = parts[0]
+        found = cls(first.drafter, first.acceptance, first.lossless, runs=[runs for part in parts for runs in part.runs])
+        for part in parts:
+            found.prefill += part.prefill
+            found.draft += part.draft
+            found.target += part.target
+            found.accept += part.accept
+            found.total += part.total
+            found.nodes += part.nodes
+            found.cache_bytes = max(found.cache_bytes, part.cache_bytes)
+        return found
+
     @property
     def tokens(self) -> int:
         return sum(map(sum, self.runs))

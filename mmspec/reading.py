@@ -25,9 +25,13 @@ INLINE = re.compile(r"(\[[^\[\]\n]{1,80}\]\(/[^()\n]{1,200}/\))")
 CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+|(?<=[—–])(?=\w)")
 WORD_END = re.compile(r"\s+")
 LONG_NUMBER = re.compile(r"\d[\d,]{14,}\d")
+POWER = re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])")
+MIXED = re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])")
+SCHEME = re.compile(r"\w+://|mailto:")
+SIGNS = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore ", ":": " colon ", "www": "w w w"}
 INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}")
 RUNS_ON = {"e.g.", "i.e.", "vs.", "cf.", "approx."}
-ALIKE = str.maketrans({"‐": "-", "‑": "-", "−": "-", "⁄": "/", "∕": "/", "\u200b": " ", "\u2028": "\n", "\u2029": "\n\n"})
+ALIKE = {"‐": "-", "‑": "-", "−": "-", "⁄": "/", "∕": "/", "№": "No. ", "\u200b": " ", "\u2028": "\n", "\u2029": "\n\n"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Reader:
             from hibari.g2p import ASSETS, G2P
             from hibari.g2p.normalize import ABBREV, CURRENCY_WORDS, SYMBOLS
             from hibari.g2p.oov import OOV
+            from hibari.g2p.tokenize import URL
         except ModuleNotFoundError as error:
             raise MmspecError(f"reading text needs {error.name}: pip install 'mmspec[speech]'") from None
         if longest < 40:
@@ -65,6 +70,7 @@ class Reader:
         self.split = Hibari.split_sentences
         self.g2p = G2P(oov=self.spell)
         self.letters = OOV()
+        self.url = URL
         self.abbreviations = {"No.", "Nos.", *ABBREV}
         # hibari expects that a letter lowers to one letter, which İ does not.
         latin = {c for c in self.letters.cin if unicodedata.name(c, "").startswith("LATIN") and len(c.lower()) == 1}
@@ -80,7 +86,8 @@ class Reader:
         unsaid: dict[str, None] = {}
         said: list[Sentence] = []
         for lines in paragraphs(self.clean(text, unsaid)):
-            for piece in (piece for line in lines for sentence in self.sentences(line) for piece in self.pieces(sentence, unsaid)):
+            whole = [sentence for line in lines for sentence in self.sentences(line)]
+            for piece in (piece for sentence in whole for piece in self.pieces(sentence, unsaid)):
                 if SILENT.issuperset(piece.phonemes):
                     said[-1:] = [replace(last, pause=max(last.pause, piece.pause)) for last in said[-1:]]
                 else:
@@ -95,12 +102,21 @@ class Reader:
 
     def clean(self, text: str, unsaid: dict[str, None]) -> str:
         """Only what hibari reads: like characters folded, marks and format characters dropped, the rest added to `unsaid`."""
-        parts = INLINE.split(unicodedata.normalize("NFC", re.sub(r"\r\n?", "\n", text).translate(ALIKE)))
+        parts = INLINE.split(unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").translate(str.maketrans(ALIKE))))
         for i in range(0, len(parts), 2):
-            folded = [(c, self.fold(c)) for c in parts[i]]
+            spelled = POWER.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), MIXED.sub(" and ", parts[i]))
+            folded = [(c, self.fold(c)) for c in re.sub(r"\S+", self.address, spelled)]
             unsaid.update((c, None) for c, plain in folded if plain is None)
             parts[i] = LONG_NUMBER.sub(digits, "".join(" " if plain is None else plain for _, plain in folded))
         return "".join(parts)
+
+    def address(self, found: re.Match[str]) -> str:
+        """A web or mail address in words, without its scheme; anything else as it is."""
+        core = found[0].strip(".,;:!?()<>[]\"'“”‘’")
+        if not self.url.match(core):
+            return found[0]
+        words = re.sub(r"www|[.@/_:-]", lambda sign: SIGNS[sign[0]], SCHEME.sub("", core).strip("/"))
+        return found[0].replace(core, words)
 
     def fold(self, character: str) -> str | None:
         """The character itself, what stands for it, or None if it would have to be said and cannot be."""
@@ -113,7 +129,7 @@ class Reader:
             return ""
         if kind == "Cc" or kind[0] in "ZP":
             return " "
-        plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)).translate(ALIKE)
+        plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)).translate(str.maketrans(ALIKE))
         return plain if plain and self.known.issuperset(plain) else None
 
     def sentences(self, line: str) -> list[str]:
@@ -123,11 +139,11 @@ class Reader:
             starts.append(line.index(sentence, at))
             at = starts[-1] + len(sentence)
         whole: list[str] = []
-        for start, end in pairwise([*starts, len(line)]):
-            if whole and self.runs_on(whole[-1], line[start:]):
-                whole[-1] = f"{whole[-1]} {line[start:end].strip()}"
+        for sentence in (line[start:end].strip() for start, end in pairwise([*starts, len(line)])):
+            if whole and self.runs_on(whole[-1], sentence):
+                whole[-1] += " " + sentence
             else:
-                whole.append(line[start:end].strip())
+                whole.append(sentence)
         return whole
 
     def runs_on(self, before: str, after: str) -> bool:
@@ -141,6 +157,8 @@ class Reader:
         """The text, or its parts if it has too many phonemes: cut near its middle at a clause, else at a word, else anywhere."""
         if len(text) <= 3 * self.longest:
             phonemes = self.g2p(text)
+            if pause == SENTENCE and text.endswith(".") and not phonemes.endswith((*SILENT,)):  # lost after "U.S." and "p.m."
+                phonemes += "."
             unsaid.update((c, None) for c in phonemes if c not in self.alphabet)
             phonemes = WORD_END.sub(" ", "".join(c for c in phonemes if c in self.alphabet)).strip()
             if len(phonemes) <= self.longest:

