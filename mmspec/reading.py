@@ -9,6 +9,7 @@ American English, by hibari's port of misaki; `[hibari](/hibˈɑɹi/)` in the te
 import json
 import re
 import sys
+import textwrap
 import unicodedata
 import warnings
 from collections.abc import Collection, Iterable
@@ -25,13 +26,15 @@ INLINE = re.compile(r"(\[[^\[\]\n]{1,80}\]\(/[^()\n]{1,200}/\))")
 CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+|(?<=[—–])(?=\w)")
 WORD_END = re.compile(r"\s+")
 LONG_NUMBER = re.compile(r"\d[\d,]{14,}\d")
+LONG_WORD = re.compile(r"(?:\w{0,60}[^\w\s]){12}(?=\S)|\S{60}(?=\S)")  # hibari takes the cube of the parts of a word
 POWER = re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])")
 MIXED = re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])")
 SCHEME = re.compile(r"\w+://|mailto:")
 SIGNS = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore ", ":": " colon ", "www": "w w w"}
 INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}")
 RUNS_ON = {"e.g.", "i.e.", "vs.", "cf.", "approx."}
-ALIKE = {"‐": "-", "‑": "-", "−": "-", "⁄": "/", "∕": "/", "№": "No. ", "\u200b": " ", "\u2028": "\n", "\u2029": "\n\n"}
+NO_PHONEMES = str.maketrans("ʀ", "ɹ", "1-()")  # which the net also gives
+ALIKE = str.maketrans({"‐": "-", "‑": "-", "−": "-", "⁄": "/", "∕": "/", "№": "No. ", "\u200b": " ", "\u2028": "\n", "\u2029": "\n\n"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +105,13 @@ class Reader:
 
     def clean(self, text: str, unsaid: dict[str, None]) -> str:
         """Only what hibari reads: like characters folded, marks and format characters dropped, the rest added to `unsaid`."""
-        parts = INLINE.split(unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").translate(str.maketrans(ALIKE))))
+        parts = INLINE.split(unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").translate(ALIKE)))
         for i in range(0, len(parts), 2):
             spelled = POWER.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), MIXED.sub(" and ", parts[i]))
             folded = [(c, self.fold(c)) for c in re.sub(r"\S+", self.address, spelled)]
             unsaid.update((c, None) for c, plain in folded if plain is None)
             parts[i] = LONG_NUMBER.sub(digits, "".join(" " if plain is None else plain for _, plain in folded))
+            parts[i] = LONG_WORD.sub(r"\g<0> ", parts[i])
         return "".join(parts)
 
     def address(self, found: re.Match[str]) -> str:
@@ -129,7 +133,7 @@ class Reader:
             return ""
         if kind == "Cc" or kind[0] in "ZP":
             return " "
-        plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)).translate(str.maketrans(ALIKE))
+        plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)).translate(ALIKE)
         return plain if plain and self.known.issuperset(plain) else None
 
     def sentences(self, line: str) -> list[str]:
@@ -173,14 +177,14 @@ class Reader:
         if len(text) > 3 * self.longest:
             at = len(text) // 2
             return [*self.pieces(text[:at], unsaid, WORD), *self.pieces(text[at:], unsaid, pause)]
-        cuts = range(0, len(phonemes), self.longest)
-        return [Sentence(text, phonemes[cut : cut + self.longest], WORD if cut != cuts[-1] else pause) for cut in cuts]
+        *first, last = textwrap.wrap(phonemes, self.longest, break_on_hyphens=False)
+        return [*(Sentence(text, part, WORD) for part in first), Sentence(text, last, pause)]
 
     def spell(self, word: str) -> str:
         """Phonemes of a word that no lexicon has; hibari's net reads its first letters only, so a longer one goes in equal parts."""
         count = -(-len(word) // self.letters.maxlen)
         size = -(-len(word) // count)
-        return "".join(self.letters(word[at : at + size]) or "" for at in range(0, len(word), size))
+        return "".join(self.letters(word[at : at + size]) or "" for at in range(0, len(word), size)).translate(NO_PHONEMES)
 
 
 def paragraphs(text: str) -> Iterable[list[str]]:

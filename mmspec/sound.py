@@ -21,7 +21,8 @@ from mmspec.errors import MmspecError
 
 KINDS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
 UNKNOWN = 0xFFFFFFFF
-DRAFTED, BONUS = ("#1ea050", "#7fd0a0"), ("#e98c1e", "#f6c78a")
+WAV_COMMENT = 2000  # libsndfile reads no longer one
+DRAFTED, BONUS = ("#7dcf9f", "#c4ebd3"), ("#f0962e", "#f9cf9a")
 
 
 def library(name: str, extra: str = "speech") -> Any:
@@ -47,13 +48,26 @@ def pcm(audio: Float[Tensor, "sample"]) -> Int16[Tensor, "sample"]:
     return (audio.detach().float().cpu().clamp(-1, 1) * 32767).round().to(torch.int16)
 
 
+def comment(metadata: dict[str, object], room: int | None) -> str:
+    """The metadata as JSON; if it is longer than `room`, its longest texts end in an ellipsis."""
+    facts = dict(metadata)
+    while room and len(text := json.dumps(facts, default=str)) > room:
+        key, longest = max(((key, str(value)) for key, value in facts.items()), key=lambda fact: len(fact[1]))
+        if len(longest) < 20:
+            raise MmspecError(f"the metadata take {len(text)} characters and this format has room for {room}: give fewer, or write .flac")
+        facts[key] = longest[: len(longest) * 3 // 4] + "…"
+    return json.dumps(facts, default=str)
+
+
 def encode(audio: Float[Tensor, "sample"], rate: int, kind: str, metadata: dict[str, object]) -> bytes:
     """A whole file of `kind`, the metadata as JSON in its comment."""
     soundfile = library("soundfile")
+    if not len(audio):
+        raise MmspecError("there is no audio to write: give at least one sample")
     whole = io.BytesIO()
     subtype = "VORBIS" if kind == "OGG" else "PCM_16"
     with soundfile.SoundFile(whole, "w", samplerate=rate, channels=1, subtype=subtype, format=kind) as file:
-        file.comment = json.dumps(metadata, default=str)
+        file.comment = comment(metadata, WAV_COMMENT if kind == "WAV" else None)
         for block in pcm(audio).split(rate):  # libsndfile overflows its stack on a long block of Vorbis
             file.write(block.numpy())
     return whole.getvalue()
@@ -134,8 +148,8 @@ def plot(audio: Float[Tensor, "sample"], rate: int, runs: list[int], samples_per
         wave.broken_barh(bonus, (-1, 2), color=BONUS[tint], linewidth=0, label="" if tint else "bonus")
     step = -(-len(audio) // 2000)
     columns = torch.nn.functional.pad(audio, (0, -len(audio) % step), value=float(audio[-1])).view(-1, step)
-    times = (torch.arange(len(columns)) + 0.5) * step / rate
-    wave.fill_between(times, columns.amin(1), columns.amax(1), color="#20242c", linewidth=0.5)
+    times = ((torch.arange(len(columns)) + 0.5) * step / rate).numpy()
+    wave.fill_between(times, columns.amin(1).numpy(), columns.amax(1).numpy(), color="#20242c", linewidth=0.5)
     peak = max(float(audio.abs().max()), 0.01)
     wave.set(ylim=(-1.05 * peak, 1.05 * peak), xlim=(0, seconds), ylabel="amplitude")
     wave.set_title(f"{sum(runs)} tokens in {len(runs)} rounds, {seconds:.2f} s", fontsize=10)
@@ -144,7 +158,7 @@ def plot(audio: Float[Tensor, "sample"], rate: int, runs: list[int], samples_per
     hop = max(256, len(audio) // 2000)
     spectrum = torchaudio.transforms.MelSpectrogram(rate, n_fft=2048, win_length=1024, hop_length=hop, n_mels=80)
     bands = spectrum(torch.nn.functional.pad(audio, (0, max(0, 2048 - len(audio)))))[:, : -(-len(audio) // hop)]
-    mel.imshow(bands.clamp(min=1e-5).log10(), origin="lower", aspect="auto", extent=(0, seconds, 0, 80), cmap="magma")
+    mel.imshow(bands.clamp(min=1e-5).log10().numpy(), origin="lower", aspect="auto", extent=(0, seconds, 0, 80), cmap="magma")
     mel.set(xlabel="seconds", ylabel="mel band")
     picture.replace(path, partial(figure.savefig, dpi=130, format="png"))
     pyplot.close(figure)
