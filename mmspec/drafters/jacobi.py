@@ -10,8 +10,8 @@ from mmspec.targets.base import State, Target
 from mmspec.tree import DraftTree, chain
 
 # A chain of L guesses has about `scale * L ** GROWTH` of them accepted: places beyond the first wrong one are refined for later rounds,
-# so length pays more than the chances of one round say. Measured on the bundled image model, 3 to 24 guesses (docs/LOG.md).
-GROWTH = 0.6
+# so length pays more than the chances of one round say. Measured on the bundled image model, 3 to 15 guesses (docs/LOG.md).
+GROWTH = 0.7
 
 # The rate is flat around its best: take the shortest chain within this share of it.
 SLACK = 0.02
@@ -32,7 +32,7 @@ class JacobiDrafter:
     name = "jacobi"
     needs_features = False
 
-    def __init__(self, nodes: int | None = None, max_nodes: int = 32):
+    def __init__(self, nodes: int | None = None, max_nodes: int = 16):
         self.nodes, self.max_nodes = nodes, max(max_nodes, nodes or 1)
         self.cost: Cost | None = None
 
