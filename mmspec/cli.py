@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Literal
 
 import tyro
@@ -150,8 +151,8 @@ class Speak:
     Example: mmspec speak "Hello there." -o hello.wav --seed 7
     """
 
-    text: tyro.conf.Positional[str | None] = None
-    """What to say; left out, it is read from --file."""
+    text: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
+    """What to say, in quotes or not; left out, it is read from --file."""
     file: Path | None = None
     """A text file, or - for standard input."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("speech.wav")
@@ -175,7 +176,7 @@ class Speak:
     tolerance: int | None = None
     """Short for --acceptance tolerance:N; 1 is exact."""
     stream: bool = False
-    """Decode and write piece by piece, as soon as tokens are verified; with -o - they can be heard at once: | aplay"""
+    """Decode piece by piece, as soon as tokens are verified; with -o - each is written at once, to be heard: | aplay"""
     plot: Path | None = None
     """Also draw waveform and spectrogram of the first sentence with the accepted runs coloured (.png)."""
     model: str = "wren-43"
@@ -192,28 +193,36 @@ class Speak:
         from mmspec.bench.provenance import versions
         from mmspec.reading import source
 
-        text = source(self.text, self.file)
+        text, to_pipe = source(" ".join(self.text) if self.text else None, self.file), str(self.out) == "-"
         sound.check_output(self.out)
+        if not to_pipe:
+            sound.library("soundfile")
         if self.plot:
             picture.check_output(self.plot, {".png": "PNG"})
+            sound.library("matplotlib", "bench")
         if self.tolerance is not None and self.acceptance is not None:
             raise MmspecError(f"--tolerance {self.tolerance} and --acceptance {self.acceptance} are both given: give one")
-        from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
+        try:
+            from mmspec.pipelines.text_to_speech import TextToSpeechOutput, TextToSpeechPipeline
+        except ModuleNotFoundError as error:
+            raise MmspecError(f"speech needs {error.name}: pip install 'mmspec[speech]'") from None
 
         quiet_libraries()
         place = torch_device(self.device)
         pipe = TextToSpeechPipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(place)
-        to_pipe = str(self.out) == "-"
         pipe_out = sound.Pipe(sys.stdout.buffer, pipe.codec.sampling_rate) if to_pipe else None
+        hear = pipe_out.write if pipe_out else lambda audio: None
+        token_samples = pipe.codec.frame_samples / pipe.codec.frame_tokens
         columns = (TextColumn("speaking"), BarColumn(), TextColumn("{task.fields[seconds]:.1f} s of speech"))
         with Progress(*columns, console=console, disable=self.quiet or not console.is_terminal, transient=True) as bar:
             task = bar.add_task("", total=None, seconds=0.0)
 
-            def watch(sentence: int, sentences: int, tokens: list[int]) -> None:
-                seconds = len(tokens) // pipe.codec.frame_tokens * pipe.codec.frame_samples / pipe.codec.sampling_rate
-                bar.update(task, total=sentences, completed=sentence, seconds=seconds)
+            def watch(so_far: TextToSpeechOutput) -> None:
+                seconds = sum(map(len, so_far.tokens)) * token_samples / so_far.sampling_rate
+                bar.update(task, total=len(so_far.sentences), completed=len(so_far.ended), seconds=seconds)
                 pipe.interrupt = pipe_out is not None and not pipe_out.open
 
+            began = perf_counter()
             done = pipe(
                 text,
                 voice=self.voice,
@@ -224,19 +233,22 @@ class Speak:
                 repetition_penalty=self.repetition_penalty,
                 drafter=self.drafter,
                 acceptance=self.acceptance or ("exact" if self.tolerance is None else f"tolerance:{self.tolerance}"),
-                stream_to=pipe_out.write if self.stream and pipe_out else None,
+                stream_to=hear if self.stream else None,
                 callback=watch,
             )
-        stats = done.total
+        stats, spent = done.total, perf_counter() - began
         facts = {
             "text": text,
-            "voice": self.voice or pipe.voices[0],
+            "voice": pipe.voices[0] if self.voice is None else self.voice,
             "seed": done.seeds[0],
             "model": self.model,
             "drafter": stats.drafter,
             "acceptance": stats.acceptance,
             "lossless": "yes" if stats.lossless else "no",
             "temperature": pipe.temperature if self.temperature is None else self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "repetition_penalty": self.repetition_penalty,
             "ended": done.ended,
             "dtype": self.dtype,
             "mean_acceptance_length": f"{stats.mean_acceptance_length:.3f}",
@@ -247,13 +259,12 @@ class Speak:
         elif not self.stream:
             pipe_out.write(done.audio)
         if self.plot:
-            each = pipe.codec.frame_samples // pipe.codec.frame_tokens
-            first = done.audio[: len(done.tokens[0]) * each]
-            sound.plot(first, done.sampling_rate, done.stats[0].runs[0], each, self.plot)
+            first = done.audio[: round(len(done.tokens[0]) * token_samples)]
+            sound.plot(first, done.sampling_rate, done.stats[0].runs[0], round(token_samples), self.plot)
         if not self.quiet:
             kept = "lossless" if stats.lossless else "NOT lossless"
             console.print(
-                f"{self.out}: {done.seconds:.2f} s of speech in {stats.total:.2f} s, first sound after {done.first_audio:.2f} s, "
+                f"{self.out}: {done.seconds:.2f} s of speech in {spent:.2f} s, first sound after {done.first_audio:.2f} s, "
                 f"{stats.tokens_per_second:.0f} tokens/s, mean acceptance length {stats.mean_acceptance_length:.2f}, "
                 f"{stats.drafter}, {stats.acceptance} ({kept}), seed {done.seeds[0]}",
                 highlight=False,
@@ -350,25 +361,26 @@ class Bench:
     Example: mmspec bench image --out results --quick
     """
 
-    suite: tyro.conf.Positional[Literal["image"]]
+    suite: tyro.conf.Positional[Literal["image", "speech"]]
     """What to measure."""
     out: Path = Path("results")
     """Folder for results.json, results.md and results.png."""
-    model: str = "emoji-64"
+    model: str | None = None
+    """A bundled name, a folder, or a hub id; emoji-64 or wren-43 if left out."""
     quick: bool = False
-    """Five entrants, one picture in bf16, no ablations: about a minute. Other options still hold."""
+    """Five entrants, one prompt in bf16, no ablations: about a minute. Other options still hold."""
     device: str = "auto"
     dtype: list[str] | None = None
     """bf16 and fp32 if left out."""
     batch: list[int] = field(default_factory=lambda: [1])
     prompts: int | None = None
-    """Pictures of each entrant in each setting; 8 if left out."""
+    """Pictures or sentences of each entrant in each setting; 8 if left out."""
     seed: int = 0
 
     def run(self) -> int:
+        from importlib import import_module
         from importlib.util import find_spec
 
-        from mmspec.bench.image import run
         from mmspec.placement import check_pair, device_of, dtype_of
         from mmspec.zoo import resolve
 
@@ -382,12 +394,17 @@ class Bench:
         count = self.prompts if self.prompts is not None else 1 if self.quick else 8
         if count < 1 or min(self.batch, default=0) < 1:
             raise MmspecError("--prompts and --batch must be 1 or more")
-        resolve(self.model)
+        model = self.model or {"image": "emoji-64", "speech": "wren-43"}[self.suite]
+        resolve(model)
+        try:
+            suite = import_module(f"mmspec.bench.{self.suite}")
+        except ModuleNotFoundError as error:
+            raise MmspecError(f"the benchmark needs {error.name}: pip install 'mmspec[{self.suite}]'") from None
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MmspecError(f"cannot write to {self.out}: {error.strerror}; give a folder") from None
-        out = run(self.model, self.out, self.quick, place, dtypes, self.seed, self.batch, count)
+        out = suite.run(model, self.out, self.quick, place, dtypes, self.seed, self.batch, count)
         console.print((out / "results.md").read_text(), markup=False, highlight=False, soft_wrap=True)
         return 0
 

@@ -1,6 +1,7 @@
 """What a generation cost and gained, as data."""
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 
 @dataclass(slots=True)
@@ -25,16 +26,13 @@ class GenerationStats:
 
     @classmethod
     def sum(cls, parts: "list[GenerationStats]") -> "GenerationStats":
-        """Several calls with one drafter and rule, as if all their rows had been one call's."""
+        """Calls with one drafter and rule one after the other: row i of each goes on with row i of the next."""
         first = parts[0]
-        found = cls(first.drafter, first.acceptance, first.lossless, runs=[runs for part in parts for runs in part.runs])
+        rows = zip_longest(*(part.runs for part in parts), fillvalue=[])
+        found = cls(first.drafter, first.acceptance, first.lossless, runs=[[run for runs in row for run in runs] for row in rows])
         for part in parts:
-            found.prefill += part.prefill
-            found.draft += part.draft
-            found.target += part.target
-            found.accept += part.accept
-            found.total += part.total
-            found.nodes += part.nodes
+            for name in ("prefill", "draft", "target", "accept", "total", "nodes"):
+                setattr(found, name, getattr(found, name) + getattr(part, name))
             found.cache_bytes = max(found.cache_bytes, part.cache_bytes)
         return found
 

@@ -41,3 +41,36 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole speech model with random weights: voices ada and ben, 32 codes, VADUSA's heads; tests copy it before they change it."""
+    import copy
+    import json
+
+    import torch
+    from tiny import llama
+
+    from mmspec.codecs.mel import MelCodec
+    from mmspec.drafters.vadusa import VadusaDrafter
+    from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
+    from mmspec.training.speech_target import phoneme_tokenizer
+
+    pytest.importorskip("torchaudio")
+    letters = sorted(json.loads(Path(pytest.importorskip("hibari.g2p").ASSETS, "vocab.json").read_text("utf-8")))
+    text = phoneme_tokenizer(letters, ["ada", "ben"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        codec = MelCodec(width=16, code_width=4, codes=32, dilations=(1,), vocoder_width=32)
+        heads = VadusaDrafter(hidden_size=32, heads=4, accuracies=[[0.5 / (depth + rank + 1) for rank in range(8)] for depth in range(4)])
+        for weight in (*codec.decoder.parameters(), *codec.vocoder.parameters(), *heads.heads.parameters()):
+            if weight.dim() > 1:  # large enough that every token is heard
+                torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    speaker = copy.deepcopy(llama(len(text) + 32 + 1, torch.float32))
+    speaker.lm_head.weight.detach()[-1] = 0.0  # the end comes after some 50 tokens, and never when greedy
+    pipe = TextToSpeechPipeline(text, speaker, codec, ["ada", "ben"], tokens_per_phoneme=3.0)
+    folder = tmp_path_factory.mktemp("models") / "tiny-speech"
+    heads.save_pretrained(folder / "drafters" / "vadusa")
+    pipe.save_pretrained(folder)
+    return folder

@@ -2,23 +2,22 @@
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from transformers import LlamaConfig, LlamaForCausalLM, SuppressTokensLogitsProcessor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmspec import drafters
 from mmspec.bench import report
+from mmspec.bench.contest import Entrant, Transformers, announce, compare, row, runners, sweep, take_turns
 from mmspec.bench.provenance import provenance
 from mmspec.decode import Stop, generate
+from mmspec.drafters.base import Drafter
 from mmspec.metrics import GenerationStats
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.placement import dtype_of
@@ -38,16 +37,6 @@ PROMPTS = (
     "a strawberry, 3d style",
     "a castle on a pink background, flat style",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Entrant:
-    """One line of the table: a drafter with its settings, and an acceptance rule."""
-
-    label: str
-    drafter: str
-    rule: str = "exact"
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 ENTRANTS = (
@@ -74,103 +63,33 @@ ABLATIONS = (
 )
 
 
-class Transformers:
-    """The same prompts through `transformers.generate`, at T = 1 with its own guidance processor."""
-
-    label = "transformers.generate"
-
-    def __init__(self, target: ImageTarget):
-        self.target = target
-        self.others = SuppressTokensLogitsProcessor(list(range(target.offset)), device=str(target.device))
-
-    def __call__(self, prompts: Prompts, length: int, seed: int) -> GenerationStats:
-        torch.manual_seed(seed)
-        ids = torch.tensor(prompts.conditional, device=self.target.device)
-        guided = (
-            {}
-            if prompts.unconditional is None
-            else {"guidance_scale": prompts.guidance, "negative_prompt_ids": torch.tensor(prompts.unconditional, device=ids.device)}
-        )
-        began = perf_counter()
-        out = self.target.model.generate(ids, do_sample=True, top_k=0, max_new_tokens=length, logits_processor=[self.others], **guided)
-        count = out.shape[1] - ids.shape[1]
-        total = perf_counter() - began
-        return GenerationStats("transformers", "sampling", target=total, total=total, nodes=count, runs=[[1] * count] * len(ids))
-
-
-def entrant_runner(
-    entrant: Entrant, pipe: TextToImagePipeline, folder: Path, prompts: Prompts
-) -> Callable[[Prompts, int, int], GenerationStats]:
-    """A function that generates once and returns its statistics."""
-    target = pipe.target
+def draw(target: ImageTarget, drafter: Drafter, rule: str, prompts: Prompts, length: int, seed: int) -> GenerationStats:
+    """What one call cost."""
     rows = len(prompts.conditional)
-    drafter = drafters.load(entrant.drafter, folder, target, prompts, target.grid.tokens, **entrant.options)
-
-    def run(prompts: Prompts, length: int, seed: int) -> GenerationStats:
-        return generate(target, prompts, rows, Stop(length), drafter, sampling=Sampling(), seeds=seed, rule=entrant.rule).stats
-
-    return run
-
-
-def row(label: str, found: list[GenerationStats], dtype: str, device: str, batch: int, guidance: float) -> dict:
-    """One result from the runs of one entrant, sums over all of them."""
-    total = sum(stats.total for stats in found)
-    tokens = sum(stats.tokens for stats in found)
-    split = {key: sum(stats.seconds[key] for stats in found) for key in ("draft", "target", "accept", "other")}
-    return {
-        "label": label,
-        "drafter": found[0].drafter,
-        "acceptance": found[0].acceptance,
-        "lossless": found[0].lossless,
-        "dtype": dtype,
-        "device": device,
-        "batch": batch,
-        "guidance": guidance,
-        "tokens": tokens,
-        "tokens_per_second": tokens / total,
-        "mean_acceptance_length": tokens / sum(len(runs) for stats in found for runs in stats.runs),
-        "nodes_per_round": sum(stats.nodes for stats in found) / max(1, sum(stats.rounds for stats in found)),
-        "cache_bytes": max(stats.cache_bytes for stats in found),
-        "seconds": split,
-        "seconds_per_image": total / sum(len(stats.runs) for stats in found),
-    }
-
-
-def compare(rows: list[dict]) -> None:
-    """Add speed-up over AR in our loop, and speed-up per accepted length, to the rows of one setting."""
-    base = next(found["tokens_per_second"] for found in rows if found["drafter"] == "none")
-    for found in rows:
-        found["speedup"] = found["tokens_per_second"] / base
-        found["efficiency"] = found["speedup"] / found["mean_acceptance_length"]
+    return generate(target, prompts, rows, Stop(length), drafter, sampling=Sampling(), seeds=seed, rule=rule).stats
 
 
 def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]) -> list[dict]:
-    """All entrants on the same prompts and seeds, taking turns so that the machine's moods fall on all alike."""
+    """All entrants on the same prompts and seeds."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     pipe.target.narrowest = 1  # plain decoding at its fastest
-    guidance = pipe.config.guidance_scale
-    length, empty = pipe.target.grid.tokens, pipe.tokenizer("").input_ids
+    target, guidance = pipe.target, pipe.config.guidance_scale
+    length, empty = target.grid.tokens, pipe.tokenizer("").input_ids
 
-    def prompts(turn: int) -> Prompts:
+    def asked(turn: int) -> tuple[Prompts, int]:
         texts = [PROMPTS[(turn * batch + i) % len(PROMPTS)] for i in range(batch)]
         ids = [pipe.tokenizer(text).input_ids for text in texts]
-        return Prompts(ids, [empty] * batch if guidance != 1 else None, guidance)
+        return Prompts(ids, [empty] * batch if guidance != 1 else None, guidance), length
 
-    runners: list[tuple[str, Callable[[Prompts, int, int], GenerationStats]]] = []
-    for entrant in entrants:
-        if entrant.drafter in drafters.usable(folder):
-            runners.append((entrant.label, entrant_runner(entrant, pipe, folder, prompts(0))))
+    field = runners(entrants, folder, target, *asked(0), partial(draw, target))
     if batch == 1 and entrants is not ABLATIONS:
-        runners.insert(1, (Transformers.label, Transformers(pipe.target)))
-    found: dict[str, list[GenerationStats]] = {label: [] for label, _ in runners}
-    for _, runner in runners:
-        runner(prompts(0), min(24, length), seed)
-    for turn in track(range(repeats), f"{dtype}, batch {batch}", console=Console(stderr=True)):
-        for label, runner in runners:
-            found[label].append(runner(prompts(turn), length, seed + turn * batch))
-    rows = [row(label, stats, dtype, device, batch, guidance) for label, stats in found.items()]
-    compare(rows)
-    return rows
+        transformers = Transformers(target)
+        field.insert(1, (transformers.label, lambda *job: transformers(*job).stats))
+    rows = []
+    for label, found in take_turns(field, asked, repeats, batch, seed, f"{dtype}, batch {batch}").items():
+        seconds = sum(stats.total for stats in found) / sum(len(stats.runs) for stats in found)
+        rows.append(row(label, found, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
+    return compare(rows)
 
 
 def growth(folder: Path, device: str, sides: tuple[int, ...] = (16, 24, 32)) -> list[dict]:
@@ -240,19 +159,17 @@ def run(
     `quick` runs the entrants of `QUICK` and leaves out ablations, growth and memory.
     """
     folder = resolve(model)
-    rows: list[dict] = []
-    results = {"suite": "image", "model": model, "temperature": 1.0, "provenance": provenance(device)}
-    results |= {"rows": rows, "ablations": [], "growth": [], "memory": []}
+    results: dict[str, Any] = {"suite": "image", "model": model, "temperature": 1.0, "provenance": provenance(device)}
+    results |= {"rows": [], "ablations": [], "growth": [], "memory": []}
     entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
-    for dtype in dtypes:
-        for batch in batches:
-            rows += contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants)
-            report.write(out, results)
+    sweep(
+        results, out, dtypes, batches, lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants)
+    )
     if not quick:
         results["ablations"] = contest(folder, dtypes[0], device, 1, prompts, seed, ABLATIONS)
         report.write(out, results)
         results["memory"] = memory(folder, device, seed)
         results["growth"] = growth(folder, device)
         report.write(out, results)
-    print(json.dumps({"written": str(out), "best": max(rows, key=lambda found: found["speedup"] * found["lossless"])["label"]}))
+    announce(results, out)
     return out

@@ -21,12 +21,17 @@ HEADS = (
     "other",
     "cache MB",
 )
+SPOKEN = ("real-time factor", "first audio", "ended by itself")
 
 
 def line(row: dict) -> list[str]:
     """One table line; the time split is in per cent of the whole."""
     total = sum(row["seconds"].values())
     split = [f"{100 * row['seconds'][key] / total:.0f} %" for key in ("draft", "target", "accept", "other")]
+    spoken = []
+    if "ended" in row:
+        ended = f"{row['ended'].get('end', 0)} of {sum(row['ended'].values())}"
+        spoken = [f"{row['real_time_factor']:.2f}", f"{row['seconds_to_first_audio']:.2f} s", ended]
     return [
         row["label"],
         row["acceptance"],
@@ -38,23 +43,29 @@ def line(row: dict) -> list[str]:
         f"{row['efficiency']:.2f}",
         *split,
         f"{row['cache_bytes'] / 1e6:.1f}",
+        *spoken,
     ]
 
 
 def table(rows: list[dict]) -> str:
     """A Markdown table."""
+    heads = HEADS + (SPOKEN if "ended" in rows[0] else ())
     body = ["| " + " | ".join(line(row)) + " |" for row in rows]
-    return "\n".join(["| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|", *body])
+    return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *body])
+
+
+def setting(row: dict) -> str:
+    """What all rows of one table share."""
+    guided = "" if "ended" in row else f", guidance {row['guidance']}"
+    return f"{row['dtype']}, batch {row['batch']}{guided}"
 
 
 def markdown(results: dict) -> str:
     """The whole report."""
     origin = ", ".join(f"{key} {value}" for key, value in results["provenance"].items())
     parts = [f"# {results['suite']}, {results['model']}, T = {results['temperature']}", origin]
-    settings = dict.fromkeys((row["dtype"], row["batch"], row["guidance"]) for row in results["rows"])
-    for dtype, batch, guidance in settings:
-        rows = [row for row in results["rows"] if (row["dtype"], row["batch"], row["guidance"]) == (dtype, batch, guidance)]
-        parts += [f"## {dtype}, batch {batch}, guidance {guidance}", table(rows)]
+    for shared in dict.fromkeys(map(setting, results["rows"])):
+        parts += [f"## {shared}", table([row for row in results["rows"] if setting(row) == shared])]
     if results["ablations"]:
         parts += [f"## Ablations, {results['ablations'][0]['dtype']}, batch 1", table(results["ablations"])]
     if results["growth"]:
@@ -79,8 +90,8 @@ def plot(results: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    first = results["rows"][0]
-    rows = [row for row in results["rows"] if (row["dtype"], row["batch"]) == (first["dtype"], first["batch"])]
+    shared = setting(results["rows"][0])
+    rows = [row for row in results["rows"] if setting(row) == shared]
     figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(rows) + 1.2))
     labels = [row["label"] for row in rows]
     axes.barh(labels, [row["mean_acceptance_length"] for row in rows], color="#d8dee9", label="mean acceptance length")
@@ -95,10 +106,7 @@ def plot(results: dict, path: Path) -> None:
         axes.text(row["speedup"] + 0.05, at, f"{row['speedup']:.2f}×", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.6)
-    axes.set_title(
-        f"{results['model']}, {first['dtype']}, batch {first['batch']}, guidance {first['guidance']}, T = {results['temperature']}",
-        fontsize=10,
-    )
+    axes.set_title(f"{results['model']}, {shared}, T = {results['temperature']}", fontsize=10)
     axes.legend(fontsize=8)
     figure.tight_layout()
     replace(path, partial(figure.savefig, dpi=130, format="png"))

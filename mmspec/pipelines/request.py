@@ -36,8 +36,8 @@ def texts(prompt: Any) -> list[str]:
     return list(rows)
 
 
-def row_seeds(seed: Any, generator: Any, rows: int) -> list[int]:
-    """A seed for each row: counted up from one seed, as listed, or drawn from the generator."""
+def row_seeds(seed: Any, generator: Any, rows: int, what: str = "pictures") -> list[int]:
+    """A seed for each row: counted up from one seed, as listed, or drawn from the generator; errors call the rows `what`."""
     if seed is not None and generator is not None:
         raise MmspecError("both seed and generator were given: give one of them")
     if seed is None:
@@ -47,7 +47,7 @@ def row_seeds(seed: Any, generator: Any, rows: int) -> list[int]:
         if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= HIGHEST:
             raise MmspecError(f"seed={one} is out of range: give a whole number from 0 to 2**63 - 1")
     if len(seeds) != rows:
-        raise MmspecError(f"{len(seeds)} seeds were given for {rows} pictures: give one each, or a single number")
+        raise MmspecError(f"{len(seeds)} seeds were given for {rows} {what}: give one each, or a single number")
     return seeds
 
 

@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Float
-from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
 
-from mmspec import drafters, sound, zoo
+from mmspec import drafters, picture, sound, zoo
 from mmspec.accept import acceptance as rule_of
 from mmspec.codecs.base import Codec, StreamDecoder
+from mmspec.codecs.hub import HubCodec, family_of
 from mmspec.codecs.mel import MelCodec
 from mmspec.decode import Stop, stream
 from mmspec.errors import MmspecError, unknown
@@ -27,52 +30,73 @@ from mmspec.pipelines.request import row_seeds
 from mmspec.placement import check_pair, dtype_of
 from mmspec.reading import Reader, Sentence
 from mmspec.sampling import Sampling
-from mmspec.targets.causal import CausalTarget, Prompts
+from mmspec.targets.causal import Prompts
+from mmspec.targets.speech import SpeechTarget
 
-# New tokens before a chunk is decoded.
+# New tokens before a piece is decoded: fewer are heard sooner, and decode more context for each of them.
 STEP = 16
 
+# Tokens that a sentence may take beside those of its phonemes, and the most phonemes in a sentence.
+SPARE, LONGEST = 20, 180
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Audio that has just been verified and decoded; `sentence` is the number of the sentence it belongs to."""
-
-    audio: Float[Tensor, "sample"]
-    sentence: int
+SETTINGS: dict[str, Any] = {
+    "voices": list,
+    "drafter": str,
+    "temperature": (int, float),
+    "tokens_per_phoneme": (int, float),
+    "silence": list,
+}
 
 
 @dataclass(slots=True)
 class TextToSpeechOutput:
-    """A waveform in -1..1 and how it came about; lists have one entry for each sentence.
+    """A waveform in -1..1 and how it came about; lists have one entry for each sentence (that has begun).
 
     `ended` says why each sentence ended: "end" (the model's own end token), "length" (longest duration for its text), "silence"
-    or "loop" (detected and cut). `first_audio` is seconds until the first samples of a streamed call were there.
+    or "loop" (two seconds of nothing else), "interrupted". `unsaid` are characters that were left out. `first_audio` is seconds from
+    the call to the first samples.
     """
 
-    audio: Float[Tensor, "sample"]
     sampling_rate: int
-    stats: list[GenerationStats]
-    tokens: list[list[int]]
     sentences: list[Sentence]
     seeds: list[int]
+    unsaid: list[str]
+    tokens: list[list[int]] = field(default_factory=list)
+    stats: list[GenerationStats] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
-    unsaid: list[str] = field(default_factory=list)
     first_audio: float = 0.0
+    parts: list[Tensor] = field(default_factory=list)
+
+    @property
+    def audio(self) -> Float[Tensor, "sample"]:
+        """All parts so far, one after the other."""
+        if len(self.parts) != 1:
+            self.parts = [torch.cat([torch.zeros(0), *self.parts])]
+        return self.parts[0]
 
     @property
     def seconds(self) -> float:
         """Duration of the audio."""
-        return len(self.audio) / self.sampling_rate
+        return sum(map(len, self.parts)) / self.sampling_rate
 
     @property
     def total(self) -> GenerationStats:
-        """Statistics of all sentences together, as of one row after the other."""
+        """Statistics of all sentences together."""
         return GenerationStats.sum(self.stats)
 
     def save(self, path: str | Path, **metadata: Any) -> None:
-        """Write a .wav, .flac or .ogg file."""
-        sound.check_output(Path(path))
+        """Write a .wav, .flac or .ogg file with the metadata as JSON in its comment."""
+        picture.check_output(Path(path), sound.KINDS)
         sound.save(self.audio, self.sampling_rate, Path(path), metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Audio that was just verified and decoded, of the sentence with that number; `output` is all that is there so far."""
+
+    audio: Float[Tensor, "sample"]
+    sentence: int
+    output: TextToSpeechOutput
 
 
 class TextToSpeechPipeline:
@@ -80,6 +104,10 @@ class TextToSpeechPipeline:
 
     >>> pipe = TextToSpeechPipeline.from_pretrained("wren-43", torch_dtype=torch.bfloat16)
     >>> pipe("Hello there.", seed=7).save("hello.wav")
+
+    `codec` is a `MelCodec`, a `HubCodec`, or anything that follows `codecs.base.Codec` (which speaks, but is not saved). `voices` are
+    those that the tokenizer has a token `<voice>` for. `tokens_per_phoneme` bounds how long a sentence may become; tokens in
+    `silence` are silent.
     """
 
     def __init__(
@@ -93,60 +121,104 @@ class TextToSpeechPipeline:
         tokens_per_phoneme: float = 6.0,
         silence: list[int] | None = None,
     ):
+        if not isinstance(codec, Codec):
+            raise MmspecError(
+                f"codec is a {type(codec).__name__}, which is no codec: give a MelCodec, or HubCodec(model) for one of transformers"
+            )
+        known = tokenizer.get_vocab()
+        missing = [voice for voice in voices if f"<{voice}>" not in known]
+        if missing or not voices:
+            raise MmspecError(
+                f"the tokenizer has no token <{missing[0]}>: name its voices" if missing else "voices is empty: name at least one"
+            )
+        wanted, has = len(tokenizer) + codec.vocabulary + 1, transformer.get_output_embeddings().weight.shape[0]
+        if has != wanted:
+            raise MmspecError(
+                f"the transformer has {has} tokens, but the tokenizer's {len(tokenizer)}, the codec's {codec.vocabulary} and the end are "
+                f"{wanted}: give parts of one model"
+            )
         self.tokenizer, self.transformer, self.codec = tokenizer, transformer, codec
         self.voices, self.drafter, self.temperature = voices, drafter, temperature
         self.tokens_per_phoneme, self.silence = tokens_per_phoneme, frozenset(silence or ())
-        self.folder: Path | None = None
+        self.folder: Path | None = None  # where the model was loaded from
         self.interrupt = False
-        self.reader = Reader(alphabet=set(tokenizer.get_vocab()))
-        self._target: tuple[tuple, CausalTarget] | None = None
+        self._target: tuple[tuple, SpeechTarget] | None = None
+        self._idle: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToSpeechPipeline":
-        """Load a bundled name, a folder or a hub id; `torch_dtype` is the transformer's, the codec stays in float32."""
+        """Load a bundled name, a folder or a hub id; `torch_dtype` (or `dtype`) is the transformer's, the codec stays in float32.
+
+        Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are refused.
+        """
         folder = zoo.resolve(model, **{key: options.pop(key) for key in HUB_OPTIONS if key in options})
         dtype = dtype_of(options.pop("torch_dtype", None) or options.pop("dtype", None) or torch.float32)
         known = inspect.signature(cls.__init__).parameters.keys() - {"self"}
         for name in options.keys() - known:
             raise unknown("option of from_pretrained", name, [*known, *HUB_OPTIONS, "torch_dtype"])
-        index = zoo.read_index(folder)
+        index, path = zoo.read_index(folder), folder / zoo.INDEX
         if index.get("_class_name") != cls.__name__:
             raise MmspecError(f"{folder} holds a {index.get('_class_name')}, not a {cls.__name__}: give a text-to-speech model")
-        parts: dict[str, Any] = {key: value for key, value in index.items() if key in known} | options
-        parts["tokenizer"] = options.get("tokenizer") or load_tokenizer(folder)
-        if "transformer" not in options:
-            kind = getattr(transformers, str(index.get("transformer", ["", ""])[1]))
-            parts["transformer"] = zoo.load_component(folder, "transformer", kind, dtype=dtype)
-        if "codec" not in options:
-            zoo.check_weights(folder / "codec" / "model.safetensors")
-            parts["codec"] = MelCodec.from_pretrained(folder / "codec").float().eval()
-        pipe = cls(**parts)
+        for name, kind in SETTINGS.items():
+            if not isinstance(index.get(name), kind) and name not in options and (name in index or name == "voices"):
+                raise MmspecError(f"{path}: {name} is {index.get(name)!r}: restore it from the model's source")
+        parts: dict[str, Any] = {name: index[name] for name in SETTINGS if name in index} | options
+        if "tokenizer" not in parts:
+            parts["tokenizer"] = load_tokenizer(folder)
+        if "transformer" not in parts:
+            given = index.get("transformer")
+            found = getattr(transformers, str(given[-1]), None) if isinstance(given, list) and given else None
+            if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+                raise MmspecError(f"{path}: transformer is {given}, which is no model class of transformers")
+            parts["transformer"] = zoo.load_component(folder, "transformer", found, dtype=dtype)
+        if "codec" not in parts:
+            parts["codec"] = load_codec(folder, index.get("codec"))
+        try:
+            pipe = cls(**parts)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise MmspecError(f"{path}: {error}") from None
         pipe.folder = folder
         return pipe
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save all components and copy what else the model's folder holds: drafters, card, recipe."""
+        """Save all components and copy what else the model's folder holds: drafters, card, recipe.
+
+        A codec that is neither a `MelCodec` nor a `HubCodec` cannot be saved.
+        """
+        if not isinstance(self.codec, MelCodec | HubCodec):
+            raise MmspecError(f"a {type(self.codec).__name__} cannot be saved: save the parts yourself, and give codec= to from_pretrained")
         goal = Path(folder)
         goal.mkdir(parents=True, exist_ok=True)
         copy_companions(self.folder, goal)
         self.tokenizer.save_pretrained(goal / "tokenizer")
         self.transformer.save_pretrained(goal / "transformer")
-        self.codec.save_pretrained(goal / "codec")  # type: ignore[attr-defined]
-        settings = ("voices", "drafter", "temperature", "tokens_per_phoneme")
-        index = {
+        index: dict[str, Any] = {
             "_class_name": type(self).__name__,
             "transformer": ["transformers", type(self.transformer).__name__],
-            **{name: getattr(self, name) for name in settings},
+            **{name: getattr(self, name) for name in SETTINGS},
             "silence": sorted(self.silence),
         }
+        if isinstance(self.codec, HubCodec):
+            self.codec.model.save_pretrained(goal / "codec")
+            index["codec"] = {"codebooks": self.codec.frame_tokens, "context": self.codec.context}
+        else:
+            spectrum = self.codec.analysis.spectrogram
+            spectrum.window = spectrum.window.clone()  # torch makes it a view of a longer one, which safetensors refuses
+            self.codec.save_pretrained(goal / "codec")
         (goal / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        for path in goal.glob("drafters/*/config.json"):
+            config = json.loads(path.read_text())
+            if config.get("target") == self.target.hash:  # saved in another dtype the same weights have another name
+                path.write_text(json.dumps(config | {"target": zoo.weights_hash(goal / "transformer")}, indent=2) + "\n")
 
-    def to(self, device: Any = None, dtype: Any = None) -> "TextToSpeechPipeline":
-        """Move to a device, and the transformer to a dtype; the codec always decodes in float32."""
-        check_pair(torch.device(device or self.device), dtype_of(dtype or self.transformer.dtype))
+    def to(self, *args: Any, **kwargs: Any) -> "TextToSpeechPipeline":
+        """Move to a device, and the transformer to a dtype; the codec keeps its own."""
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        check_pair(device or self.device, dtype_of(dtype or self.transformer.dtype))
         self.transformer.to(device=device, dtype=dtype)
-        if device is not None:
-            self.codec.to(device)  # type: ignore[attr-defined]
+        network = getattr(self.codec, "model", self.codec)
+        if isinstance(network, nn.Module):
+            network.to(device=device)
         return self
 
     @property
@@ -158,14 +230,20 @@ class TextToSpeechPipeline:
         """The token that ends a sentence: the one after the codec's."""
         return self.codec.vocabulary
 
+    @cached_property
+    def reader(self) -> Reader:
+        """Reads text in sentences that the model has the positions for."""
+        room = int((self.target.positions - SPARE - 4) / (1 + self.tokens_per_phoneme))
+        return Reader(self.tokenizer.get_vocab(), min(LONGEST, room))
+
     @property
-    def target(self) -> CausalTarget:
+    def target(self) -> SpeechTarget:
         """The transformer as the loop sees it, on its present device and in its present dtype."""
         model = self.transformer
         key = (id(model), model.device, model.dtype)
         if self._target is None or self._target[0] != key:
             name = zoo.weights_hash(self.folder / "transformer") if self.folder else ""
-            self._target = key, CausalTarget(model, len(self.tokenizer), self.codec.vocabulary + 1, name)
+            self._target, self._idle = (key, SpeechTarget(model, len(self.tokenizer), self.codec, name)), {}
         return self._target[1]
 
     def encode(self, phonemes: list[str], voice: str) -> Prompts:
@@ -176,28 +254,109 @@ class TextToSpeechPipeline:
 
     def longest(self, phonemes: str) -> int:
         """How many tokens a sentence may take."""
-        return int(len(phonemes) * self.tokens_per_phoneme) + 20
+        return int(len(phonemes) * self.tokens_per_phoneme) + SPARE
 
     def stalled(self, tokens: list[int]) -> str:
-        """ "silence" or "loop" if the last two seconds are nothing else, "" if not."""
+        """ "silence" if the last two seconds are silent, "loop" if they say one thing three times or more, else ""."""
         span = round(2 * self.codec.sampling_rate * self.codec.frame_tokens / self.codec.frame_samples)
         tail = tokens[-span:]
         if len(tail) < span:
             return ""
         if self.silence.issuperset(tail):
             return "silence"
-        return "loop" if any(tail[period:] == tail[:-period] for period in range(1, span // 3 + 1)) else ""
+        periods = (period for period in range(1, span // 3 + 1) if tail[-1 - period] == tail[-1])
+        return "loop" if any(tail[period:] == tail[:-period] for period in periods) else ""
 
-    def stream(self, text: str, **options: Any) -> Iterator[Chunk]:
-        """Speak chunk by chunk, as soon as tokens are verified; options are those of `__call__`. Setting `interrupt` ends it early."""
-        return self._speak(*self._prepare(text, **options), chunked=True)
+    def stream(
+        self,
+        text: str,
+        *,
+        voice: str | None = None,
+        seed: int | list[int] | None = None,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        drafter: Any = None,
+        acceptance: Any = "exact",
+        callback: Callable[[TextToSpeechOutput], Any] | None = None,
+        step: int | None = STEP,
+    ) -> Iterator[Chunk]:
+        """Speak chunk by chunk, as soon as tokens are verified and their right context is there; see `__call__` for the arguments.
+
+        A chunk is decoded after `step` new tokens, or when its sentence has ended if None. The last chunk of a sentence brings its
+        pause, and may be empty. Closing the iterator, or setting `interrupt`, ends it early.
+        """
+        began = perf_counter()
+        if not isinstance(text, str):
+            raise MmspecError(f"text must be a string, not {type(text).__name__}")
+        if not 0.0 < repetition_penalty <= 10.0:
+            raise MmspecError(f"repetition_penalty={repetition_penalty} is out of range: give a number above 0 and up to 10 (1 is none)")
+        if step is not None and step < 1:
+            raise MmspecError(f"step={step}: give the new tokens of a chunk, 1 or more, or None for whole sentences")
+        processors = [RepetitionPenaltyLogitsProcessor(float(repetition_penalty))] if repetition_penalty != 1 else []
+        sampling = Sampling(self.temperature if temperature is None else temperature, top_k, top_p, processors=processors)
+        rule, chosen = rule_of(acceptance), self.drafter if drafter is None else drafter
+        reading = self.reader.read(text)
+        seeds = row_seeds(seed, None, len(reading.sentences), "sentences")
+        prompts = [self.encode([one.phonemes], self.voices[0] if voice is None else voice) for one in reading.sentences]
+        longest = max(self.longest(one.phonemes) for one in reading.sentences)
+        target, name = self.target, chosen if isinstance(chosen, str) else ""
+        guesser = drafters.load(self._idle.pop(name, chosen), self.folder, target, prompts[0], longest)
+        out = TextToSpeechOutput(self.codec.sampling_rate, reading.sentences, seeds, reading.unsaid)
+
+        def speak() -> Iterator[Chunk]:
+            self.interrupt = False
+            for number, prompt in enumerate(prompts):
+                for audio in self._say(out, number, prompt, step, callback, drafter=guesser, sampling=sampling, rule=rule):
+                    if len(audio) and not out.first_audio:
+                        out.first_audio = perf_counter() - began
+                    out.parts.append(audio)
+                    yield Chunk(audio, number, out)
+                if self.interrupt:
+                    break
+            if name:
+                self._idle[name] = guesser
+            if not any(out.tokens) and not self.interrupt:
+                raise MmspecError(f"the model said nothing for {text!r} with seed {seeds[0]}: try another seed or a longer text")
+
+        return speak()
+
+    def _say(
+        self, out: TextToSpeechOutput, number: int, prompt: Prompts, step: int | None, callback: Any, **options: Any
+    ) -> Iterator[Tensor]:
+        """One sentence, piece by piece; the last piece always comes, with the pause after it."""
+        sentence, seed = out.sentences[number], out.seeds[number]
+        tokens: list[int] = []
+        stats, decoder, told, last = GenerationStats(), StreamDecoder(self.codec), 0, -1
+        out.tokens.append(tokens)
+        out.stats.append(stats)
+        length = self.longest(sentence.phonemes)
+        stop = Stop(length, frozenset({self.end}), lambda row, so_far: bool(self.stalled(so_far)))
+        for found in stream(self.target, prompt, 1, stop, seeds=[seed], cancel=lambda: self.interrupt, stats=stats, **options):
+            last = found.tokens[0][-1]
+            tokens += [token for token in found.tokens[0] if token != self.end]
+            if callback:
+                callback(out)
+            if step is not None and len(tokens) - told >= step:
+                audio, told = decoder.push(tokens[told:]), len(tokens)
+                if len(audio):
+                    yield audio.float().clone()
+        why = "end" if last == self.end else self.stalled(tokens) or ("length" if len(tokens) == length else "interrupted")
+        out.ended.append(why)
+        trouble = "came out empty" if not tokens else f"did not end by itself ({why})" if why != "end" else ""
+        if trouble and why != "interrupted" and (tokens or len(out.sentences) > 1):  # nothing at all is an error
+            shown = sentence.text if len(sentence.text) < 60 else f"{sentence.text[:57]}..."
+            warnings.warn(f"sentence {number + 1} {trouble}: {shown!r}; try another seed", stacklevel=1)
+        decoder.tokens += tokens[told:]  # not pushed, as flush would decode the most of it once more
+        yield sound.join([decoder.flush().float()], [0.0 if why == "interrupted" else sentence.pause], out.sampling_rate)
 
     def __call__(
         self,
         text: str,
         *,
         voice: str | None = None,
-        seed: int | None = None,
+        seed: int | list[int] | None = None,
         temperature: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -205,86 +364,49 @@ class TextToSpeechPipeline:
         drafter: Any = None,
         acceptance: Any = "exact",
         stream_to: Callable[[Tensor], Any] | None = None,
-        callback: Callable[[int, int, list[int]], Any] | None = None,
+        callback: Callable[[TextToSpeechOutput], Any] | None = None,
     ) -> TextToSpeechOutput:
         """Speak a text, sentence by sentence.
 
         Args:
             voice: one of `voices`, the first if None.
-            seed: sentence i uses seed + i; drawn if None. The same seed gives the same speech with any drafter.
+            seed: sentence i uses seed + i; a list gives each its own; drawn if None. The same seed gives the same speech with any drafter.
             temperature, top_k, top_p, repetition_penalty: the sampling law; temperature 0 is greedy, the model's default if None.
             drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default.
             acceptance: exact, rejection, tolerance:τ or typical.
-            stream_to: given each piece of audio as soon as it is there; pieces are then decoded one by one.
-            callback: called as (sentence, sentences, tokens so far) after each round; it may set `interrupt`.
+            stream_to: given each piece of audio as soon as it is there; without it, a sentence is decoded in one piece.
+            callback: given the output so far after each round; it may set `interrupt` to stop, and what was said is kept.
         """
-        options: dict[str, Any] = dict(
-            voice=voice, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty
-        )
-        out, job = self._prepare(text, drafter=drafter, acceptance=acceptance, **options)
-        parts = []
-        for chunk in self._speak(out, job, chunked=stream_to is not None):
+        law: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
+        how: dict[str, Any] = dict(drafter=drafter, acceptance=acceptance, callback=callback, step=STEP if stream_to else None)
+        for chunk in self.stream(text, voice=voice, seed=seed, **law, **how):
             if stream_to and len(chunk.audio):
                 stream_to(chunk.audio)
-            if callback:
-                callback(chunk.sentence, len(out.sentences), out.tokens[chunk.sentence])
-            parts.append(chunk.audio)
-        out.audio = torch.cat(parts)
-        if not any(out.tokens):
-            raise MmspecError(f"the model said nothing for {text!r} with seed {out.seeds[0]}: try another seed or a longer text")
-        return out
+        return chunk.output
 
-    def _prepare(
-        self,
-        text: str,
-        *,
-        voice: str | None = None,
-        seed: int | None = None,
-        temperature: float | None = None,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
-        drafter: Any = None,
-        acceptance: Any = "exact",
-    ) -> tuple[TextToSpeechOutput, dict[str, Any]]:
-        """Everything checked before the first token: an empty output, and what the loop is given."""
-        reading = self.reader.read(text)
-        if not 0.0 < repetition_penalty <= 10.0:
-            raise MmspecError(f"repetition_penalty={repetition_penalty} is out of range: give a number above 0 and up to 10 (1 is none)")
-        processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(repetition_penalty)] if repetition_penalty != 1 else [])
-        sampling = Sampling(self.temperature if temperature is None else temperature, top_k, top_p, processors=processors)
-        seeds = row_seeds(seed, None, len(reading.sentences))
-        prompts = [self.encode([one.phonemes], voice or self.voices[0]) for one in reading.sentences]
-        longest = max(self.longest(one.phonemes) for one in reading.sentences)
-        guesser = drafters.load(drafter if drafter is not None else self.drafter, self.folder, self.target, prompts[0], longest)
-        out = TextToSpeechOutput(torch.zeros(0), self.codec.sampling_rate, [], [], reading.sentences, seeds, unsaid=reading.unsaid)
-        return out, {"prompts": prompts, "drafter": guesser, "sampling": sampling, "rule": rule_of(acceptance)}
 
-    def _speak(self, out: TextToSpeechOutput, job: dict[str, Any], chunked: bool) -> Iterator[Chunk]:
-        """Fill `out` round by round. Chunks without `chunked` are empty but for the last of each sentence."""
-        self.interrupt, began = False, perf_counter()
-        prompts = job.pop("prompts")
-        for number, (sentence, prompt, seed) in enumerate(zip(out.sentences, prompts, out.seeds, strict=True)):
-            tokens: list[int] = []
-            out.tokens.append(tokens)
-            out.stats.append(GenerationStats())
-            decoder, told = StreamDecoder(self.codec), 0
-            stop = Stop(self.longest(sentence.phonemes), frozenset({self.end}), lambda row, so_far: bool(self.stalled(so_far)))
-            rounds = stream(self.target, prompt, 1, stop, seeds=[seed], cancel=lambda: self.interrupt, stats=out.stats[-1], **job)
-            for found in rounds:
-                tokens += [token for token in found.tokens[0] if token != self.end]
-                audio = torch.zeros(0)
-                if chunked and len(tokens) - told >= STEP:
-                    audio, told = decoder.push(tokens[told:]), len(tokens)
-                    if len(audio) and not out.first_audio:
-                        out.first_audio = perf_counter() - began
-                yield Chunk(audio, number)
-            why = "interrupted" if self.interrupt else "end" if found.tokens[0][-1] == self.end else self.stalled(tokens) or "length"
-            out.ended.append(why)
-            if why not in ("end", "interrupted"):
-                warnings.warn(f"sentence {number + 1} did not end by itself ({why}): {sentence.text!r}; try another seed", stacklevel=2)
-            audio = torch.cat([decoder.push(tokens[told:]), decoder.flush()])
-            out.first_audio = out.first_audio or perf_counter() - began
-            yield Chunk(sound.join([audio], [sentence.pause], out.sampling_rate), number)
-            if self.interrupt:
-                return
+def load_codec(folder: Path, options: Any) -> Codec:
+    """A model folder's codec in float32: a model of transformers, with `options` of `HubCodec`, or the bundled kind."""
+    path = folder / "codec"
+    try:
+        config = json.loads((path / "config.json").read_text())
+        kind = config.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise MmspecError(f"{path / 'config.json'} cannot be read ({error}): restore it from the model's source") from None
+    if kind:
+        model = zoo.load_component(folder, "codec", getattr(transformers, family_of(kind).kind), dtype=torch.float32)
+        try:
+            return HubCodec(model, options["codebooks"], tuple(options["context"]))
+        except (TypeError, KeyError):
+            raise MmspecError(f"{folder / zoo.INDEX}: codec is {options!r}, not its codebooks and context: restore the file") from None
+    weights = path / "model.safetensors"
+    zoo.check_weights(weights)
+    try:
+        codec = MelCodec(**config)
+        codec.load_state_dict(load_file(weights))
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MmspecError(
+            f"{weights} holds the weights of another model than {path / 'config.json'} describes ({reason}): restore them"
+        ) from None
+    return codec.eval()

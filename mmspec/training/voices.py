@@ -1,6 +1,7 @@
 """Speech to learn from: sentences of WordNet and made ones with numbers and names, spoken by free synthetic voices."""
 
 import json
+import os
 import random
 import re
 import tarfile
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchaudio
-from numpy.lib.format import open_memmap
 from rich.progress import track
 
 from mmspec.codecs.mel import RATE
@@ -143,7 +143,7 @@ def speaker(voice: str, folder: Path):
 def build(folder: Path, voices: dict[str, int], held_out: int = 100, seed: int = 0) -> dict[str, list[Utterance]]:
     """Speak sentences with every voice: `voices[name]` training sentences, the first ones of one list, and `held_out` others.
 
-    Recordings are `folder/NAME.npy`, int16 at 22,050 Hz, made once; `folder/NAME.json` lists their utterances.
+    Recordings are `folder/NAME.pcm`, int16 at 22,050 Hz, made once; `folder/NAME.jsonl` lists their utterances.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = sentences(folder, held_out + max(voices.values()), seed)
@@ -151,28 +151,29 @@ def build(folder: Path, voices: dict[str, int], held_out: int = 100, seed: int =
 
 
 def record(folder: Path, voice: str, lines: list[str], held_out: int) -> list[Utterance]:
-    """One voice's utterances; the first `held_out` lines are held out. What is there already is continued."""
-    index, path = folder / f"{voice}.json", folder / f"{voice}.npy"
-    if index.exists():
-        found = [Utterance(**row) for row in json.loads(index.read_text())]
-        if len(found) == len(lines):
-            return found
+    """One voice's utterances; the first `held_out` lines are held out. A recording that stopped half-way is continued."""
+    index, path = folder / f"{voice}.jsonl", folder / f"{voice}.pcm"
+    found = [Utterance(**json.loads(row)) for row in index.read_text().splitlines()] if index.exists() else []
+    if any(one.text != line for one, line in zip(found, lines)):
+        found = []
+        index.unlink()
+    if len(found) >= len(lines):
+        return found[: len(lines)]
     reader, speak = Reader(), speaker(voice, folder)
-    parts, found, end = [], [], 0
-    for number, line in enumerate(track(lines, f"speaking as {voice}")):
-        phonemes = " ".join(sentence.phonemes for sentence in reader.read(line).sentences)
-        audio = torchaudio.functional.resample(torch.from_numpy(np.ascontiguousarray(speak(phonemes))), SPOKEN_AT, RATE)
-        parts.append(pcm(trimmed(loudness(audio, RATE))).numpy())
-        found.append(Utterance(line, phonemes, voice, number < held_out, end, end + len(parts[-1])))
-        end += len(parts[-1])
-
-    def write(partial: Path) -> None:
-        recording = open_memmap(partial, "w+", np.int16, (end,))
-        np.concatenate(parts, out=recording)
-        recording.flush()
-
-    replace(path, write)
-    replace(index, lambda partial: partial.write_text(json.dumps([asdict(row) for row in found])))
+    end = found[-1].end if found else 0
+    path.touch()
+    os.truncate(path, 2 * end)
+    with path.open("ab") as samples, index.open("a") as table:
+        for number, line in enumerate(track(lines[len(found) :], f"speaking as {voice}"), len(found)):
+            phonemes = " ".join(sentence.phonemes for sentence in reader.read(line).sentences)
+            audio = torchaudio.functional.resample(torch.from_numpy(np.ascontiguousarray(speak(phonemes))), SPOKEN_AT, RATE)
+            spoken = pcm(trimmed(loudness(audio, RATE))).numpy()
+            found.append(Utterance(line, phonemes, voice, number < held_out, end, end + len(spoken)))
+            end += len(spoken)
+            samples.write(spoken.tobytes())
+            samples.flush()
+            table.write(json.dumps(asdict(found[-1])) + "\n")
+            table.flush()
     return found
 
 
@@ -185,4 +186,4 @@ def trimmed(audio: torch.Tensor, edge: float = 0.08, floor: float = 0.01) -> tor
 
 def recording(folder: Path, voice: str) -> np.ndarray:
     """All samples of a voice, read as needed."""
-    return np.load(folder / f"{voice}.npy", mmap_mode="r")
+    return np.memmap(folder / f"{voice}.pcm", np.int16, "r")

@@ -1,0 +1,148 @@
+"""What the suites share: entrants, turns on one machine, rows, and the settings that they run through."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import SuppressTokensLogitsProcessor
+
+from mmspec import drafters
+from mmspec.bench import report
+from mmspec.decode import Generation
+from mmspec.drafters.base import Drafter
+from mmspec.metrics import GenerationStats
+from mmspec.targets.causal import CausalTarget, Prompts
+
+Found = TypeVar("Found")
+
+# Prompts, the most tokens, a seed (rows count up from it).
+Runner = Callable[[Prompts, int, int], Found]
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """One line of the table: a drafter with its settings, and an acceptance rule."""
+
+    label: str
+    drafter: str
+    rule: str = "exact"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Transformers:
+    """The same prompts through `transformers.generate`, at T = 1 with its own guidance processor; a row may end at `end`."""
+
+    label = "transformers.generate"
+
+    def __init__(self, target: CausalTarget, end: int | None = None):
+        self.target = target
+        self.others = SuppressTokensLogitsProcessor(list(range(target.offset)), device=str(target.device))
+        self.ends = {} if end is None else dict.fromkeys(("eos_token_id", "pad_token_id"), target.offset + end)
+
+    def __call__(self, prompts: Prompts, length: int, seed: int) -> Generation:
+        torch.manual_seed(seed)
+        ids = torch.tensor(prompts.conditional, device=self.target.device)
+        guided = (
+            {}
+            if prompts.unconditional is None
+            else {"guidance_scale": prompts.guidance, "negative_prompt_ids": torch.tensor(prompts.unconditional, device=ids.device)}
+        )
+        began = perf_counter()
+        law = dict(do_sample=True, top_k=0, logits_processor=[self.others])
+        out = self.target.model.generate(ids, max_new_tokens=length, **law, **guided, **self.ends)
+        tokens = (out[:, ids.shape[1] :] - self.target.offset).tolist()
+        total = perf_counter() - began
+        runs = [[1] * len(row) for row in tokens]
+        return Generation(tokens, GenerationStats("transformers", "sampling", target=total, total=total, nodes=len(tokens[0]), runs=runs))
+
+
+def runners(
+    entrants: Sequence[Entrant],
+    folder: Path,
+    target: CausalTarget,
+    prompts: Prompts,
+    length: int,
+    run: Callable[[Drafter, str, Prompts, int, int], Found],
+) -> list[tuple[str, Runner[Found]]]:
+    """`run` with the drafter and the rule of every entrant that the model has weights for."""
+    found: list[tuple[str, Runner[Found]]] = []
+    for entrant in entrants:
+        if entrant.drafter in drafters.usable(folder):
+            drafter = drafters.load(entrant.drafter, folder, target, prompts, length, **entrant.options)
+            found.append((entrant.label, partial(run, drafter, entrant.rule)))
+    return found
+
+
+def take_turns(
+    runners: Sequence[tuple[str, Runner[Found]]],
+    asked: Callable[[int], tuple[Prompts, int]],
+    turns: int,
+    batch: int,
+    seed: int,
+    title: str,
+) -> dict[str, list[Found]]:
+    """All runners on the same prompts and seeds, one after the other in every turn, so that the machine's moods fall on all alike.
+
+    `asked(turn)` gives prompts and the most tokens.
+    """
+    prompts, length = asked(0)
+    for _, runner in runners:
+        runner(prompts, min(24, length), seed)
+    found: dict[str, list[Found]] = {label: [] for label, _ in runners}
+    for turn in track(range(turns), title, console=Console(stderr=True)):
+        for label, runner in runners:
+            found[label].append(runner(*asked(turn), seed + turn * batch))
+    return found
+
+
+def row(label: str, found: Sequence[GenerationStats], dtype: str, device: str, batch: int, guidance: float = 1.0) -> dict:
+    """One result from the runs of one entrant, sums over all of them."""
+    total = sum(stats.total for stats in found)
+    tokens = sum(stats.tokens for stats in found)
+    split = {key: sum(stats.seconds[key] for stats in found) for key in ("draft", "target", "accept", "other")}
+    return {
+        "label": label,
+        "drafter": found[0].drafter,
+        "acceptance": found[0].acceptance,
+        "lossless": found[0].lossless,
+        "dtype": dtype,
+        "device": device,
+        "batch": batch,
+        "guidance": guidance,
+        "tokens": tokens,
+        "tokens_per_second": tokens / total,
+        "mean_acceptance_length": tokens / sum(len(runs) for stats in found for runs in stats.runs),
+        "nodes_per_round": sum(stats.nodes for stats in found) / max(1, sum(stats.rounds for stats in found)),
+        "cache_bytes": max(stats.cache_bytes for stats in found),
+        "seconds": split,
+    }
+
+
+def compare(rows: list[dict]) -> list[dict]:
+    """The rows of one setting, with speed-up over AR in our loop, and speed-up per accepted length."""
+    base = next(found["tokens_per_second"] for found in rows if found["drafter"] == "none")
+    for found in rows:
+        found["speedup"] = found["tokens_per_second"] / base
+        found["efficiency"] = found["speedup"] / found["mean_acceptance_length"]
+    return rows
+
+
+def sweep(results: dict, out: Path, dtypes: Sequence[str], batches: Sequence[int], contest: Callable[[str, int], list[dict]]) -> None:
+    """`contest(dtype, batch)` for every setting; the report is written anew after each."""
+    for dtype in dtypes:
+        for batch in batches:
+            results["rows"] += contest(dtype, batch)
+            report.write(out, results)
+
+
+def announce(results: dict, out: Path) -> None:
+    """One line of JSON on standard output: where the report is, and the fastest lossless entrant."""
+    best = max(results["rows"], key=lambda found: found["speedup"] * found["lossless"])
+    print(json.dumps({"written": str(out), "best": best["label"]}))

@@ -1,0 +1,175 @@
+"""`mmspec bench speech`: every drafter beside plain AR and `transformers.generate`, in one process on one model."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from mmspec.bench.contest import Entrant, Transformers, announce, compare, row, runners, sweep, take_turns
+from mmspec.bench.provenance import provenance
+from mmspec.codecs.base import StreamDecoder
+from mmspec.decode import Stop, stream
+from mmspec.drafters.base import Drafter
+from mmspec.errors import MmspecError
+from mmspec.metrics import GenerationStats
+from mmspec.pipelines.text_to_speech import STEP, TextToSpeechPipeline
+from mmspec.placement import dtype_of
+from mmspec.sampling import Sampling
+from mmspec.targets.causal import Prompts
+from mmspec.zoo import resolve
+
+PROMPTS = (
+    "A cold wind blew the last leaves across the empty square.",
+    "Did Maria really send twelve letters to Vienna?",
+    "The train to Boston leaves at nine thirty and takes forty minutes.",
+    "In 1969, two people walked on the Moon for the first time.",
+    "She sold the old piano for $350 and bought a bicycle.",
+    "Nobody knew why the lights of the harbor had gone out.",
+    "Please call the office before noon, or write to David.",
+    "Thank you for waiting, we will be with you in a moment!",
+)
+
+# The drafter's option that leaves four of more heads unused: the draft is as deep as there are horizontal heads.
+FOUR_HEADS: dict[str, Any] = {"horizontal": [0, 1, 2, 3]}
+
+ENTRANTS = (
+    Entrant("AR, our loop", "none"),
+    Entrant("lookup", "lookup"),
+    Entrant("jacobi", "jacobi"),
+    Entrant("medusa, top-k", "medusa", options={"coupled": False}),
+    Entrant("vadusa, coupled", "vadusa"),
+    Entrant("vadusa, sparse tree", "vadusa", options={"sparse": True}),
+    Entrant("vadusa, 4 heads", "vadusa", options=FOUR_HEADS),
+    Entrant("vadusa, tolerance 2", "vadusa", "tolerance:2"),
+    Entrant("vadusa, tolerance 3", "vadusa", "tolerance:3"),
+    Entrant("vadusa, tolerance 5", "vadusa", "tolerance:5"),
+    Entrant("hawk-path, coupled", "hawk-path"),
+)
+QUICK = ("AR, our loop", "jacobi", "vadusa, coupled", "vadusa, tolerance 3", "hawk-path, coupled")
+
+
+def fits(entrant: Entrant, folder: Path) -> bool:
+    """Four heads need more than four to be fewer, and a sparse tree needs accuracies."""
+    path = folder / "drafters" / entrant.drafter / "config.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    return (entrant.options != FOUR_HEADS or known.get("heads", 6) > 4) and (
+        "sparse" not in entrant.options or bool(known.get("accuracies"))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one call cost: its tokens, why each row ended, seconds of decoding, of audio, and until the first samples of a streamed call."""
+
+    stats: GenerationStats
+    ended: list[str]
+    decoding: float
+    audio: float
+    first: float
+
+
+def voiced(pipe: TextToSpeechPipeline, tokens: list[list[int]]) -> tuple[float, float]:
+    """Seconds that decoding whole rows takes, and seconds of audio that come of it."""
+    began, samples = perf_counter(), 0
+    for one in tokens:
+        if one:
+            samples += pipe.codec.decode(torch.tensor([one])).cpu().shape[1]
+    return perf_counter() - began, samples / pipe.codec.sampling_rate
+
+
+def why(pipe: TextToSpeechPipeline, tokens: list[int]) -> str:
+    """As `TextToSpeechOutput.ended`."""
+    return "end" if tokens[-1:] == [pipe.end] else pipe.stalled(tokens) or "length"
+
+
+def say(pipe: TextToSpeechPipeline, drafter: Drafter, rule: str, prompts: Prompts, length: int, seed: int) -> Said:
+    """Tokens by the loop, then whole rows decoded; only the first piece of the first row is decoded as a streamed call would, and timed."""
+    rows = len(prompts.conditional)
+    tokens: list[list[int]] = [[] for _ in range(rows)]
+    stats, decoder, told, extra, first = GenerationStats(), StreamDecoder(pipe.codec), 0, 0.0, 0.0
+    stop = Stop(length, frozenset({pipe.end}), lambda row, so_far: bool(pipe.stalled(so_far)))
+    for found in stream(pipe.target, prompts, rows, stop, drafter, sampling=Sampling(), seeds=seed, rule=rule, stats=stats):
+        for one, new in zip(tokens, found.tokens, strict=True):
+            one += new
+        if not first and len(tokens[0]) - told >= STEP and tokens[0][-1] != pipe.end:
+            began = perf_counter()
+            audio, told = decoder.push(tokens[0][told:]), len(tokens[0])
+            extra += perf_counter() - began
+            first = stats.total + extra if len(audio) else 0.0
+    decoding, audio_seconds = voiced(pipe, [[token for token in one if token != pipe.end] for one in tokens])
+    return Said(stats, [why(pipe, one) for one in tokens], decoding, audio_seconds, first or stats.total + decoding)
+
+
+def say_plainly(pipe: TextToSpeechPipeline, model: Transformers, prompts: Prompts, length: int, seed: int) -> Said:
+    """The same by `transformers.generate`, which gives all tokens at once: its first samples are there with the last."""
+    done = model(prompts, length, seed)
+    decoding, audio = voiced(pipe, [[token for token in one if token != pipe.end] for one in done.tokens])
+    return Said(done.stats, [why(pipe, one) for one in done.tokens], decoding, audio, done.stats.total + decoding)
+
+
+def sounds(label: str, found: Sequence[Said]) -> dict[str, Any]:
+    """What rows of speech have beside the others' fields: seconds of computing (tokens and decoding) per second of audio, mean
+    seconds to the first samples, and how rows ended."""
+    audio = sum(said.audio for said in found)
+    if not audio:
+        raise MmspecError(f"{label}: the model said nothing; give more --prompts or another --seed")
+    return {
+        "audio_seconds": audio,
+        "decoding_seconds": sum(said.decoding for said in found),
+        "real_time_factor": sum(said.stats.total + said.decoding for said in found) / audio,
+        "seconds_to_first_audio": sum(said.first for said in found) / len(found),
+        "ended": dict(Counter(reason for said in found for reason in said.ended)),
+    }
+
+
+def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]) -> list[dict]:
+    """All entrants on the same prompts and seeds; the model's voices take turns too."""
+    pipe = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
+    pipe.target.narrowest = 1  # plain decoding at its fastest
+    phonemes = [" ".join(one.phonemes for one in pipe.reader.read(text).sentences) for text in PROMPTS]
+
+    def asked(turn: int) -> tuple[Prompts, int]:
+        numbers = range(turn * batch, (turn + 1) * batch)
+        texts = [phonemes[number % len(phonemes)] for number in numbers]
+        voices = [pipe.voices[number % len(pipe.voices)] for number in numbers]
+        rows = [pipe.encode([text], voice).conditional[0] for text, voice in zip(texts, voices, strict=True)]
+        return Prompts(rows), max(map(pipe.longest, texts))
+
+    field = runners([entrant for entrant in entrants if fits(entrant, folder)], folder, pipe.target, *asked(0), partial(say, pipe))
+    if batch == 1 and pipe.codec.frame_tokens == 1:
+        field.insert(1, (Transformers.label, partial(say_plainly, pipe, Transformers(pipe.target, pipe.end))))
+    rows = []
+    for label, found in take_turns(field, asked, repeats, batch, seed, f"{dtype}, batch {batch}").items():
+        rows.append(row(label, [said.stats for said in found], dtype, device, batch) | sounds(label, found))
+    return compare(rows)
+
+
+def run(
+    model: str = "wren-43",
+    out: Path = Path("results"),
+    quick: bool = False,
+    device: str = "cpu",
+    dtypes: Sequence[str] = ("bf16", "fp32"),
+    seed: int = 0,
+    batches: Sequence[int] = (1,),
+    prompts: int = 8,
+) -> Path:
+    """Write `results.json`, `results.md` and `results.png` to `out`, anew after each contest, and return it.
+
+    `quick` runs the entrants of `QUICK`.
+    """
+    folder = resolve(model)
+    results: dict[str, Any] = {"suite": "speech", "model": model, "temperature": 1.0, "provenance": provenance(device)}
+    results |= {"rows": [], "ablations": [], "growth": [], "memory": []}
+    entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
+    sweep(
+        results, out, dtypes, batches, lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants)
+    )
+    announce(results, out)
+    return out
