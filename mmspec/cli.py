@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from types import ModuleType
 from typing import Annotated, Literal
 
 import tyro
@@ -281,19 +282,21 @@ class Verify:
     """
 
     model: tyro.conf.Positional[str] = "emoji-64"
-    """A bundled name, a folder, or a hub id."""
+    """A bundled name, a folder, or a hub id; pictures or speech."""
     prompts: int = 10
-    """How many of the model's prompts."""
+    """How many of the model's prompts; voices take turns."""
     seed: int = 0
     """Seed of the first prompt; each next one counts up."""
     dtype: list[str] = field(default_factory=lambda: ["fp64", "fp32", "bf16"])
     temperature: list[float] = field(default_factory=lambda: [0.0, 0.7, 1.0])
-    guidance: list[float] = field(default_factory=lambda: [1.0, 2.0])
+    guidance: list[float] | None = None
+    """1 and 2 for pictures if left out; speech has none."""
+    repetition_penalty: list[float] = field(default_factory=lambda: [1.0])
     batch: list[int] = field(default_factory=lambda: [1, 4])
     drafters: list[str] = field(default_factory=list)
     """All that the model has weights for, if left out."""
     tokens: int | None = None
-    """Compare this many tokens; the whole picture if left out."""
+    """Compare this many tokens; the whole picture or sentence if left out."""
     device: str = "auto"
     json: Path | None = None
     """Also write the findings there."""
@@ -308,8 +311,8 @@ class Verify:
 
         quiet_libraries()
         folder = zoo.resolve(self.model)
-        for name in ("dtype", "temperature", "guidance", "batch"):
-            if not getattr(self, name):
+        for name in ("dtype", "temperature", "guidance", "repetition_penalty", "batch"):
+            if getattr(self, name) == []:
                 raise MmspecError(f"--{name} has no values: give at least one")
         if self.prompts < 1 or min(self.batch) < 1 or (self.tokens is not None and self.tokens < 1):
             raise MmspecError("--prompts, --batch and --tokens must be 1 or more")
@@ -317,36 +320,19 @@ class Verify:
             picture.check_output(self.json, {".json": "JSON"})
         found = [name for name in usable(folder) if name != "none"]
         texts = sample_prompts(folder, self.prompts)
-        table = Table(
-            "dtype",
-            "T",
-            "guidance",
-            "batch",
-            "drafter",
-            "equal",
-            "first parting: position, margin of AR's token",
-            title=f"{self.model}, {len(texts)} prompts",
-        )
+        heads = ("dtype", "T", "guidance", "penalty", "batch", "drafter", "equal", "first parting: position, margin of AR's token")
+        table = Table(*heads, title=f"{self.model}, {len(texts)} prompts")
         rows = []
-        search = verify(
-            folder,
-            self.dtype,
-            self.temperature,
-            self.guidance,
-            self.batch,
-            self.drafters or found,
-            texts,
-            self.seed,
-            torch_device(self.device),
-            self.tokens,
-        )
+        laws = (self.dtype, self.temperature, self.guidance, self.repetition_penalty, self.batch)
+        search = verify(folder, *laws, self.drafters or found, texts, self.seed, torch_device(self.device), self.tokens)
         with console.status("verifying"):
             for finding in search:
                 rows.append(finding)
                 where = "; ".join(f"{p.position}, {p.margin:.1e}" for p in sorted(finding.partings, key=lambda p: -p.margin)[:3])
-                setting = (finding.dtype, f"{finding.temperature:g}", f"{finding.guidance:g}", str(finding.batch), finding.drafter)
-                table.add_row(*setting, f"{finding.equal}/{finding.rows}", where)
-                console.print(*setting, f"{finding.equal}/{finding.rows}", where, soft_wrap=True)
+                law = (f"{value:g}" for value in (finding.temperature, finding.guidance, finding.repetition_penalty, finding.batch))
+                line = (finding.dtype, *law, finding.drafter, f"{finding.equal}/{finding.rows}", where)
+                table.add_row(*line)
+                console.print(*line, soft_wrap=True)
                 if self.json:
                     text = json.dumps([row.as_dict() for row in rows], indent=1) + "\n"
                     picture.replace(self.json, partial(Path.write_text, data=text))
@@ -378,7 +364,6 @@ class Bench:
     seed: int = 0
 
     def run(self) -> int:
-        from importlib import import_module
         from importlib.util import find_spec
 
         from mmspec.placement import check_pair, device_of, dtype_of
@@ -396,15 +381,12 @@ class Bench:
             raise MmspecError("--prompts and --batch must be 1 or more")
         model = self.model or {"image": "emoji-64", "speech": "wren-43"}[self.suite]
         resolve(model)
-        try:
-            suite = import_module(f"mmspec.bench.{self.suite}")
-        except ModuleNotFoundError as error:
-            raise MmspecError(f"the benchmark needs {error.name}: pip install 'mmspec[{self.suite}]'") from None
+        measured = suite(self.suite)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MmspecError(f"cannot write to {self.out}: {error.strerror}; give a folder") from None
-        out = suite.run(model, self.out, self.quick, place, dtypes, self.seed, self.batch, count)
+        out = measured.run(model, self.out, self.quick, place, dtypes, self.seed, self.batch, count)
         console.print((out / "results.md").read_text(), markup=False, highlight=False, soft_wrap=True)
         return 0
 
@@ -508,16 +490,29 @@ def quiet_libraries() -> None:
 
 def sample_prompts(folder: Path, count: int) -> list[str]:
     """Prompts spread evenly over the model's own list; the benchmark's where it has none."""
-    from mmspec.bench.image import PROMPTS
+    from mmspec.pipelines import task_of
 
     path = folder / "prompts.jsonl"
     if not path.exists():
-        return [PROMPTS[i % len(PROMPTS)] for i in range(count)]
+        known = suite(task_of(folder).rpartition("-")[2]).PROMPTS
+    else:
+        try:
+            known = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+        except (ValueError, KeyError, TypeError):
+            known = []
+    if not known:
+        raise MmspecError(f'{path} must hold a line such as {{"prompt": "a cat"}} for each prompt: restore it or remove it')
+    return [known[i * len(known) // count % len(known)] for i in range(count)]
+
+
+def suite(name: str) -> ModuleType:
+    """A suite of the benchmark: image or speech."""
+    from importlib import import_module
+
     try:
-        known = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
-        return [known[i * len(known) // count % len(known)] for i in range(count)]
-    except (ValueError, KeyError, TypeError, ZeroDivisionError):
-        raise MmspecError(f'{path} must hold a line such as {{"prompt": "a cat"}} for each prompt: restore it or remove it') from None
+        return import_module(f"mmspec.bench.{name}")
+    except ModuleNotFoundError as error:
+        raise MmspecError(f"the benchmark needs {error.name}: pip install 'mmspec[{name}]'") from None
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,15 +1,18 @@
 """`mmspec verify`: does a drafter give the same tokens as plain decoding, and if not, by how little did they part?"""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product, zip_longest
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from mmspec import drafters, zoo
 from mmspec.decode import Stop, generate
-from mmspec.errors import unknown
-from mmspec.pipelines.request import Request
-from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.errors import MmspecError, unknown
+from mmspec.pipelines import pipeline, task_of
+from mmspec.pipelines.request import Request, repetition
 from mmspec.placement import check_pair, device_of, dtype_of
 from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
@@ -17,7 +20,7 @@ from mmspec.targets.causal import Prompts
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """Where a row first differs from AR: `margin` is by how much AR's token led there in log p + g."""
+    """Where a row first differs from AR (-1 is no token): `margin` is by how much AR's token led there in log p + g."""
 
     row: int
     position: int
@@ -34,6 +37,7 @@ class Finding:
     dtype: str
     temperature: float
     guidance: float
+    repetition_penalty: float
     batch: int
     rows: int
     equal: int
@@ -43,77 +47,72 @@ class Finding:
         return asdict(self)
 
 
-def margins(
-    pipe: TextToImagePipeline, prompts: Prompts, sampling: Sampling, seeds: list[int], length: int
-) -> tuple[list[list[int]], list[list[float]]]:
-    """AR tokens of every row, and the lead of each token over the runner-up in log p + g."""
-    lead: list[list[float]] = [[] for _ in seeds]
+def margins(pipe: Any, prompts: Prompts, sampling: Sampling, seed: int, stop: Stop) -> tuple[list[int], list[float]]:
+    """AR tokens of one row, and the lead of each over the runner-up in log p + g."""
+    lead: list[float] = []
 
     def watch(state, tree, keys, verdict) -> None:
-        best = keys[:, 0].topk(2, dim=1).values
-        for row, gap in enumerate((best[:, 0] - best[:, 1]).tolist()):
-            lead[row].append(gap)
+        best, second = keys[0, 0].topk(2).values.tolist()
+        lead.append(best - second)
 
-    done = generate(pipe.target, prompts, len(seeds), Stop(length), None, sampling=sampling, seeds=seeds, on_verdict=watch)
-    return done.tokens, lead
+    done = generate(pipe.target, prompts, 1, stop, None, sampling=sampling, seeds=[seed], on_verdict=watch)
+    return done.tokens[0], lead
 
 
 def verify(
-    folder,
-    dtypes: list[str],
-    temperatures: list[float],
-    guidances: list[float],
-    batches: list[int],
-    names: list[str],
+    folder: Path,
+    dtypes: Sequence[str],
+    temperatures: Sequence[float],
+    guidances: Sequence[float] | None,
+    penalties: Sequence[float],
+    batches: Sequence[int],
+    names: Sequence[str],
     prompts: list[str],
     seed: int,
     device: str,
     length: int | None = None,
 ) -> Iterator[Finding]:
-    """One finding per setting and drafter, with rule `exact`; AR decodes each row alone and serves as reference for all."""
+    """One finding per setting and drafter, with rule `exact`; AR decodes each row alone and serves as reference for all.
+
+    `guidances` None are 1 and 2 where the model takes guidance.
+    """
     seeds = list(range(seed, seed + len(prompts)))
     for dtype in dtypes:
         check_pair(device_of(device), dtype_of(dtype))
     for name in names:
         if name not in (known := {*drafters.names(), *zoo.drafters(folder)}):
             raise unknown("drafter", name, known)
-    for guidance in guidances:
+    for guidance in guidances or ():
         Request(prompts, seeds, None, 1, guidance)
-    for temperature in temperatures:
-        Sampling(temperature)
+    laws = [(Sampling(temperature, processors=repetition(penalty)), penalty) for temperature, penalty in product(temperatures, penalties)]
     for dtype in dtypes:
-        pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
-        count = length or pipe.target.grid.tokens
-        texts = pipe.encode(prompts, 0.0)
+        pipe = pipeline(task_of(folder), folder, device=device, dtype=dtype)
+        texts, stop = pipe.rows(prompts)
+        stop = replace(stop, length=length or stop.length)
+        if guidances and not texts.unconditional:
+            raise MmspecError(f"{folder} takes no guidance: leave it out")
         ready = {name: drafters.load(name, pipe.folder, pipe.target) for name in names}
-        for temperature in temperatures:
-            for guidance in guidances:
-                sampling = Sampling(temperature)
+        for (sampling, penalty), guidance in product(laws, guidances or ([1.0, 2.0] if texts.unconditional else [1.0])):
 
-                def streams(part: slice, texts: Prompts = texts, guidance: float = guidance) -> Prompts:
-                    rows = texts.conditional[part]
-                    return Prompts(rows, (texts.unconditional or [])[part] if guidance != 1 else None, guidance)
+            def streams(part: slice, texts: Prompts = texts, guidance: float = guidance) -> Prompts:
+                unconditional = texts.unconditional[part] if texts.unconditional and guidance != 1 else None
+                return Prompts(texts.conditional[part], unconditional, guidance if unconditional else 1.0)
 
-                reference: list[list[int]] = []
-                lead: list[list[float]] = []
-                for i in range(len(prompts)):
-                    tokens, gaps = margins(pipe, streams(slice(i, i + 1)), sampling, [seeds[i]], count)
-                    reference += tokens
-                    lead += gaps
-                for name, drafter in ready.items():
-                    for batch in batches:
-                        found: list[list[int]] = []
-                        for start in range(0, len(prompts), batch):
-                            part = slice(start, start + batch)
-                            rows = len(prompts[part])
-                            found += generate(
-                                pipe.target, streams(part), rows, Stop(count), drafter, sampling=sampling, seeds=seeds[part]
-                            ).tokens
-                        partings = []
-                        for row, (want, have) in enumerate(zip(reference, found, strict=True)):
-                            at = next((i for i, (a, b) in enumerate(zip(want, have)) if a != b), None)
-                            if at is not None:
-                                partings.append(Parting(row, at, want[at], have[at], lead[row][at]))
-                        yield Finding(name, dtype, temperature, guidance, batch, len(prompts), len(prompts) - len(partings), partings)
+            wanted = [margins(pipe, streams(slice(i, i + 1)), sampling, seeds[i], stop) for i in range(len(prompts))]
+            for name, batch in product(ready, batches):
+                found: list[list[int]] = []
+                for start in range(0, len(prompts), batch):
+                    part = slice(start, start + batch)
+                    law = dict(sampling=sampling, seeds=seeds[part])
+                    found += generate(pipe.target, streams(part), len(seeds[part]), stop, ready[name], **law).tokens
+                partings = []
+                for row, ((want, lead), have) in enumerate(zip(wanted, found, strict=True)):
+                    at = next((i for i, (a, b) in enumerate(zip_longest(want, have, fillvalue=-1)) if a != b), None)
+                    if at is not None:
+                        expected, got = (dict(enumerate(tokens)).get(at, -1) for tokens in (want, have))
+                        partings.append(Parting(row, at, expected, got, lead[min(at, len(lead) - 1)]))
+                rows = len(prompts)
+                setting = (name, dtype, sampling.temperature, guidance, penalty, batch)
+                yield Finding(*setting, rows, rows - len(partings), partings)
         del pipe
         torch.cuda.empty_cache()

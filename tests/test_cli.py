@@ -456,10 +456,24 @@ def test_verify(run, model_folder: Path, tmp_path: Path) -> None:
     assert all(row["equal"] == row["rows"] == 2 for row in rows)
 
 
+def test_verify_speech(run, speech_folder: Path, tmp_path: Path) -> None:
+    """Speech has no guidance, but repetition penalties; rows of a batch end at different places."""
+    settings = (
+        "--prompts 3 --dtype fp64 --temperature 1 --repetition-penalty 1 1.5 --batch 1 3 --drafters vadusa --device cpu --json found.json"
+    )
+    code, _, _ = run("verify", speech_folder, *settings.split(), model=False)
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert code == 0 and [row["repetition_penalty"] for row in rows] == [1.0, 1.0, 1.5, 1.5]
+    assert all(row["equal"] == row["rows"] == 3 and row["guidance"] == 1.0 for row in rows)
+    code, _, err = run("verify", speech_folder, *"--guidance 2 --dtype fp64 --device cpu".split(), model=False)
+    assert code == 2 and "takes no guidance: leave it out" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["--prompts", "0"], "must be 1 or more"),
+        (["--repetition-penalty", "0"], "repetition_penalty=0.0 is out of range"),
         (["--drafters", "jakobi"], "unknown drafter 'jakobi'"),
         (["--dtype", "fp61"], "unknown dtype 'fp61'"),
         (["--dtype"], "--dtype has no values: give at least one"),

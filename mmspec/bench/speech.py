@@ -14,7 +14,7 @@ import torch
 from mmspec.bench.contest import Entrant, Transformers, announce, compare, row, runners, sweep, take_turns
 from mmspec.bench.provenance import provenance
 from mmspec.codecs.base import StreamDecoder
-from mmspec.decode import Stop, stream
+from mmspec.decode import stream
 from mmspec.drafters.base import Drafter
 from mmspec.errors import MmspecError
 from mmspec.metrics import GenerationStats
@@ -93,8 +93,7 @@ def say(pipe: TextToSpeechPipeline, drafter: Drafter, rule: str, prompts: Prompt
     rows = len(prompts.conditional)
     tokens: list[list[int]] = [[] for _ in range(rows)]
     stats, decoder, told, extra, first = GenerationStats(), StreamDecoder(pipe.codec), 0, 0.0, 0.0
-    stop = Stop(length, frozenset({pipe.end}), lambda row, so_far: bool(pipe.stalled(so_far)))
-    for found in stream(pipe.target, prompts, rows, stop, drafter, sampling=Sampling(), seeds=seed, rule=rule, stats=stats):
+    for found in stream(pipe.target, prompts, rows, pipe.stop(length), drafter, sampling=Sampling(), seeds=seed, rule=rule, stats=stats):
         for one, new in zip(tokens, found.tokens, strict=True):
             one += new
         if not first and len(tokens[0]) - told >= STEP and tokens[0][-1] != pipe.end:

@@ -1,9 +1,10 @@
 """What a user calls: `mmspec.pipeline(task)`."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from mmspec.errors import unknown
+from mmspec.errors import MmspecError, unknown
 
 TASKS = {
     "text-to-image": ("mmspec.pipelines.text_to_image:TextToImagePipeline", "emoji-64"),
@@ -27,3 +28,14 @@ def pipeline(task: str, model: Any = None, *, device: Any = None, dtype: Any = "
     check_pair(place, precision)
     kind = getattr(import_module(module), name)
     return kind.from_pretrained(model or default, torch_dtype=precision, **options).to(place)
+
+
+def task_of(folder: Path) -> str:
+    """The task of a model folder, by the pipeline that its index names."""
+    from mmspec import zoo
+
+    name = zoo.read_index(folder).get("_class_name")
+    for task, (path, _) in TASKS.items():
+        if path.endswith(f":{name}"):
+            return task
+    raise MmspecError(f"{folder / zoo.INDEX} names {name!r}, which is no pipeline of mmspec: give a model for one of {', '.join(TASKS)}")

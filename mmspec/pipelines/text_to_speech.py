@@ -15,7 +15,7 @@ import transformers
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmspec import drafters, picture, sound, zoo
 from mmspec.accept import acceptance as rule_of
@@ -26,7 +26,7 @@ from mmspec.decode import Stop, stream
 from mmspec.errors import MmspecError, unknown
 from mmspec.metrics import GenerationStats
 from mmspec.pipelines.loading import HUB_OPTIONS, copy_companions, load_tokenizer
-from mmspec.pipelines.request import row_seeds
+from mmspec.pipelines.request import repetition, row_seeds
 from mmspec.placement import check_pair, dtype_of
 from mmspec.reading import Reader, Sentence
 from mmspec.sampling import Sampling
@@ -252,6 +252,16 @@ class TextToSpeechPipeline:
             raise unknown("voice", voice, self.voices)
         return Prompts([list(self.tokenizer(f"<{voice}>{text}").input_ids) for text in phonemes])
 
+    def rows(self, texts: list[str]) -> tuple[Prompts, Stop]:
+        """What the loop is given for texts as rows of one batch, each as one sentence, voices taking turns; and when a row ends."""
+        phonemes = [" ".join(one.phonemes for one in self.reader.read(text).sentences) for text in texts]
+        prompts = [self.encode([text], self.voices[i % len(self.voices)]).conditional[0] for i, text in enumerate(phonemes)]
+        return Prompts(prompts), self.stop(max(map(self.longest, phonemes)))
+
+    def stop(self, length: int) -> Stop:
+        """A sentence ends with its end token, after `length` tokens, or when it has stalled."""
+        return Stop(length, frozenset({self.end}), lambda row, so_far: bool(self.stalled(so_far)))
+
     def longest(self, phonemes: str) -> int:
         """How many tokens a sentence may take."""
         return int(len(phonemes) * self.tokens_per_phoneme) + SPARE
@@ -290,12 +300,10 @@ class TextToSpeechPipeline:
         began = perf_counter()
         if not isinstance(text, str):
             raise MmspecError(f"text must be a string, not {type(text).__name__}")
-        if not 0.0 < repetition_penalty <= 10.0:
-            raise MmspecError(f"repetition_penalty={repetition_penalty} is out of range: give a number above 0 and up to 10 (1 is none)")
         if step is not None and step < 1:
             raise MmspecError(f"step={step}: give the new tokens of a chunk, 1 or more, or None for whole sentences")
-        processors = [RepetitionPenaltyLogitsProcessor(float(repetition_penalty))] if repetition_penalty != 1 else []
-        sampling = Sampling(self.temperature if temperature is None else temperature, top_k, top_p, processors=processors)
+        law = (self.temperature if temperature is None else temperature, top_k, top_p)
+        sampling = Sampling(*law, processors=repetition(repetition_penalty))
         rule, chosen = rule_of(acceptance), self.drafter if drafter is None else drafter
         reading = self.reader.read(text)
         seeds = row_seeds(seed, None, len(reading.sentences), "sentences")
@@ -332,7 +340,7 @@ class TextToSpeechPipeline:
         out.tokens.append(tokens)
         out.stats.append(stats)
         length = self.longest(sentence.phonemes)
-        stop = Stop(length, frozenset({self.end}), lambda row, so_far: bool(self.stalled(so_far)))
+        stop = self.stop(length)
         for found in stream(self.target, prompt, 1, stop, seeds=[seed], cancel=lambda: self.interrupt, stats=stats, **options):
             last = found.tokens[0][-1]
             tokens += [token for token in found.tokens[0] if token != self.end]
