@@ -62,6 +62,8 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
         self.analysis = torchaudio.transforms.MelSpectrogram(
             RATE, WINDOW, hop_length=HOP, f_min=0.0, f_max=8000.0, n_mels=MELS, power=1.0, norm="slaney", mel_scale="slaney", center=False
         )
+        spectrum = self.analysis.spectrogram
+        spectrum.window = spectrum.window.clone()  # torch makes it a view of a longer one, which safetensors refuses
         self.register_buffer("mean", torch.zeros(MELS, 1))
         self.register_buffer("deviation", torch.ones(MELS, 1))
 

@@ -202,8 +202,6 @@ class TextToSpeechPipeline:
             self.codec.model.save_pretrained(goal / "codec")
             index["codec"] = {"codebooks": self.codec.frame_tokens, "context": self.codec.context}
         else:
-            spectrum = self.codec.analysis.spectrogram
-            spectrum.window = spectrum.window.clone()  # torch makes it a view of a longer one, which safetensors refuses
             self.codec.save_pretrained(goal / "codec")
         (goal / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
         for path in goal.glob("drafters/*/config.json"):

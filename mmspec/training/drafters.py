@@ -81,14 +81,15 @@ def head_loss(drafter: HeadDrafter, target: CausalTarget, batch: Batch, decay: f
     horizontal = [drafter.offsets[i] for i in drafter.horizontal]
     terms, guided = [], []
     for offset, layer in zip(drafter.offsets, drafter.heads, strict=True):
-        logits = mix(nn.functional.linear(layer(features[:, :, : length + 1 - offset]), head), guidance).float()
+        logits = mix(nn.functional.linear(layer(features[:, :, : max(0, length + 1 - offset)]), head), guidance).float()
         guided.append(logits)
         order = horizontal.index(offset) if offset in horizontal else 0
         terms.append(decay**order * mean(cross_entropy(logits, law[:, offset - 1 :]), valid[:, offset - 1 :]))
     pooled = []
     first = max([drafter.offsets[i] for i in drafter.vertical], default=1)
     for depth, i in enumerate(drafter.horizontal):
-        places = torch.arange(max(first, drafter.offsets[i] - 1), length, device=target.device)
+        start = max(first, drafter.offsets[i] - 1)
+        places = torch.arange(start, max(start, length), device=target.device)
         found = [torch.log_softmax(guided[k][:, places + 1 - drafter.offsets[k]].detach(), -1) for k in (i, *drafter.vertical)]
         weights = drafter.weights[depth].softmax(0)
         logits = sum(weight * part for weight, part in zip(weights, found, strict=True))
@@ -174,7 +175,8 @@ def head_laws(drafter: HeadDrafter, target: CausalTarget, batch: Batch) -> list[
     first = max([drafter.offsets[i] for i in drafter.vertical], default=1)
     found = []
     for depth, i in enumerate(drafter.horizontal):
-        places = torch.arange(max(first, drafter.offsets[i] - 1), int(batch.lengths[0]), device=target.device)
+        start = max(first, drafter.offsets[i] - 1)
+        places = torch.arange(start, max(start, int(batch.lengths[0])), device=target.device)
         weights = drafter.weights[depth].softmax(0)
         parts = [w * guided[k][places + 1 - drafter.offsets[k]] for w, k in zip(weights, (i, *drafter.vertical), strict=True)]
         found.append((places, torch.stack(parts).sum(0)))
