@@ -180,7 +180,7 @@ class Speak:
     """Decode piece by piece, as soon as tokens are verified; with -o - each is written at once, to be heard: | aplay"""
     plot: Path | None = None
     """Also draw waveform and spectrogram of the first sentence with the accepted runs coloured (.png)."""
-    model: str = "wren-43"
+    model: str = "wren-86"
     """A bundled name, a folder, or a hub id."""
     dtype: str = "bf16"
     """bf16, fp32, fp64 or fp16."""
@@ -352,7 +352,7 @@ class Bench:
     out: Path = Path("results")
     """Folder for results.json, results.md and results.png."""
     model: str | None = None
-    """A bundled name, a folder, or a hub id; emoji-64 or wren-43 if left out."""
+    """A bundled name, a folder, or a hub id; emoji-64 or wren-86 if left out."""
     quick: bool = False
     """Five entrants, one prompt in bf16, no ablations: about a minute. Other options still hold."""
     device: str = "auto"
@@ -379,7 +379,7 @@ class Bench:
         count = self.prompts if self.prompts is not None else 1 if self.quick else 8
         if count < 1 or min(self.batch, default=0) < 1:
             raise MmspecError("--prompts and --batch must be 1 or more")
-        model = self.model or {"image": "emoji-64", "speech": "wren-43"}[self.suite]
+        model = self.model or {"image": "emoji-64", "speech": "wren-86"}[self.suite]
         resolve(model)
         measured = suite(self.suite)
         try:

@@ -21,7 +21,7 @@ BUDGET = {"steps": 3, "minutes": 5}
 
 
 def recipe() -> dict:
-    """The shape of models/wren-43/recipe.yaml."""
+    """The shape of models/wren-86/recipe.yaml."""
     llama = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512}
     learning = {"lr": 1e-3, "budget": BUDGET}
     return {

@@ -150,7 +150,7 @@ def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, see
 
 
 def run(
-    model: str = "wren-43",
+    model: str = "wren-86",
     out: Path = Path("results"),
     quick: bool = False,
     device: str = "cpu",

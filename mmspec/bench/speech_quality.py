@@ -300,7 +300,7 @@ def settings(pipe: TextToSpeechPipeline, name: str, tolerances: Sequence[int]) -
 
 
 def main(
-    model: str = "wren-43",
+    model: str = "wren-86",
     work: Path = Path("training"),
     out: Path = Path("docs/results/speech-quality"),
     sentences: int = 100,

@@ -67,13 +67,16 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
         self.register_buffer("mean", torch.zeros(MELS, 1))
         self.register_buffer("deviation", torch.ones(MELS, 1))
 
+        kernel = 2 * stride + stride % 2
+        resample = dict(stride=stride, padding=(kernel - stride) // 2)
+
         def blocks() -> list[nn.Module]:
             return [Block(width, dilation) for dilation in dilations]
 
         self.encoder = nn.Sequential(
             nn.Conv1d(MELS, width, 7, padding=3),
             *blocks(),
-            nn.Conv1d(width, width, 2 * stride, stride=stride, padding=stride // 2),
+            nn.Conv1d(width, width, kernel, **resample),
             *blocks(),
             nn.Conv1d(width, code_width, 1),
         )
@@ -81,7 +84,7 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
         self.decoder = nn.Sequential(
             nn.Conv1d(code_width, width, 3, padding=1),
             *blocks(),
-            nn.ConvTranspose1d(width, width, 2 * stride, stride=stride, padding=stride // 2),
+            nn.ConvTranspose1d(width, width, kernel, **resample),
             *blocks(),
             nn.Conv1d(width, MELS, 7, padding=3),
         )

@@ -8,7 +8,7 @@ from mmspec.errors import MmspecError, unknown
 
 TASKS = {
     "text-to-image": ("mmspec.pipelines.text_to_image:TextToImagePipeline", "emoji-64"),
-    "text-to-speech": ("mmspec.pipelines.text_to_speech:TextToSpeechPipeline", "wren-43"),
+    "text-to-speech": ("mmspec.pipelines.text_to_speech:TextToSpeechPipeline", "wren-86"),
 }
 
 

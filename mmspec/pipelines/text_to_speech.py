@@ -102,7 +102,7 @@ class Chunk:
 class TextToSpeechPipeline:
     """Speaks with an autoregressive codec language model, drafted by `drafter` and verified by the model.
 
-    >>> pipe = TextToSpeechPipeline.from_pretrained("wren-43", torch_dtype=torch.bfloat16)
+    >>> pipe = TextToSpeechPipeline.from_pretrained("wren-86", torch_dtype=torch.bfloat16)
     >>> pipe("Hello there.", seed=7).save("hello.wav")
 
     `codec` is a `MelCodec`, a `HubCodec`, or anything that follows `codecs.base.Codec` (which speaks, but is not saved). `voices` are
