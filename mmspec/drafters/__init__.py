@@ -22,8 +22,9 @@ TABLE = {
     "vadusa": "mmspec.drafters.vadusa:VadusaDrafter",
     "hawk": "mmspec.drafters.hawk:HawkDrafter",
     "hawk-path": "mmspec.drafters.hawk_path:HawkPathDrafter",
+    "msd": "mmspec.drafters.msd:MsdDrafter",
 }
-TRAINED = ("medusa", "vadusa", "hawk", "hawk-path")
+TRAINED = ("medusa", "vadusa", "hawk", "hawk-path", "msd")
 
 
 def names() -> dict[str, str]:

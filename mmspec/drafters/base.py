@@ -1,9 +1,12 @@
 """What the loop asks of a drafter."""
 
+from collections.abc import Callable
 from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmspec.accept import Verdict
 from mmspec.drafters.cost import Cost
@@ -62,3 +65,34 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
         """How many of the nodes whose chances of being reached are `reach`, sorted downwards, make the tree."""
         wanted = self.nodes or (self.cost.cut(drafting)(reach) if self.cost else 16)
         return min(wanted, self.max_nodes)
+
+    def drawn(self, state: State, noise: Noise, scores: Callable[[int, Tensor, Tensor], Tensor], height: int) -> DraftTree:
+        """Siblings drawn without replacement from q, by Gumbel top-m with noise of their own; widths are fixed beforehand.
+
+        `scores(depth, tokens, places)` are those that follow the nodes of a level, whose parents were at `places` of the level before.
+        """
+        rows, device = state.rows, state.roots.device
+        level, places = state.roots[:, None], torch.zeros(rows, 1, dtype=torch.long, device=device)
+        head = state.roots[:, None]
+        tokens, parents, depths = [head], [torch.full_like(head, -1)], [torch.zeros_like(head)]
+        laws: list[Tensor] = []
+        first, count = 0, 1
+        for depth in range(height):
+            width, beam = self.widths[depth], level.shape[1]
+            law = scores(depth, level, places).softmax(2)
+            laws = laws or [torch.zeros_like(law[:, :1])]
+            fresh = torch.stack([noise.fresh(row, place + depth, Noise.DRAFT)[0] for row, place in enumerate(state.counts)])
+            if noise.greedy:
+                law, width = F.one_hot(law.argmax(2), law.shape[2]).to(law.dtype), 1
+                level = law.argmax(2)
+            else:
+                level = (law.log() + fresh[:, None].to(law)).topk(width, dim=2).indices.flatten(1)
+            places = torch.arange(beam, device=device).repeat_interleave(width).expand(rows, -1)
+            tokens.append(level)
+            parents.append(places + first)
+            depths.append(torch.full_like(level, depth + 1))
+            laws.append(law.repeat_interleave(width, dim=1))
+            first, count = count, count + level.shape[1]
+            if depth + 1 < height and count + level.shape[1] * self.widths[depth + 1] > self.max_nodes:
+                break
+        return DraftTree(torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(depths, 1), torch.cat(laws, 1), replacement=False)

@@ -141,7 +141,7 @@ class HawkPathDrafter(TrainedDrafter):
             )
 
         if self._drawn:
-            return self._draw(state, noise, scores, height)
+            return self.drawn(state, noise, scores, height)
         left, cost = self._leftovers, self.cost
 
         def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
@@ -161,31 +161,3 @@ class HawkPathDrafter(TrainedDrafter):
             return cost is None or mass * 0.7 > step * self._length / (cost.target(8) + depth * step)
 
         return grow(state.roots, expand, height, self.beam, worth, lambda reach: self.budget(reach, perf_counter() - began))
-
-    def _draw(self, state: State, noise: Noise, scores, height: int) -> DraftTree:
-        """Siblings drawn without replacement from q, by Gumbel top-m with noise of their own; widths are fixed beforehand."""
-        rows, device = state.rows, state.roots.device
-        level, places = state.roots[:, None], torch.zeros(rows, 1, dtype=torch.long, device=device)
-        head = state.roots[:, None]
-        tokens, parents, depths = [head], [torch.full_like(head, -1)], [torch.zeros_like(head)]
-        laws: list[Tensor] = []
-        first, count = 0, 1
-        for depth in range(height):
-            width, beam = self.widths[depth], level.shape[1]
-            law = scores(depth, level, places).softmax(2)
-            laws = laws or [torch.zeros_like(law[:, :1])]
-            fresh = torch.stack([noise.fresh(row, place + depth, Noise.DRAFT)[0] for row, place in enumerate(state.counts)])
-            if noise.greedy:
-                law, width = F.one_hot(law.argmax(2), law.shape[2]).to(law.dtype), 1
-                level = law.argmax(2)
-            else:
-                level = (law.log() + fresh[:, None].to(law)).topk(width, dim=2).indices.flatten(1)
-            places = torch.arange(beam, device=device).repeat_interleave(width).expand(rows, -1)
-            tokens.append(level)
-            parents.append(places + first)
-            depths.append(torch.full_like(level, depth + 1))
-            laws.append(law.repeat_interleave(width, dim=1))
-            first, count = count, count + level.shape[1]
-            if depth + 1 < height and count + level.shape[1] * self.widths[depth + 1] > self.max_nodes:
-                break
-        return DraftTree(torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(depths, 1), torch.cat(laws, 1), replacement=False)

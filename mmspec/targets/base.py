@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmspec.cache import TreeCache
@@ -29,6 +29,17 @@ class Grid:
         return self.height * self.stride
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A prompt as a decoder takes it: input vectors, position ids (three rows of them for M-RoPE), which positions are text and not
+    image, and by how much the position ids of new tokens differ from their index."""
+
+    vectors: Float[Tensor, "position width"]
+    places: Int[Tensor, "*axis position"]
+    text: Bool[Tensor, "position"]
+    shift: int = 0
+
+
 @dataclass(slots=True)
 class State:
     """One generation: what is committed, and its keys, values and features. The target itself holds nothing.
@@ -36,6 +47,7 @@ class State:
     Tokens are numbered in the generated vocabulary; prompt tokens outside it are negative. The root is the last
     committed token, whose keys are not yet in the cache. `features[:, b, i]` is the hidden state that predicted
     token i of row b (the one after token i - 1 was read, i = 0 after the prompt); it has no positions unless a drafter asks.
+    Then `context` holds, for each stream's row, the prompt and the hidden states of all of its positions but the last.
     """
 
     cache: TreeCache
@@ -44,6 +56,8 @@ class State:
     tokens: list[list[int]]
     prompts: list[Tensor]
     features: Float[Tensor, "stream row position width"]
+    context: list[tuple[Reading, Tensor]]
+    shift: Int[Tensor, "sequence 1"]
     options: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -1,17 +1,19 @@
 """Any decoder-only transformers model as a target, unmodified."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from mmspec.cache import TreeCache, causal, positions
 from mmspec.errors import MmspecError
-from mmspec.targets.base import Output, State
+from mmspec.targets.base import Output, Reading, State
 from mmspec.tree import DraftTree
 
 # Passes are padded to at least this many nodes. Matrix libraries sum one to three rows in another order than four and more; from four
@@ -86,6 +88,7 @@ class CausalTarget:
         self.hash = hash
         self.narrowest = NARROWEST
         self.offset = offset
+        self.decoder: Any = model.base_model
         head = model.get_output_embeddings()
         self.vocabulary = vocabulary or head.weight.shape[0] - offset
         if offset + self.vocabulary > head.weight.shape[0]:
@@ -116,6 +119,15 @@ class CausalTarget:
         few = max(0, NARROWEST - len(rows))
         return F.linear(F.pad(rows, (0, 0, 0, few)), self.head)[: len(rows)].view(*hidden.shape[:-1], -1)
 
+    def embed(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
+        """The model's own table; `ids` are the model's."""
+        return self.model.get_input_embeddings()(ids)
+
+    def read(self, prompts: Prompts) -> list[Reading]:
+        """What the decoder is given for each stream's prompt."""
+        every = [torch.tensor(ids, device=self.device) for ids in prompts.streams]
+        return [Reading(self.embed(ids), torch.arange(len(ids), device=self.device), ids >= 0) for ids in every]
+
     @torch.inference_mode()
     def prefill(self, prompts: Prompts, capacity: int, features: bool = False) -> State:
         streams = prompts.streams
@@ -131,10 +143,13 @@ class CausalTarget:
             raise MmspecError(f"{longest} prompt tokens and {capacity} new ones exceed the model's {most} positions: shorten one of them")
         slots = -(-(longest - 1 + capacity) // SLOTS) * SLOTS
         cache = TreeCache(self.model.config.get_text_config().num_hidden_layers, len(streams), slots, self.device)
+        read = self.read(prompts)
+        hidden = self.head.new_zeros(len(streams), 0, self.hidden_size, dtype=self.dtype)
         if longest > 1:
-            ids = torch.tensor([prompt[:-1] + [0] * (longest - len(prompt)) for prompt in streams], device=self.device)
-            self._run(
-                cache, ids, causal(len(streams), longest - 1, self.device), torch.arange(longest - 1, device=self.device).expand_as(ids)
+            vectors = pad_sequence([one.vectors[:-1] for one in read], batch_first=True)
+            places = pad_sequence([one.places[..., :-1].movedim(0, -1) for one in read], batch_first=True)
+            hidden = self._run(
+                cache, vectors, causal(len(streams), longest - 1, self.device), places.movedim(-1, 0) if places.ndim == 3 else places
             )
             cache.lengths = [len(prompt) - 1 for prompt in streams]
         return State(
@@ -144,6 +159,8 @@ class CausalTarget:
             tokens=[[] for _ in range(rows)],
             prompts=[torch.tensor(prompt, device=self.device) - self.offset for prompt in prompts.conditional],
             features=self.head.new_zeros(len(streams) // rows, rows, capacity if features else 0, self.hidden_size, dtype=self.dtype),
+            context=[(one, row[: len(one.vectors) - 1]) for one, row in zip(read, hidden)] if features else [],
+            shift=torch.tensor([[one.shift] for one in read], device=self.device),
             options={"guidance": prompts.guidance},
         )
 
@@ -152,8 +169,8 @@ class CausalTarget:
         depths = tree.depths.repeat(state.streams, 1)
         ids = (tree.tokens + self.offset).repeat(state.streams, 1)
         # Rows ahead of the others, and stopped ones, get nodes beyond the end: what is said there is never kept.
-        where = positions(state.cache.lengths, depths).clamp(max=self.positions - 1)
-        hidden = self._run(state.cache, ids, tree.ancestors().repeat(state.streams, 1, 1), where)
+        where = positions(state.cache.lengths, depths).clamp(max=self.positions - 1) + state.shift
+        hidden = self._run(state.cache, self.embed(ids), tree.ancestors().repeat(state.streams, 1, 1), where)
         hidden = rearrange(hidden, "(stream row) node width -> stream row node width", stream=state.streams)
         places = positions(state.counts, tree.depths)
         return Output(self.guide(state, self.logits(hidden), places), hidden)
@@ -166,17 +183,19 @@ class CausalTarget:
         conditional, unconditional = logits
         return unconditional + state.options["guidance"] * (conditional - unconditional)
 
-    def _run(self, cache: TreeCache, ids: Tensor, ancestors: Tensor, places: Tensor) -> Float[Tensor, "row node width"]:
-        width = ids.shape[1]
+    def _run(
+        self, cache: TreeCache, vectors: Float[Tensor, "row node width"], ancestors: Bool[Tensor, "row node node"], places: Tensor
+    ) -> Float[Tensor, "row node width"]:
+        width = vectors.shape[1]
         few = max(0, self.narrowest - width)
         if few:
-            ids, places = F.pad(ids, (0, few)), F.pad(places, (0, few))
-            ancestors = F.pad(ancestors, (0, few, 0, few)) | torch.eye(width + few, dtype=torch.bool, device=ids.device)
+            vectors, places = F.pad(vectors, (0, 0, 0, few)), F.pad(places, (0, few))
+            ancestors = F.pad(ancestors, (0, few, 0, few)) | torch.eye(width + few, dtype=torch.bool, device=vectors.device)
         cache.open(width + few)
         mask = cache.mask(ancestors)
-        if self.model.config._attn_implementation == "eager":
+        if self.decoder.config._attn_implementation == "eager":
             mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
-        out = self.model.base_model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
+        out = self.decoder(inputs_embeds=vectors, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
         if not cache.layers[0].is_initialized:
             raise MmspecError(f"{type(self.model).__name__} does not use the cache that it is given: use a transformer with attention")
         return out.last_hidden_state[:, :width]
