@@ -1,16 +1,76 @@
-"""Pictures on disk: metadata, contact sheets, and the animation of a picture being filled."""
+"""Pictures from anywhere, and on disk: metadata, contact sheets, and the animation of a picture being filled."""
 
+import io
 import os
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from mmspec.errors import MmspecError
 
 STILL = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOVING = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
+
+# Most pixels of a picture that is read, and most bytes that are fetched for one.
+PIXELS, BYTES = 64_000_000, 50_000_000
+
+
+def read(source: Any) -> Image.Image:
+    """A picture as RGB, upright by its EXIF tag, on white where it is transparent; animations give their first frame.
+
+    `source` is a PIL image, a path, an http(s) URL, bytes, or "-" for standard input.
+    """
+    name = repr(source) if isinstance(source, str | Path) else f"the picture ({type(source).__name__})"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = source if isinstance(source, Image.Image) else Image.open(_bytes(source))
+            if image.width * image.height > PIXELS:
+                raise MmspecError(f"{name} has {image.width} x {image.height} pixels, and {PIXELS} are the most: make it smaller")
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                page = Image.new("RGBA", image.size, "white")
+                page.alpha_composite(image)
+                image = page
+            elif image.mode.startswith("I"):  # 16 bits a pixel, which convert() would cut off
+                image = image.point(lambda value: value / 256).convert("L")
+            return image.convert("RGB")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise MmspecError(f"{name} has too many pixels; {PIXELS} are the most: make it smaller") from None
+    except MmspecError:
+        raise
+    except FileNotFoundError:
+        raise MmspecError(f"no picture at {source}: give a path, an http(s) URL, or - for standard input") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise MmspecError(f"{name} cannot be read as a picture ({reason}): give a PNG, JPEG or WebP file that opens elsewhere") from None
+
+
+def _bytes(source: Any) -> Any:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if str(source) == "-":
+        return io.BytesIO(sys.stdin.buffer.read(BYTES + 1))
+    if not isinstance(source, str) or not source.startswith(("http://", "https://")):
+        if not isinstance(source, str | Path):
+            raise MmspecError(f"a picture is a PIL image, a path, a URL or bytes, not {type(source).__name__}")
+        return Path(source).expanduser()
+    try:
+        with urlopen(source, timeout=20) as response:
+            found = response.read(BYTES + 1)
+    except URLError as error:
+        raise MmspecError(f"could not fetch {source} ({error.reason}): check the address and the network") from None
+    if len(found) > BYTES:
+        raise MmspecError(f"{source} has more than {BYTES} bytes: give a smaller picture")
+    return io.BytesIO(found)
 
 
 def check_output(path: Path, kinds: dict[str, str]) -> None:

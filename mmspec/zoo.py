@@ -47,8 +47,11 @@ def drafters(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("drafters/*/config.json"))
 
 
-def resolve(name: str | Path, **hub: Any) -> Path:
-    """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`hub` goes to the download)."""
+def resolve(name: str | Path, bare: bool = False, **hub: Any) -> Path:
+    """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`hub` goes to the download).
+
+    `bare` takes folders of transformers too, which have a config.json and no index of parts.
+    """
     try:
         known, path = bundled(), Path(name).expanduser()
     except RuntimeError as error:
@@ -56,7 +59,7 @@ def resolve(name: str | Path, **hub: Any) -> Path:
     if isinstance(name, str) and name in known:
         return known[name].folder
     if path.is_dir():
-        if not (path / INDEX).is_file():
+        if not (path / INDEX).is_file() and not (bare and (path / "config.json").is_file()):
             raise MmspecError(f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec train")
         return path
     if path.exists():
@@ -74,7 +77,7 @@ def download(name: str, **hub: Any) -> Path:
     """A snapshot of a hub repository, without its pickles."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.yaml"]
+    patterns = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.yaml", "*.jinja", "*.txt", "*.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, **hub))
     except Exception as error:  # the hub client's errors follow its HTTP library, which differs between versions

@@ -74,3 +74,57 @@ def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     heads.save_pretrained(folder / "drafters" / "vadusa")
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole LLaVA with random weights: pictures of 32×32 in 16 tokens, words of one letter; tests copy it before they change it."""
+    import torch
+    from test_vision_language import EYE, TEXT
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    from mmspec.drafters.msd import MsdDrafter
+    from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
+
+    marks = ["<pad>", "<s>", "<end>", "<image>", "<user>", "<assistant>"]
+    letters = [*"abcdefghijklmnopqrstuvwxyz .,!?0123456789é"]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*marks, *letters, "<unk>"])}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    special = dict(
+        pad_token="<pad>", bos_token="<s>", eos_token="<end>", unk_token="<unk>", extra_special_tokens={"image_token": "<image>"}
+    )
+    text = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    text.add_special_tokens({"additional_special_tokens": marks[4:]})
+    template = (
+        "<s>{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{% if part.type == 'image' %}<image>{% else %}"
+        "{{ part.text | lower }}{% endif %}{% endfor %}{% if m.role == 'assistant' %}<end>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    eye = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    layout = dict(patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1, image_token="<image>")
+    processor = LlavaProcessor(eye, text, chat_template=template, **layout)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        words = LlamaConfig(**TEXT | {"vocab_size": len(text), "eos_token_id": 2})
+        config = LlavaConfig(text_config=words, vision_config=CLIPVisionConfig(**EYE), image_token_index=3, vision_feature_layer=-1)
+        model = LlavaForConditionalGeneration(config).eval()
+        msd = MsdDrafter(hidden_size=32, intermediate_size=48, heads=4, kv_heads=2)
+        for part in (model, msd):
+            for name, weight in part.named_parameters():
+                if weight.ndim > 1 and "norm" not in name:
+                    torch.nn.init.normal_(weight, std=0.25)
+    model.generation_config.eos_token_id = 2
+    folder = tmp_path_factory.mktemp("models") / "tiny-vision"
+    msd.save_pretrained(folder / "drafters" / "msd")
+    ImageTextToTextPipeline(processor, model, max_new_tokens=24).save_pretrained(folder)
+    return folder

@@ -68,7 +68,7 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
         self.register_buffer("deviation", torch.ones(MELS, 1))
 
         kernel = 2 * stride + stride % 2
-        resample = dict(stride=stride, padding=(kernel - stride) // 2)
+        edge = (kernel - stride) // 2
 
         def blocks() -> list[nn.Module]:
             return [Block(width, dilation) for dilation in dilations]
@@ -76,7 +76,7 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
         self.encoder = nn.Sequential(
             nn.Conv1d(MELS, width, 7, padding=3),
             *blocks(),
-            nn.Conv1d(width, width, kernel, **resample),
+            nn.Conv1d(width, width, kernel, stride, edge),
             *blocks(),
             nn.Conv1d(width, code_width, 1),
         )
@@ -84,7 +84,7 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
         self.decoder = nn.Sequential(
             nn.Conv1d(code_width, width, 3, padding=1),
             *blocks(),
-            nn.ConvTranspose1d(width, width, kernel, **resample),
+            nn.ConvTranspose1d(width, width, kernel, stride, edge),
             *blocks(),
             nn.Conv1d(width, MELS, 7, padding=3),
         )

@@ -9,6 +9,7 @@ from mmspec.errors import MmspecError, unknown
 TASKS = {
     "text-to-image": ("mmspec.pipelines.text_to_image:TextToImagePipeline", "emoji-64"),
     "text-to-speech": ("mmspec.pipelines.text_to_speech:TextToSpeechPipeline", "wren-86"),
+    "image-text-to-text": ("mmspec.pipelines.image_text_to_text:ImageTextToTextPipeline", "magpie-135"),
 }
 
 

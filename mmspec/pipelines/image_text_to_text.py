@@ -1,0 +1,312 @@
+"""Image and text to text: a chat with pictures, answered by a vision-language model."""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from mmspec import drafters, picture, zoo
+from mmspec.accept import acceptance as rule_of
+from mmspec.decode import Stop, stream
+from mmspec.errors import MmspecError, unknown
+from mmspec.metrics import GenerationStats
+from mmspec.pipelines.loading import HUB_OPTIONS, copy_companions
+from mmspec.pipelines.request import repetition, row_seeds
+from mmspec.placement import check_pair, dtype_of
+from mmspec.sampling import Sampling
+from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
+
+Chat = list[dict[str, Any]]
+
+# The first bytes of a character whose rest has not come yet decode to this.
+UNFINISHED = "\ufffd"
+
+SETTINGS: dict[str, Any] = {"drafter": str, "temperature": (int, float), "max_new_tokens": int}
+
+
+@dataclass(slots=True)
+class ImageTextToTextOutput:
+    """Answers and how they came about, one entry for each chat. `ended` is "end" (the model's own), "length" or "interrupted"."""
+
+    chats: list[Chat]
+    seeds: list[int]
+    texts: list[str]
+    tokens: list[list[int]]
+    stats: GenerationStats = field(default_factory=GenerationStats)
+    ended: list[str] = field(default_factory=list)
+    first_token: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The first answer, or the only one."""
+        return self.texts[0]
+
+    def chat(self, row: int = 0) -> Chat:
+        """The chat and its answer, to go on with."""
+        return [*self.chats[row], {"role": "assistant", "content": [{"type": "text", "text": self.texts[row]}]}]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What one round verified: new text and tokens of every chat; `output` is all that is there so far."""
+
+    texts: list[str]
+    tokens: list[list[int]]
+    output: ImageTextToTextOutput
+
+
+class ImageTextToTextPipeline:
+    """Answers questions about pictures with a vision-language model of transformers, drafted by `drafter` and verified by the model.
+
+    >>> pipe = ImageTextToTextPipeline.from_pretrained("magpie-135", torch_dtype=torch.bfloat16)
+    >>> pipe("photo.png", "How many hearts are there?").text
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        transformer: PreTrainedModel,
+        drafter: str = "jacobi",
+        temperature: float = 0.0,
+        max_new_tokens: int = 256,
+    ):
+        self.processor, self.transformer = processor, transformer
+        self.drafter, self.temperature, self.max_new_tokens = drafter, temperature, max_new_tokens
+        self.folder: Path | None = None  # where the model was loaded from
+        self.interrupt = False
+        self._target: tuple[tuple, VisionLanguageTarget] | None = None
+        self._idle: dict[str, Any] = {}
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **options: Any) -> "ImageTextToTextPipeline":
+        """Load a bundled name, a folder made by `save_pretrained` or one of transformers, or a hub id; `torch_dtype` is the model's.
+
+        Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are refused.
+        """
+        folder = zoo.resolve(model, bare=True, **{key: options.pop(key) for key in HUB_OPTIONS if key in options})
+        dtype = dtype_of(options.pop("torch_dtype", None) or options.pop("dtype", None) or torch.float32)
+        known = inspect.signature(cls.__init__).parameters.keys() - {"self"}
+        for name in options.keys() - known:
+            raise unknown("option of from_pretrained", name, [*known, *HUB_OPTIONS, "torch_dtype"])
+        index = zoo.read_index(folder) if (folder / zoo.INDEX).is_file() else {"_class_name": cls.__name__}
+        if index.get("_class_name") != cls.__name__:
+            raise MmspecError(f"{folder} holds a {index.get('_class_name')}, not a {cls.__name__}: give an image-text-to-text model")
+        for name, kind in SETTINGS.items():
+            if name in index and not isinstance(index[name], kind):
+                raise MmspecError(f"{folder / zoo.INDEX}: {name} is {index[name]!r}: restore it from the model's source")
+        parts: dict[str, Any] = {name: index[name] for name in SETTINGS if name in index} | options
+        if "processor" not in parts:
+            path = folder / "processor" if (folder / "processor").is_dir() else folder
+            try:
+                parts["processor"] = AutoProcessor.from_pretrained(path)
+            except Exception as error:  # tokenizers raises bare Exception for a damaged file
+                reason = " ".join(str(error).split())[:200]
+                raise MmspecError(f"{path} has no processor that loads ({reason}): restore it from the model's source") from None
+        if "transformer" not in parts:
+            parts["transformer"] = load_transformer(folder, dtype)
+        pipe = cls(**parts)
+        pipe.folder = folder
+        return pipe
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save all components and copy what else the model's folder holds: drafters, card, recipe."""
+        goal = Path(folder)
+        goal.mkdir(parents=True, exist_ok=True)
+        copy_companions(self.folder, goal)
+        self.processor.save_pretrained(goal / "processor")
+        self.transformer.save_pretrained(goal / "transformer")
+        index = {
+            "_class_name": type(self).__name__,
+            "transformer": ["transformers", type(self.transformer).__name__],
+            **{name: getattr(self, name) for name in SETTINGS},
+        }
+        (goal / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def to(self, *args: Any, **kwargs: Any) -> "ImageTextToTextPipeline":
+        """Move to a device or a dtype."""
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        check_pair(device or self.device, dtype_of(dtype or self.transformer.dtype))
+        self.transformer.to(device=device, dtype=dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    @property
+    def target(self) -> VisionLanguageTarget:
+        """The model as the loop sees it, on its present device and in its present dtype."""
+        model = self.transformer
+        key = (id(model), model.device, model.dtype)
+        if self._target is None or self._target[0] != key:
+            path = self.folder / "transformer" if self.folder and (self.folder / "transformer").is_dir() else self.folder
+            self._target, self._idle = (key, VisionLanguageTarget(model, zoo.weights_hash(path) if path else "")), {}
+        return self._target[1]
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        known = self.transformer.generation_config.eos_token_id
+        found = known if isinstance(known, list) else [known] if known is not None else [self.processor.tokenizer.eos_token_id]
+        return frozenset(token for token in found if token is not None)
+
+    def encode(self, chats: list[Chat]) -> VisualPrompts:
+        """Chats as token ids and pixels, by the processor's own template."""
+        if not getattr(self.processor, "chat_template", None):
+            raise MmspecError(f"{self.folder or 'the processor'} has no chat template: use a model that has one")
+        law = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+        try:
+            return VisualPrompts.of([dict(self.processor.apply_chat_template(chat, **law)) for chat in chats])
+        except (transformers.utils.chat_template_utils.jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
+            raise MmspecError(
+                f"the model's chat template refuses the chat ({' '.join(str(error).split())[:200]}): check its roles"
+            ) from None
+
+    def stream(
+        self,
+        image: Any = None,
+        text: Any = None,
+        *,
+        seed: int | list[int] | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        drafter: Any = None,
+        acceptance: Any = "exact",
+    ) -> Iterator[Words]:
+        """Answer round by round; see `__call__` for the arguments. Closing the iterator, or setting `interrupt`, ends it early."""
+        began = perf_counter()
+        asked = chats(image, text)
+        length = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise MmspecError(f"max_new_tokens={length}: give a whole number from 1 up")
+        law = (self.temperature if temperature is None else temperature, top_k, top_p)
+        sampling = Sampling(*law, processors=repetition(repetition_penalty))
+        rule, chosen = rule_of(acceptance), self.drafter if drafter is None else drafter
+        seeds = row_seeds(0 if seed is None and sampling.greedy else seed, None, len(asked), "chats")
+        prompts, target, name = self.encode(asked), self.target, chosen if isinstance(chosen, str) else ""
+        guesser = drafters.load(self._idle.pop(name, chosen), self.folder, target, prompts, length)
+        out = ImageTextToTextOutput(asked, seeds, [""] * len(asked), [[] for _ in asked])
+
+        def answer() -> Iterator[Words]:
+            self.interrupt = False
+            stop, ends = Stop(length, self.ends), self.ends
+            law: dict[str, Any] = dict(sampling=sampling, seeds=seeds, rule=rule, cancel=lambda: self.interrupt, stats=out.stats)
+            last = [-1] * len(asked)
+            for found in stream(target, prompts, len(asked), stop, guesser, **law):
+                out.first_token = out.first_token or perf_counter() - began
+                fresh = []
+                for row, new in enumerate(found.tokens):
+                    last[row] = new[-1] if new else last[row]
+                    out.tokens[row] += [token for token in new if token not in ends]
+                    whole = self.processor.tokenizer.decode(out.tokens[row], skip_special_tokens=True)
+                    shown = whole.rstrip(UNFINISHED) if last[row] not in ends else whole
+                    fresh.append(shown[len(out.texts[row]) :])
+                    out.texts[row] += fresh[-1]
+                yield Words(fresh, found.tokens, out)
+            out.ended = [
+                "end" if token in ends else "length" if len(tokens) == length else "interrupted" for token, tokens in zip(last, out.tokens)
+            ]
+            if name:
+                self._idle[name] = guesser
+
+        return answer()
+
+    def __call__(
+        self,
+        image: Any = None,
+        text: Any = None,
+        *,
+        seed: int | list[int] | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        drafter: Any = None,
+        acceptance: Any = "exact",
+        callback: Callable[[Words], Any] | None = None,
+    ) -> ImageTextToTextOutput:
+        """Answer a question about a picture, or go on with a chat.
+
+        Args:
+            image: a PIL image, a path, a URL, bytes, or a list of them for one question; or a chat, or a list of chats, as transformers' pipeline
+                takes them: `[{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": "..."}]}]`.
+            text: the question; with no image, a question without a picture.
+            seed: chat i uses seed + i; a list gives each its own; drawn if None. The same seed gives the same answer with any drafter.
+            max_new_tokens, temperature, top_k, top_p, repetition_penalty: the sampling law; temperature 0 is greedy; the model's defaults if None.
+            drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default.
+            acceptance: exact, rejection, tolerance:τ or typical.
+            callback: given each round's words; it may set `interrupt` to stop, and what was said is kept.
+        """
+        law: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
+        how: dict[str, Any] = dict(seed=seed, max_new_tokens=max_new_tokens, drafter=drafter, acceptance=acceptance)
+        for words in self.stream(image, text, **law, **how):
+            if callback:
+                callback(words)
+        return words.output
+
+
+def chats(image: Any, text: Any) -> list[Chat]:
+    """What was asked, as chats whose pictures are PIL images in RGB."""
+    if text is None and isinstance(image, list) and image and isinstance(image[0], list):
+        return [_chat(one) for one in image]
+    if text is None and isinstance(image, list):
+        return [_chat(image)]
+    if isinstance(text, list) and image is None:
+        return chats(text, None)
+    if not isinstance(text, str) or not text.strip():
+        raise MmspecError("there is no question: say what to answer, as in 'How many hearts are there?'")
+    pictures = [] if image is None else image if isinstance(image, list | tuple) else [image]
+    return [_chat([{"role": "user", "content": [*({"type": "image", "image": one} for one in pictures), {"type": "text", "text": text}]}])]
+
+
+def _chat(messages: Any) -> Chat:
+    """Messages checked, each with a list of parts."""
+    found: Chat = []
+    if (
+        not isinstance(messages, list)
+        or not messages
+        or not all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in messages)
+    ):
+        raise MmspecError('a chat is a list of messages such as {"role": "user", "content": [{"type": "text", "text": "Hello"}]}')
+    for message in messages:
+        content = message["content"]
+        parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, dict) for part in parts):
+            raise MmspecError(f"the content of a message is a string or a list of parts, not {content!r:.60}")
+        found.append({"role": message["role"], "content": [_part(part) for part in parts]})
+    return found
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    kind = part.get("type")
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    source = next((part[key] for key in ("image", "url", "path") if part.get(key) is not None), None)
+    if kind != "image" or source is None:
+        raise MmspecError(f"a part of a message is text or an image with its source, not {part!r:.80}: videos and sounds are not supported")
+    return {"type": "image", "image": source if isinstance(source, Image.Image) and source.mode == "RGB" else picture.read(source)}
+
+
+def load_transformer(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model class that a folder's config names, in `dtype`."""
+    path = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    try:
+        given = json.loads((path / "config.json").read_text())["architectures"][0]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise MmspecError(f"{path / 'config.json'} cannot be read ({error!r}): restore it from the model's source") from None
+    kind = getattr(transformers, str(given), None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise MmspecError(f"{path / 'config.json'} names {given}, which is no model class of transformers")
+    return zoo.load_component(path.parent, path.name, kind, dtype=dtype)
