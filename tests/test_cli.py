@@ -431,7 +431,7 @@ def test_speech_interrupt(speak, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["image", "speak", "bench", "train", "verify", "info"])
+@pytest.mark.parametrize("command", ["image", "speak", "ask", "chat", "bench", "train", "verify", "info"])
 def test_help_has_an_example(run, command: str) -> None:
     code, out, _ = run(command, "--help", model=False)
     assert code == 0 and f"mmspec {command}" in out.replace(f"usage: mmspec {command}", "")

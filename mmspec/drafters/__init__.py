@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -90,7 +91,8 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
             stacklevel=2,
         )
     try:
-        drafter = kind.from_pretrained(path, strict=True)
+        with redirect_stdout(None):  # the hub's mixin prints, and standard output may be a pipe for sound
+            drafter = kind.from_pretrained(path, strict=True)
     except (SafetensorError, RuntimeError, OSError, TypeError) as error:
         raise MmspecError(
             f"drafter {name!r}: the files in {path} are truncated or foreign ({error}): restore them or train again"
