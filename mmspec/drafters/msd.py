@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaConfig, Qwen2Config
+from transformers import Cache, LlamaConfig, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
@@ -83,7 +83,7 @@ class MsdDrafter(TrainedDrafter):
         inputs: Float[Tensor, "row node width"],
         mask: Bool[Tensor, "row 1 node slot"],
         places: Int[Tensor, "row node"],
-        cache: TreeCache | None,
+        cache: Cache,
     ) -> Float[Tensor, "row node width"]:
         """Predicted features."""
         around = self.rotary(inputs, places)

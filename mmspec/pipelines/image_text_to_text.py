@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
+from safetensors import SafetensorError
+from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from mmspec import drafters, picture, zoo
+from mmspec import blocks, drafters, picture, zoo
 from mmspec.accept import acceptance as rule_of
 from mmspec.decode import Stop, stream
 from mmspec.errors import MmspecError, unknown
@@ -306,7 +307,17 @@ def load_transformer(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         given = json.loads((path / "config.json").read_text())["architectures"][0]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise MmspecError(f"{path / 'config.json'} cannot be read ({error!r}): restore it from the model's source") from None
-    kind = getattr(transformers, str(given), None)
-    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+    found = getattr(transformers, str(given), None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise MmspecError(f"{path / 'config.json'} names {given}, which is no model class of transformers")
-    return zoo.load_component(path.parent, path.name, kind, dtype=dtype)
+    kind: Any = found
+    if not (path / blocks.INDEX).exists():
+        return zoo.load_component(path.parent, path.name, kind, dtype=dtype)
+    config, ends = kind.config_class.from_pretrained(path), GenerationConfig.from_pretrained(path)
+    try:
+        model = kind.from_pretrained(None, config=config, state_dict=blocks.load(path, dtype), dtype=dtype)
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MmspecError(f"{path} does not load as {given} ({reason}): restore it from the model's source") from None
+    model.generation_config = ends
+    return model

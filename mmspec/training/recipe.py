@@ -14,7 +14,11 @@ from mmspec.errors import MmspecError, unknown
 from mmspec.training.run import Run
 
 console = Console(stderr=True)
-TASKS = {"text-to-image": "mmspec.training.image", "text-to-speech": "mmspec.training.speech"}
+TASKS = {
+    "text-to-image": "mmspec.training.image",
+    "text-to-speech": "mmspec.training.speech",
+    "image-text-to-text": "mmspec.training.vision_language",
+}
 
 
 def read(path: Path) -> tuple[dict, ModuleType]:

@@ -67,6 +67,13 @@ def listed(parts: Sequence[str]) -> str:
     return _english().join(list(parts), final_sep="")
 
 
+def corner(thing: Thing, chance: random.Random | None = None) -> tuple[int, int]:
+    """Left and top edge of a thing on the page; `chance` shifts it by a few pixels."""
+    row, column = divmod(thing.place, 3)
+    left, top = (round(SIZE * (1 + 2 * at) / 6) + (chance.randrange(-3, 4) if chance else 0) - thing.width // 2 for at in (column, row))
+    return max(0, min(SIZE - thing.width, left)), max(0, min(SIZE - thing.width, top))
+
+
 class Studio:
     """Makes scenes of a picture set (`rgba[picture]`, uint8 `size size 4`) and asks about them."""
 
@@ -108,10 +115,7 @@ class Studio:
         page = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[scene.background])
         for thing in scene.things:
             image = Image.fromarray(self.rgba[thing.picture]).resize((thing.width, thing.width), Image.Resampling.BICUBIC)
-            row, column = divmod(thing.place, 3)
-            centre = [round(SIZE * (1 + 2 * at) / 6) + (chance.randrange(-3, 4) if chance else 0) for at in (column, row)]
-            left, top = (max(0, min(SIZE - thing.width, at - thing.width // 2)) for at in centre)
-            page.paste(image, (left, top), image)
+            page.paste(image, corner(thing, chance), image)
         return page
 
     def name(self, thing: Thing) -> str:

@@ -1,0 +1,86 @@
+"""The vision tower: a small ViT that learns what covers every patch of a scene, for a language model to read."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from mmspec.training.emoji import BACKGROUNDS
+from mmspec.training.fit import Budget, fit, optimizers
+from mmspec.training.scenes import SIZE, Scene, Studio, corner
+
+STYLES = ("flat", "cartoon", "3d")
+
+
+def pixels(images: list) -> Tensor:
+    """`row 3 height width` in -1..1, as the image processor gives them."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def covers(scene: Scene, patch: int) -> list[int]:
+    """For every patch, in reading order, the thing whose frame holds its middle; -1 for none."""
+    side = SIZE // patch
+    found = [-1] * side**2
+    for number, thing in enumerate(scene.things):
+        left, top = corner(thing)
+        for row in range(side):
+            for column in range(side):
+                x, y = (column + 0.5) * patch - left, (row + 0.5) * patch - top
+                if 0 <= x < thing.width and 0 <= y < thing.width:
+                    found[row * side + column] = number
+    return found
+
+
+class Labeller(nn.Module):
+    """The tower with heads that name each patch: which thing (or none), in which style, on which background."""
+
+    def __init__(self, config: dict, names: int):
+        super().__init__()
+        self.tower = SiglipVisionModel(SiglipVisionConfig(image_size=SIZE, vision_use_head=False, **config))
+        width = config["hidden_size"]
+        self.thing, self.style = nn.Linear(width, names + 1), nn.Linear(width, len(STYLES))
+        self.background = nn.Linear(width, len(BACKGROUNDS))
+
+    def terms(self, images: Tensor, names: Tensor, styles: Tensor, background: Tensor) -> dict[str, Tensor]:
+        """Cross entropies in nats: of things over all patches, of styles where there is a thing, of the background over all."""
+        seen = self.tower(images, output_hidden_states=True).hidden_states[-1]
+        thing = F.cross_entropy(self.thing(seen).float().flatten(0, 1), names.flatten(), label_smoothing=0.05)
+        style = F.cross_entropy(self.style(seen).float().flatten(0, 1), styles.flatten(), ignore_index=-100)
+        ground = F.cross_entropy(self.background(seen).float().flatten(0, 1), background.repeat_interleave(seen.shape[1]))
+        right = (self.thing(seen).argmax(-1) == names)[names > 0].float().mean()
+        return {"loss": thing + 0.3 * style + 0.2 * ground, "thing": thing.detach(), "right": right, "style": style.detach()}
+
+
+def train_tower(
+    studio: Studio, config: dict, budget: Budget, checkpoint: Path, seed: int = 0, device: str | None = None
+) -> SiglipVisionModel:
+    """Train on scenes that are made as they are needed."""
+    torch.manual_seed(seed)
+    patch, batch = config["model"]["patch_size"], config["batch"]
+    model = Labeller(config["model"], len(studio.names))
+    order = {name: 1 + i for i, name in enumerate(studio.names)}
+    colours = list(BACKGROUNDS)
+
+    def source(step: int) -> Iterator[tuple[Tensor, ...]]:
+        chance = random.Random(seed + 7919 * step)
+        while True:
+            scenes = [studio.scene(chance, False) for _ in range(batch)]
+            images = pixels([studio.draw(scene, chance) for scene in scenes])
+            names, styles = torch.zeros(batch, (SIZE // patch) ** 2, dtype=torch.long), torch.full((batch, (SIZE // patch) ** 2), -100)
+            for row, scene in enumerate(scenes):
+                for place, number in enumerate(covers(scene, patch)):
+                    if number >= 0:
+                        known = studio.pictures[scene.things[number].picture]
+                        names[row, place], styles[row, place] = order[known.name], STYLES.index(known.style)
+            yield images, names, styles, torch.tensor([colours.index(scene.background) for scene in scenes])
+
+    def loss(model: Labeller, parts: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return model.terms(*(part.to(model.tower.device) for part in parts))
+
+    chosen = optimizers(model, config["lr"], config.get("weight_decay", 0.05), config.get("muon_lr"))
+    return fit("vision", model, source, loss, chosen, budget, checkpoint, device=device).tower

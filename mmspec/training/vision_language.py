@@ -1,0 +1,274 @@
+"""The stages of a vision-language recipe: scenes, vision tower, target, drafters."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, SiglipVisionConfig
+
+from mmspec import blocks
+from mmspec.decode import Stop, generate
+from mmspec.picture import replace
+from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
+from mmspec.sampling import Sampling
+from mmspec.targets.causal import CausalTarget, Prompts
+from mmspec.training import smollm
+from mmspec.training.dialogue import IMAGE, Encoded, encode, processor
+from mmspec.training.emoji import build
+from mmspec.training.fit import fit, optimizers
+from mmspec.training.msd import Recorded, record, train_msd
+from mmspec.training.run import Run
+from mmspec.training.scenes import SIZE, Studio
+from mmspec.training.vision import pixels, train_tower
+
+console = Console(stderr=True)
+
+# What a model is asked without a picture, so that it keeps what it knew.
+WORDS = (
+    "What is {}?",
+    "Write a short sentence about {}.",
+    "Tell me three facts about {}.",
+    "Why do people like {}?",
+    "Explain {} to a child.",
+    "Write two lines of a poem about {}.",
+    "What would you do with {}?",
+    "Where can you find {}?",
+)
+
+
+def studio(run: Run) -> Studio:
+    return Studio(*build(run.work / "data", 64, **run.recipe["data"]["pictures"]))
+
+
+def data(run: Run) -> None:
+    """Fetch the art and the language model; write held-out scenes with questions and answers, for checks and benchmarks."""
+    smollm.fetch(run.work / "data")
+    place, chance = studio(run), random.Random(1)
+    (run.out / "samples").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(run.recipe["data"]["held_out"]):
+        scene = place.scene(chance, True)
+        name = f"samples/{number:02}.png"
+        place.draw(scene, chance).save(run.out / name)
+        asked = place.ask(scene, chance)
+        rows.append({"prompt": asked.turns[0][0], "answer": asked.turns[0][1], "kind": asked.kind, "image": name, "held_out": True})
+    (run.out / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def vision(run: Run) -> None:
+    """Train the tower on what covers every patch."""
+    stage = run.recipe["vision"]
+    tower = train_tower(studio(run), stage, run.budget(stage), run.file("vision", run.recipe["data"], stage["model"]), device=run.device)
+    torch.save(tower.state_dict(), run.work / "tower.pt")
+
+
+def bare(run: Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The model before it has seen a picture: SmolLM2 in bfloat16, the tower, a random projector."""
+    shape = run.recipe["vision"]["model"]
+    known = processor(smollm.tokenizer(run.work / "data"), shape["patch_size"], run.out / "processor")
+    config = LlavaConfig(
+        vision_config=SiglipVisionConfig(image_size=SIZE, vision_use_head=False, **shape),
+        text_config=smollm.config(),
+        image_token_index=known.tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(SIZE // shape["patch_size"]) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config)
+    found, kinds = smollm.tensors(run.work / "data")
+    weights = {name: blocks.dequantise(kinds[name], value) if name in kinds else value for name, value in found.items()}
+    model.model.language_model.load_state_dict(weights)
+    model.model.vision_tower.load_state_dict(torch.load(run.work / "tower.pt", weights_only=True))
+    model.model.language_model.bfloat16()
+    ends = dict(eos_token_id=[2, 0], pad_token_id=2, bos_token_id=1)
+    model.generation_config = GenerationConfig(**ends)
+    return model, known
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows padded on the right: ids, labels (-100 where nothing is learnt), and the pictures of those rows that have one."""
+
+    ids: Tensor
+    labels: Tensor
+    pixels: Tensor
+    pictured: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.ids.to(device), self.labels.to(device), self.pixels.to(device), self.pictured.to(device))
+
+
+class Learner(nn.Module):
+    """Tower, projector and low-rank updates of the language model; all else is frozen."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, rank: int, compiled: bool = False):
+        super().__init__()
+        model.model.language_model.requires_grad_(False)
+        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model.model.language_model)
+        for name, weight in model.model.language_model.named_parameters():
+            if "lora_" in name:
+                weight.data = weight.data.float()
+        self.model = model
+        self.body = torch.compile(model.model.language_model, dynamic=False) if compiled else model.model.language_model
+
+    def state_dict(self, *args, **kwargs):
+        """What is learnt, and nothing of what is frozen."""
+        learnt = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        return {key: value for key, value in super().state_dict(*args, **kwargs).items() if key in learnt}
+
+    def load_state_dict(self, state, strict: bool = True, assign: bool = False):
+        return super().load_state_dict(state, strict=False, assign=assign)
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy of the answers, nats a token."""
+        core, batch = self.model.model, batch.to(self.model.device)
+        vectors = core.language_model.embed_tokens(batch.ids)
+        if len(batch.pixels):
+            seen = torch.stack(list(core.get_image_features(batch.pixels, return_dict=True).pooler_output))
+            holes = (batch.ids == self.model.config.image_token_id)[..., None]
+            vectors = vectors.masked_scatter(holes, seen.to(vectors.dtype))
+        hidden = self.body(inputs_embeds=vectors, use_cache=False).last_hidden_state[:, :-1]
+        wanted = batch.labels[:, 1:]
+        kept = wanted != -100
+        logits = F.linear(hidden[kept], core.language_model.embed_tokens.weight)
+        error = F.cross_entropy(logits.float(), wanted[kept])
+        return {"loss": error, "right": (logits.argmax(-1) == wanted[kept]).float().mean()}
+
+
+def pack(rows: list[tuple[Encoded, Tensor | None]], width: int) -> Batch:
+    """Rows of one batch, padded to a multiple of `width`."""
+    longest = -(-max(len(one.ids) for one, _ in rows) // width) * width
+    ids, labels = torch.full((len(rows), longest), 2), torch.full((len(rows), longest), -100)
+    for row, (one, _) in enumerate(rows):
+        ids[row, : len(one.ids)] = torch.tensor(one.ids)
+        labels[row, : len(one.ids)] = torch.where(torch.tensor(one.answer), torch.tensor(one.ids), -100)
+    seen = [picture for _, picture in rows if picture is not None]
+    return Batch(ids, labels, torch.stack(seen) if seen else torch.zeros(0, 3, SIZE, SIZE), torch.tensor([p is not None for _, p in rows]))
+
+
+def spoken(run: Run, known: LlavaProcessor) -> list[tuple[str, str]]:
+    """Questions without a picture, answered by SmolLM2 itself; made once."""
+    path = run.work / "text.json"
+    if not path.exists():
+        model = smollm_alone(run)
+        target = CausalTarget(model)
+        target.narrowest = 1
+        chance, names = random.Random(0), studio(run).names
+        asked = [chance.choice(WORDS).format(chance.choice(names)) for _ in range(run.recipe["target"]["text"])]
+        found = []
+        for start in track(range(0, len(asked), 32), "answering without pictures"):
+            part = asked[start : start + 32]
+            prompts = Prompts([encode(known, [(question, "")], False).ids for question in part])
+            stop, law = Stop(96, frozenset({0, 2})), Sampling(0.7)
+            done = generate(target, prompts, len(part), stop, sampling=law, seeds=start)
+            for question, tokens in zip(part, done.tokens):
+                if tokens[-1] in (0, 2) and len(tokens) > 3:
+                    found.append((question, known.tokenizer.decode(tokens[:-1]).strip()))
+        replace(path, lambda file: file.write_text(json.dumps(found)))
+    return [(question, answer) for question, answer in json.loads(path.read_text())]
+
+
+def smollm_alone(run: Run):
+    from transformers import LlamaForCausalLM
+
+    found, kinds = smollm.tensors(run.work / "data")
+    weights = {f"model.{name}": blocks.dequantise(kinds[name], value) if name in kinds else value for name, value in found.items()}
+    model = LlamaForCausalLM(smollm.config())
+    model.load_state_dict(weights, strict=False)
+    return model.bfloat16().eval()
+
+
+def target(run: Run) -> None:
+    """Train tower, projector and updates on questions about scenes; store SmolLM2's own blocks and what was learnt beside them."""
+    stage, place = run.recipe["target"], studio(run)
+    model, known = bare(run)
+    text = spoken(run, known)
+    learner = Learner(model, stage["rank"], stage.get("compile", False))
+
+    def rows(chance: random.Random) -> tuple[Encoded, Tensor | None]:
+        if chance.random() < stage["text_share"]:
+            return encode(known, [chance.choice(text)], False), None
+        scene = place.scene(chance, False)
+        return encode(known, place.ask(scene, chance).turns, True), pixels([place.draw(scene, chance)])[0]
+
+    def source(step: int) -> Iterator[Batch]:
+        chance, size = random.Random(7919 * step), stage["batch"]
+        while True:
+            pool = sorted((rows(chance) for _ in range(16 * size)), key=lambda row: len(row[0].ids))
+            parts = [pool[start : start + size] for start in range(0, len(pool), size)]
+            chance.shuffle(parts)
+            for part in parts:
+                yield pack(part, stage["width"])
+
+    chosen = optimizers(learner, stage["lr"], 0.01)
+    checkpoint = run.file("target", run.recipe["data"], run.recipe["vision"]["model"], stage["rank"])
+    fit("target", learner, source, lambda learner, batch: learner.terms(batch), chosen, run.budget(stage), checkpoint, device=run.device)
+    save(run, learner, known)
+
+
+def save(run: Run, learner: Learner, known: LlavaProcessor) -> None:
+    """The model folder: config, blocks, updates, processor and index."""
+    raw, kinds = smollm.tensors(run.work / "data")
+    front = "model.language_model."
+    adapter: dict[str, Tensor] = {front + name: value.bfloat16() for name, value in raw.items() if name not in kinds}
+    for name, value in learner.model.state_dict().items():
+        if "lora_" in name:
+            place, _, which = name.partition(".lora_")
+            adapter[f"{place}.weight.lora_{which[0]}"] = value.bfloat16()
+        elif "language_model" not in name and not name.startswith("lm_head"):
+            adapter[name] = value.bfloat16()
+    embedding = {name: value for name, value in raw.items() if name.startswith("embed_tokens")}
+    layers = {name: value for name, value in raw.items() if name in kinds and name not in embedding}
+    files = {
+        "language": {front + name: value for name, value in layers.items()},
+        "embedding": {front + name: value for name, value in embedding.items()},
+        "learnt": adapter,
+    }
+    folder = run.out / "transformer"
+    blocks.save(folder, {front + name: kind for name, kind in kinds.items()}, files, 2.0)
+    learner.model.config.architectures = ["LlavaForConditionalGeneration"]
+    learner.model.config.save_pretrained(folder)
+    learner.model.generation_config.save_pretrained(folder)
+    index = {"_class_name": "ImageTextToTextPipeline", "transformer": ["transformers", "LlavaForConditionalGeneration"]}
+    (run.out / "model_index.json").write_text(json.dumps(index | run.recipe["pipeline"], indent=2) + "\n")
+
+
+def pipeline(run: Run) -> ImageTextToTextPipeline:
+    """The model as far as it is trained."""
+    return ImageTextToTextPipeline.from_pretrained(run.out.absolute(), torch_dtype=torch.bfloat16).to(run.device or "cpu")
+
+
+def recorded(run: Run, pipe: ImageTextToTextPipeline, own: bool) -> Recorded:
+    """Chats with the target's own answers, or with those of the data, and its features; made once for all drafters."""
+    stage, place, chance = run.recipe["capture"], studio(run), random.Random(3)
+    known, text = pipe.processor, spoken(run, pipe.processor)
+    chats: list[tuple[tuple[tuple[str, str], ...], Tensor | None]] = []
+    for number in range(stage["pictured"] + stage["text"]):
+        if number < stage["text"]:
+            chats.append(((chance.choice(text),), None))
+        else:
+            scene = place.scene(chance, False)
+            chats.append((place.ask(scene, chance).turns, pixels([place.draw(scene, chance)])[0]))
+    chance.shuffle(chats)
+    return record(pipe.target, known, pipe.ends, chats, stage["batch"], own, run.file("recorded", pipe.target.hash, stage, own))
+
+
+def drafters(run: Run, only: str | None = None) -> None:
+    """Train MSD and its ablations."""
+    pipe = pipeline(run)
+    train_msd(run, pipe.target, partial(recorded, run, pipe), only)
+
+
+STAGES = {"data": data, "vision": vision, "target": target, "drafters": drafters}
+NEEDED = ("data", "vision", "target", "capture", "drafters", "pipeline")
