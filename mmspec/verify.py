@@ -67,14 +67,14 @@ def verify(
     penalties: Sequence[float],
     batches: Sequence[int],
     names: Sequence[str],
-    prompts: list[str],
+    prompts: list[dict],
     seed: int,
     device: str,
     length: int | None = None,
 ) -> Iterator[Finding]:
     """One finding per setting and drafter, with rule `exact`; AR decodes each row alone and serves as reference for all.
 
-    `guidances` None are 1 and 2 where the model takes guidance.
+    `prompts` are lines of the model's own list (`prompts.jsonl`); `guidances` None are 1 and 2 where the model takes guidance.
     """
     seeds = list(range(seed, seed + len(prompts)))
     for dtype in dtypes:
@@ -83,7 +83,7 @@ def verify(
         if name not in (known := {*drafters.names(), *zoo.drafters(folder)}):
             raise unknown("drafter", name, known)
     for guidance in guidances or ():
-        Request(prompts, seeds, None, 1, guidance)
+        Request([row["prompt"] for row in prompts], seeds, None, 1, guidance)
     laws = [(Sampling(temperature, processors=repetition(penalty)), penalty) for temperature, penalty in product(temperatures, penalties)]
     for dtype in dtypes:
         pipe = pipeline(task_of(folder), folder, device=device, dtype=dtype)
@@ -93,18 +93,13 @@ def verify(
             raise MmspecError(f"{folder} takes no guidance: leave it out")
         ready = {name: drafters.load(name, pipe.folder, pipe.target) for name in names}
         for (sampling, penalty), guidance in product(laws, guidances or ([1.0, 2.0] if texts.unconditional else [1.0])):
-
-            def streams(part: slice, texts: Prompts = texts, guidance: float = guidance) -> Prompts:
-                unconditional = texts.unconditional[part] if texts.unconditional and guidance != 1 else None
-                return Prompts(texts.conditional[part], unconditional, guidance if unconditional else 1.0)
-
-            wanted = [margins(pipe, streams(slice(i, i + 1)), sampling, seeds[i], stop) for i in range(len(prompts))]
+            wanted = [margins(pipe, texts.part(slice(i, i + 1), guidance), sampling, seeds[i], stop) for i in range(len(prompts))]
             for name, batch in product(ready, batches):
                 found: list[list[int]] = []
                 for start in range(0, len(prompts), batch):
                     part = slice(start, start + batch)
                     law = dict(sampling=sampling, seeds=seeds[part])
-                    found += generate(pipe.target, streams(part), len(seeds[part]), stop, ready[name], **law).tokens
+                    found += generate(pipe.target, texts.part(part, guidance), len(seeds[part]), stop, ready[name], **law).tokens
                 partings = []
                 for row, ((want, lead), have) in enumerate(zip(wanted, found, strict=True)):
                     at = next((i for i, (a, b) in enumerate(zip_longest(want, have, fillvalue=-1)) if a != b), None)

@@ -21,6 +21,7 @@ HEADS = (
     "other",
     "cache MB",
 )
+FIRST = "first token"
 SPOKEN = ("real-time factor", "first audio", "ended by itself")
 
 
@@ -32,6 +33,8 @@ def line(row: dict) -> list[str]:
     if "ended" in row:
         ended = f"{row['ended'].get('end', 0)} of {sum(row['ended'].values())}"
         spoken = [f"{row['real_time_factor']:.2f}", f"{row['seconds_to_first_audio']:.2f} s", ended]
+    if "seconds_to_first_token" in row:
+        spoken = [f"{row['seconds_to_first_token']:.3f} s"]
     return [
         row["label"],
         row["acceptance"],
@@ -49,13 +52,15 @@ def line(row: dict) -> list[str]:
 
 def table(rows: list[dict]) -> str:
     """A Markdown table."""
-    heads = HEADS + (SPOKEN if "ended" in rows[0] else ())
+    heads = HEADS + (SPOKEN if "ended" in rows[0] else (FIRST,) if "seconds_to_first_token" in rows[0] else ())
     body = ["| " + " | ".join(line(row)) + " |" for row in rows]
     return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *body])
 
 
 def setting(row: dict) -> str:
     """What all rows of one table share."""
+    if "setting" in row:
+        return row["setting"]
     guided = "" if "ended" in row else f", guidance {row['guidance']}"
     return f"{row['dtype']}, batch {row['batch']}{guided}"
 

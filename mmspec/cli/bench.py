@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from mmspec.cli.common import console, quiet_libraries, suite, torch_device
+from mmspec.cli.common import SUITES, console, quiet_libraries, suite, torch_device
 from mmspec.errors import MmspecError
 
 
@@ -17,12 +17,12 @@ class Bench:
     Example: mmspec bench image --out results --quick
     """
 
-    suite: tyro.conf.Positional[Literal["image", "speech"]]
+    suite: tyro.conf.Positional[Literal["image", "speech", "vlm"]]
     """What to measure."""
     out: Path = Path("results")
     """Folder for results.json, results.md and results.png."""
     model: str | None = None
-    """A bundled name, a folder, or a hub id; emoji-64 or wren-86 if left out."""
+    """A bundled name, a folder, or a hub id; the task's own bundled model if left out."""
     quick: bool = False
     """Five entrants, one prompt in bf16, no ablations: about a minute. Other options still hold."""
     device: str = "auto"
@@ -30,12 +30,13 @@ class Bench:
     """bf16 and fp32 if left out."""
     batch: list[int] = field(default_factory=lambda: [1])
     prompts: int | None = None
-    """Pictures or sentences of each entrant in each setting; 8 if left out."""
+    """Pictures, sentences or questions of each entrant in each setting; 8 if left out."""
     seed: int = 0
 
     def run(self) -> int:
         from importlib.util import find_spec
 
+        from mmspec.pipelines import TASKS
         from mmspec.placement import check_pair, device_of, dtype_of
         from mmspec.zoo import resolve
 
@@ -49,9 +50,9 @@ class Bench:
         count = self.prompts if self.prompts is not None else 1 if self.quick else 8
         if count < 1 or min(self.batch, default=0) < 1:
             raise MmspecError("--prompts and --batch must be 1 or more")
-        model = self.model or {"image": "emoji-64", "speech": "wren-86"}[self.suite]
-        resolve(model)
-        measured = suite(self.suite)
+        model = self.model or TASKS[SUITES[self.suite]][1]
+        resolve(model, bare=True)
+        measured = suite(SUITES[self.suite])
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -8,6 +8,9 @@ from mmspec.errors import MmspecError
 
 console = Console(stderr=True)
 
+# The benchmark's name of each task.
+SUITES = {"image": "text-to-image", "speech": "text-to-speech", "vlm": "image-text-to-text"}
+
 
 def torch_dtype(name: str):
     from mmspec.placement import dtype_of
@@ -37,10 +40,11 @@ def quiet_libraries() -> None:
     warnings.showwarning = lambda message, *rest, **more: console.print(f"mmspec: warning: {message}", markup=False, soft_wrap=True)
 
 
-def suite(name: str) -> ModuleType:
-    """A suite of the benchmark: image or speech."""
+def suite(task: str) -> ModuleType:
+    """The suite of the benchmark for a task."""
     from importlib import import_module
 
+    name = {task: name for name, task in SUITES.items()}[task]
     try:
         return import_module(f"mmspec.bench.{name}")
     except ModuleNotFoundError as error:

@@ -79,16 +79,17 @@ class Verify:
         return int(any(row.partings for row in rows if dtype_of(row.dtype) == float64))
 
 
-def sample_prompts(folder: Path, count: int) -> list[str]:
-    """Prompts spread evenly over the model's own list; the benchmark's where it has none."""
+def sample_prompts(folder: Path, count: int) -> list[dict]:
+    """Lines spread evenly over the model's own list; the benchmark's where it has none."""
     from mmspec.pipelines import task_of
 
     path = folder / "prompts.jsonl"
+    task = task_of(folder)
     if not path.exists():
-        known = suite(task_of(folder).rpartition("-")[2]).PROMPTS
+        known = [{"prompt": text} for text in suite(task).PROMPTS] if task != "image-text-to-text" else []
     else:
         try:
-            known = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+            known = [row | {"prompt": row["prompt"]} for row in map(json.loads, path.read_text().splitlines())]
         except (ValueError, KeyError, TypeError):
             known = []
     if not known:

@@ -171,6 +171,21 @@ class ImageTextToTextPipeline:
                 f"the model's chat template refuses the chat ({' '.join(str(error).split())[:200]}): check its roles"
             ) from None
 
+    def rows(self, asked: list[dict]) -> tuple[VisualPrompts, Stop]:
+        """What the loop is given for lines of `prompts.jsonl` as rows of one batch; and when a row ends."""
+        folder = self.folder or Path()
+        given = []
+        for row in asked:
+            messages: list[dict[str, Any]] = [
+                {"role": role, "content": text} for turn in row.get("before", []) for role, text in zip(("user", "assistant"), turn)
+            ]
+            messages.append({"role": "user", "content": row["prompt"]})
+            if row.get("image"):
+                first = messages[0]["content"]
+                messages[0]["content"] = [{"type": "image", "path": folder / row["image"]}, {"type": "text", "text": first}]
+            given.append(_chat(messages))
+        return self.encode(given), Stop(self.max_new_tokens, self.ends)
+
     def stream(
         self,
         image: Any = None,

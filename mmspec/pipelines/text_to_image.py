@@ -180,9 +180,9 @@ class TextToImagePipeline(DiffusionPipeline):
         empty = list(self.tokenizer("").input_ids)
         return Prompts(ids, [empty] * len(ids) if guidance_scale != 1 else None, float(guidance_scale))
 
-    def rows(self, texts: list[str]) -> tuple[Prompts, Stop]:
-        """What the loop is given for texts as rows of one batch, each with its unconditional twin; and when a row ends."""
-        return self.encode(texts, 0.0), Stop(self.grid.tokens)
+    def rows(self, asked: list[dict]) -> tuple[Prompts, Stop]:
+        """What the loop is given for lines of `prompts.jsonl` as rows of one batch, each with its unconditional twin; and when a row ends."""
+        return self.encode([row["prompt"] for row in asked], 0.0), Stop(self.grid.tokens)
 
     @torch.inference_mode()
     def decode(self, codes: Int[Tensor, "row place"]) -> Float[Tensor, "row 3 height width"]:

@@ -250,10 +250,12 @@ class TextToSpeechPipeline:
             raise unknown("voice", voice, self.voices)
         return Prompts([list(self.tokenizer(f"<{voice}>{text}").input_ids) for text in phonemes])
 
-    def rows(self, texts: list[str]) -> tuple[Prompts, Stop]:
-        """What the loop is given for texts as rows of one batch, each as one sentence, voices taking turns; and when a row ends."""
-        phonemes = [" ".join(one.phonemes for one in self.reader.read(text).sentences) for text in texts]
-        prompts = [self.encode([text], self.voices[i % len(self.voices)]).conditional[0] for i, text in enumerate(phonemes)]
+    def rows(self, asked: list[dict]) -> tuple[Prompts, Stop]:
+        """What the loop is given for lines of `prompts.jsonl` as rows of one batch, each as one sentence; and when a row ends. Voices
+        take turns where a line names none."""
+        phonemes = [" ".join(one.phonemes for one in self.reader.read(row["prompt"]).sentences) for row in asked]
+        voices = [row.get("voice") or self.voices[i % len(self.voices)] for i, row in enumerate(asked)]
+        prompts = [self.encode([text], voice).conditional[0] for text, voice in zip(phonemes, voices)]
         return Prompts(prompts), self.stop(max(map(self.longest, phonemes)))
 
     def stop(self, length: int) -> Stop:

@@ -44,6 +44,11 @@ class Prompts:
         """All prompts, stream by stream."""
         return self.conditional + (self.unconditional or [])
 
+    def part(self, rows: slice, guidance: float) -> "Prompts":
+        """Some of the rows, guided if they have unconditional twins and guidance is not 1."""
+        twins = self.unconditional[rows] if self.unconditional and guidance != 1 else None
+        return Prompts(self.conditional[rows], twins, guidance if twins else 1.0)
+
 
 def refuse(model: PreTrainedModel) -> None:
     """Models whose logits or attention this target would get wrong raise MmspecError."""

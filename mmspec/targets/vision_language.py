@@ -22,6 +22,9 @@ class VisualPrompts(Prompts):
 
     images: list[dict[str, Tensor]] = field(default_factory=list)
 
+    def part(self, rows: slice, guidance: float) -> "VisualPrompts":
+        return VisualPrompts(self.conditional[rows], images=self.images[rows])
+
     @classmethod
     def of(cls, rows: list[dict[str, Tensor]]) -> "VisualPrompts":
         """From a processor's output for each row alone (`return_tensors="pt"`)."""

@@ -59,7 +59,8 @@ def data(run: Run) -> None:
         name = f"samples/{number:02}.png"
         place.draw(scene, chance).save(run.out / name)
         asked = place.ask(scene, chance)
-        rows.append({"prompt": asked.turns[0][0], "answer": asked.turns[0][1], "kind": asked.kind, "image": name, "held_out": True})
+        *before, (question, answer) = asked.turns
+        rows.append({"prompt": question, "answer": answer, "before": before, "kind": asked.kind, "image": name, "held_out": True})
     (run.out / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

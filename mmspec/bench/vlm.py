@@ -1,0 +1,163 @@
+"""`mmspec bench vlm`: every drafter beside plain AR and `transformers.generate`, in one process on one model, by task and temperature."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmspec.bench.contest import Entrant, announce, compare, row, runners, sweep, take_turns
+from mmspec.bench.provenance import provenance
+from mmspec.decode import Stop, stream
+from mmspec.drafters.base import Drafter
+from mmspec.errors import MmspecError
+from mmspec.metrics import GenerationStats
+from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
+from mmspec.placement import dtype_of
+from mmspec.sampling import Sampling
+from mmspec.targets.causal import Prompts
+from mmspec.targets.vision_language import VisualPrompts
+from mmspec.zoo import resolve
+
+# What the lines of `prompts.jsonl` are by their kind; any other kind is a short answer.
+TASKS = {"describe": "descriptions", "follow-up": "several turns"}
+SHORT = "short answers"
+TEMPERATURES = (0.0, 1.0)
+
+ENTRANTS = (
+    Entrant("AR, our loop", "none"),
+    Entrant("lookup", "lookup"),
+    Entrant("jacobi", "jacobi"),
+    Entrant("EAGLE-2 (no decoupling)", "eagle-2"),
+    Entrant("MSD, one stage", "msd-one-stage"),
+    Entrant("MSD, answers of the data", "msd-data"),
+    Entrant("MSD, top-k", "msd", options={"coupled": False}),
+    Entrant("MSD", "msd"),
+)
+QUICK = ("AR, our loop", "lookup", "jacobi", "EAGLE-2 (no decoupling)", "MSD")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What one call cost, and seconds to its first token."""
+
+    stats: GenerationStats
+    first: float
+
+
+def answer(
+    pipe: ImageTextToTextPipeline, sampling: Sampling, drafter: Drafter, rule: str, prompts: Prompts, length: int, seed: int
+) -> Answered:
+    """By the loop."""
+    stats, first, rows = GenerationStats(), 0.0, len(prompts.conditional)
+    law: dict[str, Any] = dict(sampling=sampling, seeds=seed, rule=rule, stats=stats)
+    for _ in stream(pipe.target, prompts, rows, Stop(length, pipe.ends), drafter, **law):
+        first = first or stats.total
+    return Answered(stats, first)
+
+
+class Clock:
+    """A streamer of transformers that only notes when the first token came."""
+
+    def __init__(self) -> None:
+        self.began, self.first, self.calls = perf_counter(), 0.0, 0
+
+    def put(self, value: Tensor) -> None:
+        self.calls += 1
+        if self.calls == 2:  # the first call brings the prompt
+            self.first = perf_counter() - self.began
+
+    def end(self) -> None: ...
+
+
+def answer_by_transformers(
+    pipe: ImageTextToTextPipeline, sampling: Sampling, options: dict, prompts: Prompts, length: int, seed: int
+) -> Answered:
+    """By `transformers.generate`."""
+    assert isinstance(prompts, VisualPrompts)
+    torch.manual_seed(seed)
+    ids = torch.tensor(prompts.conditional, device=pipe.device)
+    given = {key: value.to(pipe.device) for key, value in prompts.images[0].items()} if prompts.images else {}
+    if "pixel_values" in given:
+        given["pixel_values"] = given["pixel_values"].to(pipe.transformer.dtype)
+    clock = Clock()
+    law: dict[str, Any] = dict(do_sample=False) if sampling.greedy else dict(do_sample=True, top_k=0, temperature=sampling.temperature)
+    streams = {} if options else {"streamer": clock}  # assisted generation takes no streamer
+    marks = dict(eos_token_id=sorted(pipe.ends), pad_token_id=min(pipe.ends))
+    out = pipe.transformer.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, **given, **law, **options, **streams, **marks
+    )
+    total, count = perf_counter() - clock.began, out.shape[1] - ids.shape[1]
+    stats = GenerationStats("transformers", "sampling", target=total, total=total, nodes=count, runs=[[1] * count])
+    return Answered(stats, clock.first or total)
+
+
+def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entrants: Sequence[Entrant], task: str) -> list[dict]:
+    """All entrants on the same questions and seeds, at every temperature."""
+    pipe = ImageTextToTextPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
+    pipe.target.narrowest = 1  # plain decoding at its fastest
+    lines = [line for line in prompts_of(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]
+    if not lines:
+        return []
+    known = [pipe.rows([line])[0] for line in lines[:repeats]]
+    found = []
+    for temperature in TEMPERATURES:
+        sampling = Sampling(temperature)
+        field = runners(entrants, folder, pipe.target, known[0], pipe.max_new_tokens, partial(answer, pipe, sampling))
+        for at, (label, options) in enumerate(
+            (("transformers.generate", {}), ("transformers, prompt lookup", {"prompt_lookup_num_tokens": 10}))
+        ):
+            field.insert(1 + at, (label, partial(answer_by_transformers, pipe, sampling, options)))
+        title = f"{dtype}, T = {temperature:g}, {task}"
+        rows = []
+        turns = take_turns(field, lambda turn: (known[turn % len(known)], pipe.max_new_tokens), repeats, 1, seed, title)
+        for label, answers in turns.items():
+            first = sum(each.first for each in answers) / len(answers)
+            own = {"setting": title, "temperature": temperature, "task": task, "seconds_to_first_token": first}
+            rows.append(row(label, [each.stats for each in answers], dtype, device, 1) | own)
+        found += compare(rows)
+    return found
+
+
+def prompts_of(folder: Path) -> list[dict]:
+    """The model's own questions."""
+    path = folder / "prompts.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError):
+        raise MmspecError(f'{path} must hold a line {{"prompt": ..., "image": ..., "kind": ...}} for each question: restore it') from None
+
+
+def run(
+    model: str = "magpie-135",
+    out: Path = Path("results"),
+    quick: bool = False,
+    device: str = "cpu",
+    dtypes: Sequence[str] = ("bf16", "fp32"),
+    seed: int = 0,
+    batches: Sequence[int] = (1,),
+    prompts: int = 8,
+) -> Path:
+    """Write `results.json`, `results.md` and `results.png` to `out`, anew after each contest, and return it.
+
+    `quick` runs the entrants of `QUICK`. Questions are answered one at a time.
+    """
+    if list(batches) != [1]:
+        raise MmspecError("bench vlm answers one question at a time: leave --batch out")
+    folder = resolve(model, bare=True)
+    results: dict[str, Any] = {"suite": "vlm", "model": model, "temperature": "0 and 1", "provenance": provenance(device)}
+    results |= {"rows": [], "ablations": [], "growth": [], "memory": []}
+    entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
+
+    def measure(dtype: str, batch: int) -> list[dict]:
+        tasks = ("descriptions", SHORT, "several turns")
+        return [line for task in tasks for line in contest(folder, dtype, device, prompts, seed, entrants, task)]
+
+    sweep(results, out, dtypes, batches, measure)
+    announce(results, out)
+    return out
