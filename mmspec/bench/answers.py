@@ -39,7 +39,8 @@ def score(kind: str, said: str, true: str) -> float:
 
 def questions(studio: Studio, kind: str, count: int, held_out: bool, seed: int) -> list[tuple[Scene, Question]]:
     """Different scenes, each with a question of a kind."""
-    chance, found = random.Random(f"{kind} {seed}"), []
+    chance = random.Random(f"{kind} {seed}")
+    found: list[tuple[Scene, Question]] = []
     while len(found) < count:
         scene = studio.scene(chance, held_out)
         found.append((scene, studio.ask(scene, chance, kind)))
