@@ -44,7 +44,8 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, low, high in (("temperature", 0.0, 100.0), ("top_k", 0, 2**31), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
             value = getattr(self, name)
-            if not low <= value <= high:
+            kind = int if name == "top_k" else int | float
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
                 raise MmspecError(f"{name}={value} is out of range: give a number from {low} to {high}")
         if self.top_p == 0.0:
             raise MmspecError("top_p=0.0 leaves no token to sample: give a number above 0, or temperature=0 for greedy decoding")

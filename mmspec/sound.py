@@ -49,13 +49,16 @@ def pcm(audio: Float[Tensor, "sample"]) -> Int16[Tensor, "sample"]:
 
 
 def comment(metadata: dict[str, object], room: int | None) -> str:
-    """The metadata as JSON; if it is longer than `room`, its longest texts end in an ellipsis."""
+    """The metadata as JSON; if it is longer than `room`, its longest texts end in an ellipsis, and long lists are left out."""
     facts = dict(metadata)
     while room and len(text := json.dumps(facts, default=str)) > room:
-        key, longest = max(((key, str(value)) for key, value in facts.items()), key=lambda fact: len(fact[1]))
-        if len(longest) < 20:
+        key, longest = max(((key, value) for key, value in facts.items()), key=lambda fact: len(json.dumps(fact[1], default=str)))
+        if isinstance(longest, str) and len(longest) >= 20:
+            facts[key] = longest[: len(longest) * 3 // 4] + "…"
+        elif len(facts) > 1 and not isinstance(longest, str):
+            del facts[key]
+        else:
             raise MmspecError(f"the metadata take {len(text)} characters and this format has room for {room}: give fewer, or write .flac")
-        facts[key] = longest[: len(longest) * 3 // 4] + "…"
     return json.dumps(facts, default=str)
 
 
@@ -100,8 +103,8 @@ class Pipe:
         except ConnectionError:
             self.open = False
             # What is left in the buffer must not fail once more when Python flushes it at exit.
-            with contextlib.suppress(OSError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
+            with contextlib.suppress(OSError, AttributeError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.out.fileno())
         except OSError as error:
             raise MmspecError(f"cannot write to standard output: {error.strerror or error}; choose another place") from None
 

@@ -111,17 +111,17 @@ def test_sampling_options(pipe) -> None:
     assert pipe(TEXT, seed=4, top_k=1).tokens == pipe(TEXT, seed=4, top_p=1e-6).tokens == greedy
 
 
-@pytest.mark.parametrize("step", [1, 5, 16, None])
-def test_chunks_join_to_the_whole(pipe, step: int | None) -> None:
+@pytest.mark.parametrize("piece", [0.01, 0.06, 0.2, None])
+def test_chunks_join_to_the_whole(pipe, piece: float | None) -> None:
     """Chunks joined are the whole call's audio to 1e-5 of its loudest sample, whatever their size; tokens are the same."""
     whole = pipe(LONG, seed=3)
-    chunks = list(pipe.stream(LONG, seed=3, step=step))
+    chunks = list(pipe.stream(LONG, seed=3, piece=piece))
     joined = torch.cat([chunk.audio for chunk in chunks])
     assert chunks[-1].output.tokens == whole.tokens and torch.equal(chunks[-1].output.audio, joined)
     assert joined.shape == whole.audio.shape and (joined - whole.audio).abs().max() < CLOSE * whole.audio.abs().max()
     assert [chunk.sentence for chunk in chunks] == sorted(chunk.sentence for chunk in chunks)
     assert not any(chunk.audio.is_inference() for chunk in chunks)
-    assert len(chunks) == 3 if step is None else len(chunks) > 5
+    assert len(chunks) == 3 if piece is None else len(chunks) > 5
 
 
 def test_chunks_without_context_differ(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_long_text(pipe) -> None:
     assert [round(one.pause * 22050) for one in out.sentences] == pauses
     at = 0
     for tokens, pause, seed, sentence in zip(out.tokens, pauses, out.seeds, out.sentences):
-        said = out.audio[at : at + len(tokens) * 512]
+        said = out.audio[at : at + len(tokens) * 256]
         assert torch.equal(said, pipe(sentence.text, seed=seed).audio)
         at += len(said)
         assert not out.audio[at : at + pause].any()
@@ -233,23 +233,23 @@ def test_stall_ends_a_sentence(pipe, force, monkeypatch, why: str, drafter: str)
     force(7)
     monkeypatch.setattr(pipe, "silence", frozenset({7} if why == "silence" else ()))
     with pytest.warns(UserWarning, match=rf"did not end by itself \({why}\)"):
-        out = pipe("Hello there, how are you this morning?", drafter=drafter, seed=1)
-    assert out.ended == [why] and out.tokens == [[7] * 86]
+        out = pipe("Hello there, how are you this morning, and how is your old mother today?", drafter=drafter, seed=1)
+    assert out.ended == [why] and out.tokens == [[7] * 172]
 
 
 def test_stalled(pipe, monkeypatch) -> None:
-    """Silence and loops in the last two seconds (86 tokens) are found, whatever came before; less, or one token else, is none."""
+    """Silence and loops in the last two seconds (172 tokens) are found, whatever came before; less, or one token else, is none."""
     monkeypatch.setattr(pipe, "silence", frozenset({1, 2}))
     dice = random.Random(0)
     speech = [dice.randrange(3, 32) for _ in range(300)]
-    quiet = [dice.choice([1, 2]) for _ in range(86)]
+    quiet = [dice.choice([1, 2]) for _ in range(172)]
     assert pipe.stalled(quiet) == pipe.stalled(speech + quiet) == "silence"
-    assert pipe.stalled([1] * 86) == "silence" and pipe.stalled([3] * 86) == "loop"
-    for period in (1, 2, 5, 28):
-        unit = list(range(3, 3 + period)) if period < 28 else speech[:28]
-        assert pipe.stalled((unit * 90)[: 86 + period // 2]) == pipe.stalled(speech + (unit * 90)[:86]) == "loop"
-    assert [pipe.stalled(speech[:count]) for count in (0, 1, 85, 86, 300)] == [""] * 5
-    for tokens in (quiet[:85], [3] * 85, [*quiet, 3], [*quiet[:40], 3, *quiet[40:-1]], [3] * 43 + [4] + [3] * 42, speech[:29] * 3):
+    assert pipe.stalled([1] * 172) == "silence" and pipe.stalled([3] * 172) == "loop"
+    for period in (1, 2, 5, 57):
+        unit = list(range(3, 3 + period)) if period < 57 else speech[:57]
+        assert pipe.stalled((unit * 180)[: 172 + period // 2]) == pipe.stalled(speech + (unit * 180)[:172]) == "loop"
+    assert [pipe.stalled(speech[:count]) for count in (0, 1, 171, 172, 300)] == [""] * 5
+    for tokens in (quiet[:171], [3] * 171, [*quiet, 3], [*quiet[:40], 3, *quiet[40:-1]], [3] * 86 + [4] + [3] * 85, speech[:58] * 3):
         assert pipe.stalled(tokens) == ""
     monkeypatch.setattr(pipe, "silence", frozenset())
     assert pipe.stalled(quiet) == ""
@@ -270,7 +270,7 @@ def test_empty_sentence_is_reported(pipe, force) -> None:
     with pytest.warns(UserWarning, match="sentence 1 came out empty: 'Hello there.'; try another seed"):
         out = pipe("Hello there. And you?", seed=3)
     assert out.tokens[0] == [] and len(out.tokens[1]) > 3 and out.ended[0] == "end"
-    assert len(out.audio) == round(0.35 * 22050) + 512 * len(out.tokens[1])
+    assert len(out.audio) == round(0.35 * 22050) + 256 * len(out.tokens[1])
 
 
 def test_callback_and_interrupt(pipe) -> None:
@@ -284,7 +284,7 @@ def test_callback_and_interrupt(pipe) -> None:
     whole, out = pipe("Hello there. And you?", seed=4), pipe("Hello there. And you?", seed=4, callback=watch)
     assert rounds == sorted(rounds) and out.ended == ["interrupted"] and len(out.tokens) == 1
     assert 10 <= len(out.tokens[0]) == rounds[-1] < len(whole.tokens[0])
-    assert out.tokens[0] == whole.tokens[0][: rounds[-1]] and len(out.audio) == 512 * rounds[-1]
+    assert out.tokens[0] == whole.tokens[0][: rounds[-1]] and len(out.audio) == 256 * rounds[-1]
     assert pipe("Hello there. And you?", seed=4).tokens == whole.tokens
 
 
@@ -434,9 +434,19 @@ def test_refusals(pipe, options: dict, text: str) -> None:
             call(**({"text": TEXT} | options))
 
 
-def test_step_is_checked(pipe) -> None:
-    with pytest.raises(MmspecError, match="step=0: give the new tokens of a chunk, 1 or more, or None for whole sentences"):
-        pipe.stream(TEXT, step=0)
+@pytest.mark.parametrize("piece", [0, -1.0, "long"])
+def test_piece_is_checked(pipe, piece) -> None:
+    with pytest.raises(MmspecError, match=f"piece={piece}: give the seconds of a chunk, more than 0, or None for whole sentences"):
+        pipe.stream(TEXT, piece=piece)
+
+
+def test_pieces_wait_for_their_context(pipe) -> None:
+    """The first piece of a sentence has its right context and 0.3 s of speech, later ones 0.6 s; shorter ones are as short as asked."""
+    right, second = pipe.codec.context[1], 22050 / 256
+    assert pipe.due(0) == right + round(0.3 * second) and pipe.due(40) == round(0.6 * second)
+    assert pipe.due(0, 0.1) == right + round(0.1 * second) and pipe.due(40, 0.001) == 1
+    lengths = [len(chunk.audio) / 22050 for chunk in pipe.stream("Hello there, how are you this morning?", seed=3, temperature=0.0)]
+    assert 0.28 < lengths[0] < 0.5 and all(0.6 - 0.2 < length < 0.85 for length in lengths[1:-1]) and len(lengths) > 2
 
 
 def test_whole_penalty(pipe, plain) -> None:

@@ -22,7 +22,7 @@ HEADS = (
     "cache MB",
 )
 FIRST = "first token"
-SPOKEN = ("real-time factor", "first audio", "ended by itself")
+SPOKEN = ("real-time factor, whole", "first audio, streamed", "ended by itself")
 
 
 def line(row: dict) -> list[str]:
@@ -45,7 +45,7 @@ def line(row: dict) -> list[str]:
         f"{row['speedup']:.2f}×",
         f"{row['efficiency']:.2f}",
         *split,
-        f"{row['cache_bytes'] / 1e6:.1f}",
+        f"{row['cache_bytes'] / 1e6:.1f}" if row["cache_bytes"] else "–",
         *spoken,
     ]
 

@@ -18,7 +18,7 @@ from mmspec.decode import stream
 from mmspec.drafters.base import Drafter
 from mmspec.errors import MmspecError
 from mmspec.metrics import GenerationStats
-from mmspec.pipelines.text_to_speech import STEP, TextToSpeechPipeline
+from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.placement import dtype_of
 from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
@@ -57,7 +57,10 @@ QUICK = ("AR, our loop", "jacobi", "vadusa, coupled", "vadusa, tolerance 3", "ha
 def fits(entrant: Entrant, folder: Path) -> bool:
     """Four heads need more than four to be fewer, and a sparse tree needs accuracies."""
     path = folder / "drafters" / entrant.drafter / "config.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        known = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        return True  # loading it says what is wrong
     return (entrant.options != FOUR_HEADS or known.get("heads", 6) > 4) and (
         "sparse" not in entrant.options or bool(known.get("accuracies"))
     )
@@ -75,11 +78,11 @@ class Said:
 
 
 def voiced(pipe: TextToSpeechPipeline, tokens: list[list[int]]) -> tuple[float, float]:
-    """Seconds that decoding whole rows takes, and seconds of audio that come of it."""
-    began, samples = perf_counter(), 0
+    """Seconds that decoding whole rows takes, and seconds of audio that come of it; a part of a frame has none."""
+    began, samples, width = perf_counter(), 0, pipe.codec.frame_tokens
     for one in tokens:
-        if one:
-            samples += pipe.codec.decode(torch.tensor([one])).cpu().shape[1]
+        if whole := one[: len(one) // width * width]:
+            samples += pipe.codec.decode(torch.tensor([whole])).cpu().shape[1]
     return perf_counter() - began, samples / pipe.codec.sampling_rate
 
 
@@ -96,7 +99,7 @@ def say(pipe: TextToSpeechPipeline, drafter: Drafter, rule: str, prompts: Prompt
     for found in stream(pipe.target, prompts, rows, pipe.stop(length), drafter, sampling=Sampling(), seeds=seed, rule=rule, stats=stats):
         for one, new in zip(tokens, found.tokens, strict=True):
             one += new
-        if not first and len(tokens[0]) - told >= STEP and tokens[0][-1] != pipe.end:
+        if not first and len(tokens[0]) - told >= pipe.due(told) and tokens[0][-1] != pipe.end:
             began = perf_counter()
             audio, told = decoder.push(tokens[0][told:]), len(tokens[0])
             extra += perf_counter() - began
@@ -131,14 +134,11 @@ def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, see
     """All entrants on the same prompts and seeds; the model's voices take turns too."""
     pipe = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     pipe.target.narrowest = 1  # plain decoding at its fastest
-    phonemes = [" ".join(one.phonemes for one in pipe.reader.read(text).sentences) for text in PROMPTS]
 
     def asked(turn: int) -> tuple[Prompts, int]:
         numbers = range(turn * batch, (turn + 1) * batch)
-        texts = [phonemes[number % len(phonemes)] for number in numbers]
-        voices = [pipe.voices[number % len(pipe.voices)] for number in numbers]
-        rows = [pipe.encode([text], voice).conditional[0] for text, voice in zip(texts, voices, strict=True)]
-        return Prompts(rows), max(map(pipe.longest, texts))
+        prompts, stop = pipe.rows([{"prompt": PROMPTS[i % len(PROMPTS)], "voice": pipe.voices[i % len(pipe.voices)]} for i in numbers])
+        return prompts, stop.length
 
     field = runners([entrant for entrant in entrants if fits(entrant, folder)], folder, pipe.target, *asked(0), partial(say, pipe))
     if batch == 1 and pipe.codec.frame_tokens == 1:

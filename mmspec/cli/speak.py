@@ -128,8 +128,10 @@ class Speak:
         elif not self.stream:
             pipe_out.write(done.audio)
         if self.plot:
-            first = done.audio[: round(len(done.tokens[0]) * token_samples)]
-            sound.plot(first, done.sampling_rate, done.stats[0].runs[0], round(token_samples), self.plot)
+            number = next(i for i, tokens in enumerate(done.tokens) if tokens)
+            first = done.audio[round(sum(one.pause for one in done.sentences[:number]) * done.sampling_rate) :]
+            first = first[: round(len(done.tokens[number]) * token_samples)]
+            sound.plot(first, done.sampling_rate, done.stats[number].runs[0], round(token_samples), self.plot)
         if not self.quiet:
             kept = "lossless" if stats.lossless else "NOT lossless"
             console.print(

@@ -1,5 +1,6 @@
 """What speech generation asks of a codec, and decoding while tokens still come."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -52,8 +53,10 @@ class StreamDecoder:
         self.tokens += tokens
         return self._settle(self.hold)
 
-    def flush(self) -> Float[Tensor, "sample"]:
-        """The samples of all whole frames left; a last part of a frame has none and is dropped. The next push begins a new row."""
+    def flush(self, tokens: Sequence[int] = ()) -> Float[Tensor, "sample"]:
+        """The samples of all whole frames left, after the last `tokens`; a part of a frame has none and is dropped. The next push begins a new
+        row."""
+        self.tokens += tokens
         audio = self._settle(0)
         self.tokens, self.done = [], 0
         return audio

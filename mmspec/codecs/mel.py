@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
+from mmspec.errors import MmspecError
+
 # What HiFi-GAN V1 reads: 80 slaney mels of 0 to 8,000 Hz at 22,050 Hz, window 1,024, hop 256, natural logarithm.
 RATE, WINDOW, HOP, MELS, FLOOR = 22050, 1024, 256, 80, 1e-5
 
@@ -48,15 +50,16 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
         self,
         width: int = 256,
         code_width: int = 16,
-        codes: int = 2048,
-        stride: int = 2,
+        codes: int = 1024,
+        stride: int = 1,
         dilations: Sequence[int] = (1, 3, 1, 3),
         vocoder_width: int = 512,
     ):
         super().__init__()
         self.vocabulary, self.frame_samples = codes, stride * HOP
         self.stride = stride
-        # Tokens to either side that reach one token's samples: the decoder's blocks at both rates, then the vocoder (12 mel frames).
+        # Tokens to either side that reach one token's samples: the decoder's blocks at the rate of tokens, then those at the rate of mel
+        # frames, its last convolution (3 frames) and the vocoder (12), in tokens.
         reach = sum(dilations) + 1
         self.context = (reach + -(-(reach + 3 + 12) // stride),) * 2
         self.analysis = torchaudio.transforms.MelSpectrogram(
@@ -98,9 +101,8 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
         """Log-mel spectrogram of audio at 22,050 Hz, padded with silence to whole tokens."""
         audio = F.pad(audio, (0, -audio.shape[1] % self.frame_samples))
         edge = (WINDOW - HOP) // 2
-        if audio.shape[1] <= edge:
-            return audio.new_full((len(audio), MELS, 0), 0.0)
-        padded = F.pad(audio[:, None], (edge, edge), mode="reflect")[:, 0]
+        padded = F.pad(audio, (0, max(0, edge + 1 - audio.shape[1])))  # reflection needs more samples than it adds
+        padded = F.pad(padded[:, None], (edge, edge), mode="reflect")[:, 0, : audio.shape[1] + 2 * edge]
         return self.analysis(padded).clamp(min=FLOOR).log()
 
     def latents(self, mel: Float[Tensor, "row mel frame"]) -> Float[Tensor, "row token code"]:
@@ -116,11 +118,17 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
 
     @torch.inference_mode()
     def encode(self, audio: Float[Tensor, "row sample"], sampling_rate: int = RATE) -> Int[Tensor, "row token"]:
+        if not audio.shape[1]:
+            return torch.zeros(len(audio), 0, dtype=torch.long, device=self.device)
         audio = torchaudio.functional.resample(audio.to(self.device), sampling_rate, RATE)
         return self.nearest(self.latents(self.mel(audio)))
 
     @torch.inference_mode()
     def decode(self, tokens: Int[Tensor, "row token"]) -> Float[Tensor, "row sample"]:
+        if not tokens.shape[1]:
+            return torch.zeros(len(tokens), 0, device=self.device)
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocabulary:
+            raise MmspecError(f"tokens must be from 0 to {self.vocabulary - 1}: give those of this codec")
         return self.vocode(self.spectrogram(self.codebook[tokens.to(self.device)]))
 
     def vocode(self, mel: Float[Tensor, "row mel frame"]) -> Float[Tensor, "row sample"]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmspec.cache import VISIBLE
 from mmspec.targets.base import Target
 from mmspec.tree import chain
 
@@ -58,7 +59,8 @@ class Cost:
 
 @torch.inference_mode()
 def measure(target: Target, prompts: Any, rows: int, length: int, repeats: int = 7) -> Cost:
-    """Time passes of growing width after the given prompts, with a cache that has place for `length` new tokens: attention reads all of it.
+    """Time passes of growing width after the given prompts, with a cache that has place for `length` new tokens: attention reads whole blocks
+    of `cache.VISIBLE` slots, or all of a cache that is smaller.
 
     Each width takes its best time of `repeats` (fewer where passes are long), and the curve is made monotone from above,
     so that another program that wakes for a moment does not count.
@@ -77,7 +79,8 @@ def measure(target: Target, prompts: Any, rows: int, length: int, repeats: int =
 
 
 def measured(target: Target, prompts: Any, name: str, length: int) -> Cost:
-    """`measure`, remembered on disk for this model, device, dtype, thread count, batch and length (in steps of 128)."""
+    """`measure`, remembered on disk for this model, device, dtype, thread count, batch and length (in steps of 128, up to one block)."""
+    length = min(length, VISIBLE)
     rows = len(prompts.conditional)
     streams = len(prompts.streams) // rows
     card = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else platform.processor()

@@ -4,6 +4,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmspec.drafters.heads import HeadDrafter
+from mmspec.errors import MmspecError
+from mmspec.sampling import Sampling
+from mmspec.targets.base import State, Target
 from mmspec.tree import Candidates
 
 
@@ -28,7 +31,14 @@ class VadusaDrafter(HeadDrafter):
         stride: int = 0,
     ):
         super().__init__(hidden_size, stride, [(0, k + 2) for k in range(heads)], target, beta, coupling)
-        self.accuracies, self.sparse = accuracies, sparse and accuracies is not None
+        self.accuracies, self.sparse = accuracies, sparse
+
+    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
+        if self.sparse and not self.accuracies:
+            raise MmspecError(
+                "a sparse tree needs the accuracies of the heads, and this drafter has none: train it again, or leave sparse out"
+            )
+        super().start(target, state, sampling, drawn)
 
     def candidates(self, depth: int, keys: Float[Tensor, "row vocab"]) -> Candidates:
         found = super().candidates(depth, keys)

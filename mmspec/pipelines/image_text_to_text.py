@@ -213,9 +213,9 @@ class ImageTextToTextPipeline:
         prompts, target, name = self.encode(asked), self.target, chosen if isinstance(chosen, str) else ""
         guesser = drafters.load(self._idle.pop(name, chosen), self.folder, target, prompts, length)
         out = ImageTextToTextOutput(asked, seeds, [""] * len(asked), [[] for _ in asked])
+        self.interrupt = False
 
         def answer() -> Iterator[Words]:
-            self.interrupt = False
             stop, ends = Stop(length, self.ends), self.ends
             law: dict[str, Any] = dict(sampling=sampling, seeds=seeds, rule=rule, cancel=lambda: self.interrupt, stats=out.stats)
             last = [-1] * len(asked)

@@ -43,7 +43,8 @@ def row_seeds(seed: Any, generator: Any, rows: int, what: str = "pictures") -> l
         raise MmspecError("both seed and generator were given: give one of them")
     if seed is None:
         return drawn(generator, rows)
-    seeds = list(seed) if isinstance(seed, list | tuple) else [seed + row for row in range(rows)] if isinstance(seed, int) else [seed]
+    several = [seed + row for row in range(rows)] if isinstance(seed, int) and not isinstance(seed, bool) else [seed]
+    seeds = list(seed) if isinstance(seed, list | tuple) else several
     for one in seeds:
         if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= HIGHEST:
             raise MmspecError(f"seed={one} is out of range: give a whole number from 0 to 2**63 - 1")
@@ -69,6 +70,6 @@ def drawn(generator: Any, rows: int) -> list[int]:
 
 def repetition(penalty: float) -> list[RepetitionPenaltyLogitsProcessor]:
     """transformers' processor of a repetition penalty; none for 1."""
-    if not 0.0 < penalty <= 10.0:
+    if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0.0 < penalty <= 10.0:
         raise MmspecError(f"repetition_penalty={penalty} is out of range: give a number above 0 and up to 10 (1 is none)")
     return [RepetitionPenaltyLogitsProcessor(float(penalty))] if penalty != 1 else []

@@ -33,17 +33,18 @@ from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
 from mmspec.targets.speech import SpeechTarget
 
-# New tokens before a piece is decoded: fewer are heard sooner, and decode more context for each of them.
-STEP = 16
+# Seconds of new speech in a piece, and in a sentence's first one: less is heard sooner, and decodes more context for each sample.
+PIECE, FIRST = 0.6, 0.3
 
-# Tokens that a sentence may take beside those of its phonemes, and the most phonemes in a sentence.
-SPARE, LONGEST = 20, 180
+# Tokens that a sentence may take beside those of its phonemes.
+SPARE = 20
 
 SETTINGS: dict[str, Any] = {
     "voices": list,
     "drafter": str,
     "temperature": (int, float),
     "tokens_per_phoneme": (int, float),
+    "longest_sentence": int,
     "silence": list,
 }
 
@@ -106,8 +107,8 @@ class TextToSpeechPipeline:
     >>> pipe("Hello there.", seed=7).save("hello.wav")
 
     `codec` is a `MelCodec`, a `HubCodec`, or anything that follows `codecs.base.Codec` (which speaks, but is not saved). `voices` are
-    those that the tokenizer has a token `<voice>` for. `tokens_per_phoneme` bounds how long a sentence may become; tokens in
-    `silence` are silent.
+    those that the tokenizer has a token `<voice>` for. `tokens_per_phoneme` bounds how long a sentence may become, and sentences of more
+    phonemes than `longest_sentence` are said in parts; tokens in `silence` are silent.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class TextToSpeechPipeline:
         drafter: str = "jacobi",
         temperature: float = 1.0,
         tokens_per_phoneme: float = 6.0,
+        longest_sentence: int = 180,
         silence: list[int] | None = None,
     ):
         if not isinstance(codec, Codec):
@@ -139,7 +141,8 @@ class TextToSpeechPipeline:
             )
         self.tokenizer, self.transformer, self.codec = tokenizer, transformer, codec
         self.voices, self.drafter, self.temperature = voices, drafter, temperature
-        self.tokens_per_phoneme, self.silence = tokens_per_phoneme, frozenset(silence or ())
+        self.tokens_per_phoneme, self.longest_sentence = tokens_per_phoneme, longest_sentence
+        self.silence = frozenset(silence or ())
         self.folder: Path | None = None  # where the model was loaded from
         self.interrupt = False
         self._target: tuple[tuple, SpeechTarget] | None = None
@@ -203,6 +206,7 @@ class TextToSpeechPipeline:
             index["codec"] = {"codebooks": self.codec.frame_tokens, "context": self.codec.context}
         else:
             self.codec.save_pretrained(goal / "codec")
+            (goal / "codec" / "README.md").unlink(missing_ok=True)  # the hub's empty card
         (goal / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
         for path in goal.glob("drafters/*/config.json"):
             config = json.loads(path.read_text())
@@ -230,9 +234,9 @@ class TextToSpeechPipeline:
 
     @cached_property
     def reader(self) -> Reader:
-        """Reads text in sentences that the model has the positions for."""
+        """Reads text in sentences that the model has learnt to say and has the positions for."""
         room = int((self.target.positions - SPARE - 4) / (1 + self.tokens_per_phoneme))
-        return Reader(self.tokenizer.get_vocab(), min(LONGEST, room))
+        return Reader(self.tokenizer.get_vocab(), min(self.longest_sentence, room))
 
     @property
     def target(self) -> SpeechTarget:
@@ -266,6 +270,13 @@ class TextToSpeechPipeline:
         """How many tokens a sentence may take."""
         return int(len(phonemes) * self.tokens_per_phoneme) + SPARE
 
+    def due(self, told: int, piece: float = PIECE) -> int:
+        """New tokens to wait for before the next piece of a sentence is decoded, `told` of whose tokens have been; the first one waits for
+        its right context too."""
+        width = self.codec.frame_tokens
+        frames = min(piece, piece if told else FIRST) * self.codec.sampling_rate / self.codec.frame_samples
+        return width * (max(1, round(frames)) + (0 if told else self.codec.context[1]))
+
     def stalled(self, tokens: list[int]) -> str:
         """ "silence" if the last two seconds are silent, "loop" if they say one thing three times or more, else ""."""
         span = round(2 * self.codec.sampling_rate * self.codec.frame_tokens / self.codec.frame_samples)
@@ -290,18 +301,18 @@ class TextToSpeechPipeline:
         drafter: Any = None,
         acceptance: Any = "exact",
         callback: Callable[[TextToSpeechOutput], Any] | None = None,
-        step: int | None = STEP,
+        piece: float | None = PIECE,
     ) -> Iterator[Chunk]:
         """Speak chunk by chunk, as soon as tokens are verified and their right context is there; see `__call__` for the arguments.
 
-        A chunk is decoded after `step` new tokens, or when its sentence has ended if None. The last chunk of a sentence brings its
-        pause, and may be empty. Closing the iterator, or setting `interrupt`, ends it early.
+        A chunk is decoded when there are `piece` seconds of new speech (the first of a sentence sooner), or when its sentence has ended if
+        None. The last chunk of a sentence brings its pause, and may be empty. Closing the iterator, or setting `interrupt`, ends it early.
         """
         began = perf_counter()
         if not isinstance(text, str):
             raise MmspecError(f"text must be a string, not {type(text).__name__}")
-        if step is not None and step < 1:
-            raise MmspecError(f"step={step}: give the new tokens of a chunk, 1 or more, or None for whole sentences")
+        if piece is not None and not (isinstance(piece, int | float) and piece > 0):
+            raise MmspecError(f"piece={piece}: give the seconds of a chunk, more than 0, or None for whole sentences")
         law = (self.temperature if temperature is None else temperature, top_k, top_p)
         sampling = Sampling(*law, processors=repetition(repetition_penalty))
         rule, chosen = rule_of(acceptance), self.drafter if drafter is None else drafter
@@ -312,12 +323,12 @@ class TextToSpeechPipeline:
         target, name = self.target, chosen if isinstance(chosen, str) else ""
         guesser = drafters.load(self._idle.pop(name, chosen), self.folder, target, prompts[0], longest)
         out = TextToSpeechOutput(self.codec.sampling_rate, reading.sentences, seeds, reading.unsaid)
+        self.interrupt = False
 
         def speak() -> Iterator[Chunk]:
-            self.interrupt = False
             for number, prompt in enumerate(prompts):
-                for audio in self._say(out, number, prompt, step, callback, drafter=guesser, sampling=sampling, rule=rule):
-                    if len(audio) and not out.first_audio:
+                for audio in self._say(out, number, prompt, piece, callback, drafter=guesser, sampling=sampling, rule=rule):
+                    if len(audio) and out.tokens[number] and not out.first_audio:
                         out.first_audio = perf_counter() - began
                     out.parts.append(audio)
                     yield Chunk(audio, number, out)
@@ -331,7 +342,7 @@ class TextToSpeechPipeline:
         return speak()
 
     def _say(
-        self, out: TextToSpeechOutput, number: int, prompt: Prompts, step: int | None, callback: Any, **options: Any
+        self, out: TextToSpeechOutput, number: int, prompt: Prompts, piece: float | None, callback: Any, **options: Any
     ) -> Iterator[Tensor]:
         """One sentence, piece by piece; the last piece always comes, with the pause after it."""
         sentence, seed = out.sentences[number], out.seeds[number]
@@ -346,7 +357,7 @@ class TextToSpeechPipeline:
             tokens += [token for token in found.tokens[0] if token != self.end]
             if callback:
                 callback(out)
-            if step is not None and len(tokens) - told >= step:
+            if piece is not None and len(tokens) - told >= self.due(told, piece):
                 audio, told = decoder.push(tokens[told:]), len(tokens)
                 if len(audio):
                     yield audio.float().clone()
@@ -356,8 +367,7 @@ class TextToSpeechPipeline:
         if trouble and why != "interrupted" and (tokens or len(out.sentences) > 1):  # nothing at all is an error
             shown = sentence.text if len(sentence.text) < 60 else f"{sentence.text[:57]}..."
             warnings.warn(f"sentence {number + 1} {trouble}: {shown!r}; try another seed", stacklevel=1)
-        decoder.tokens += tokens[told:]  # not pushed, as flush would decode the most of it once more
-        yield sound.join([decoder.flush().float()], [0.0 if why == "interrupted" else sentence.pause], out.sampling_rate)
+        yield sound.join([decoder.flush(tokens[told:]).float()], [0.0 if why == "interrupted" else sentence.pause], out.sampling_rate)
 
     def __call__(
         self,
@@ -386,7 +396,7 @@ class TextToSpeechPipeline:
             callback: given the output so far after each round; it may set `interrupt` to stop, and what was said is kept.
         """
         law: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
-        how: dict[str, Any] = dict(drafter=drafter, acceptance=acceptance, callback=callback, step=STEP if stream_to else None)
+        how: dict[str, Any] = dict(drafter=drafter, acceptance=acceptance, callback=callback, piece=PIECE if stream_to else None)
         for chunk in self.stream(text, voice=voice, seed=seed, **law, **how):
             if stream_to and len(chunk.audio):
                 stream_to(chunk.audio)
@@ -398,7 +408,7 @@ def load_codec(folder: Path, options: Any) -> Codec:
     path = folder / "codec"
     try:
         config = json.loads((path / "config.json").read_text())
-        kind = config.get("model_type")
+        kind = str(config.get("model_type") or "")
     except (OSError, ValueError, AttributeError) as error:
         raise MmspecError(f"{path / 'config.json'} cannot be read ({error}): restore it from the model's source") from None
     if kind:
@@ -412,7 +422,7 @@ def load_codec(folder: Path, options: Any) -> Codec:
     try:
         codec = MelCodec(**config)
         codec.load_state_dict(load_file(weights))
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MmspecError(
             f"{weights} holds the weights of another model than {path / 'config.json'} describes ({reason}): restore them"

@@ -1,7 +1,7 @@
 """Sequences and target features for drafter training, from data and from the target's own samples."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -75,5 +75,5 @@ def capture(
     for row, part in enumerate(features):
         seen[row, :, : part.shape[1]] = part
     found = Captured(padded, seen, lengths, seeds, guidance)
-    replace(cache, lambda partial: torch.save(asdict(found), partial))
+    replace(cache, lambda partial: torch.save({part.name: getattr(found, part.name) for part in fields(found)}, partial))
     return found

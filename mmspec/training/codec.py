@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmspec.codecs.mel import MelCodec
+from mmspec.errors import MmspecError
 from mmspec.training.fit import Budget, fit, optimizers
 from mmspec.training.registry import wheel
 from mmspec.training.voices import Utterance, recording
@@ -81,7 +82,9 @@ def train_codec(
     """Train on random crops of `crop` mel frames; every voice is drawn equally often."""
     torch.manual_seed(seed)
     codec = MelCodec(**config["model"])
-    codec.vocoder.load_state_dict(vocoder_weights(folder), strict=False)
+    missing, foreign = codec.vocoder.load_state_dict(vocoder_weights(folder), strict=False)
+    if foreign or not {"mean", "scale"}.issuperset(missing):
+        raise MmspecError(f"the vocoder's weights do not fit ({[*missing, *foreign][:3]}): download {VOCODER[0]} {VOCODER[1]} again")
     spoken = mels(codec, folder, found)
     whole = torch.cat(spoken, 1)
     codec.mean, codec.deviation = whole.mean(1, keepdim=True), whole.std(1, keepdim=True)

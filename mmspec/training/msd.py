@@ -4,7 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -75,7 +75,7 @@ def record(
             found.hidden.append(hidden.cpu())
             found.visual.append(reading.vectors[~reading.text].cpu())
             found.seeds.append(start + row if sampled else -1)
-    replace(cache, lambda partial: torch.save(asdict(found), partial))
+    replace(cache, lambda partial: torch.save({part.name: getattr(found, part.name) for part in fields(found)}, partial))
     return found
 
 

@@ -3,14 +3,17 @@
 import json
 import random
 from collections import Counter
+from functools import partial
 
 import torch
 from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from mmspec import zoo
 from mmspec.codecs.mel import RATE, MelCodec
 from mmspec.decode import Stop
+from mmspec.picture import replace
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.targets.causal import Prompts
 from mmspec.training.capture import Captured, capture
@@ -53,16 +56,16 @@ def codec(run: Run) -> None:
     checkpoint = run.file("codec", run.recipe["data"], stage["model"])
     model = train_codec(run.work / "data", chosen, stage, run.budget(stage), checkpoint, device=run.device)
     model.half().save_pretrained(run.out / "codec")
+    (run.out / "codec" / "README.md").unlink(missing_ok=True)  # the hub's empty card
 
 
 def tokens(run: Run) -> list[tuple[Utterance, Tensor]]:
     """Every utterance and its tokens, made once for this codec."""
     found = [*utterances(run, False), *utterances(run, True)]
-    trained = (run.out / "codec" / "model.safetensors").stat()
-    path = run.file("tokens", run.recipe["data"], run.recipe["codec"]["model"], trained.st_size, trained.st_mtime)
+    path = run.file("tokens", run.recipe["data"], zoo.weights_hash(run.out / "codec"))
     if not path.exists():
         coded = encode_utterances(MelCodec.from_pretrained(run.out / "codec").float().eval(), run.work / "data", found)
-        torch.save(coded, path)
+        replace(path, partial(torch.save, coded))
     return list(zip(found, torch.load(path, weights_only=True), strict=True))
 
 
@@ -78,12 +81,12 @@ def target(run: Run) -> None:
     """Train the decoder-only model and VADUSA's heads with it; weights are stored in bfloat16."""
     stage, end = run.recipe["target"], run.recipe["codec"]["model"]["codes"]
     found, text = spoken(run)
-    checkpoint = run.file("target", run.recipe["data"], run.recipe["codec"]["model"], {k: stage[k] for k in ("model", "heads")})
+    checkpoint = run.file("target", run.recipe["data"], zoo.weights_hash(run.out / "codec"), {k: stage[k] for k in ("model", "heads")})
     model = train_target(
         [one for said, one in found if not said.held_out], text, end, stage, run.budget(stage), checkpoint, device=run.device
     )
     model = model.float()
-    console.print(f"held out: {held_out_loss(model, [one for said, one in found if said.held_out], stage['widths']):.4f} nats a token")
+    console.print(f"held out: {held_out_loss(model, [one for said, one in found if said.held_out]):.4f} nats a token")
     text.save_pretrained(run.out / "tokenizer")
     model.language.bfloat16().save_pretrained(run.out / "transformer")
     torch.save(model.heads.state_dict(), run.work / "heads.pt")
@@ -93,6 +96,7 @@ def target(run: Run) -> None:
         "transformer": ["transformers", "LlamaForCausalLM"],
         "voices": list(run.recipe["data"]["voices"]),
         "tokens_per_phoneme": round(1.25 * float(ratio.max()), 2),
+        "longest_sentence": int((stage["widths"][-1] - 4) / (1 + float(ratio.quantile(0.99)))),
         "silence": silent_codes(run),
         **run.recipe["pipeline"],
     }
@@ -109,7 +113,7 @@ def silent_codes(run: Run, quieter: float = 3.0) -> list[int]:
         total.index_add_(0, codes.long(), level)
         count.index_add_(0, codes.long(), torch.ones_like(level))
     level = torch.where(count >= 5, total / count.clamp(min=1), torch.inf)
-    return torch.nonzero(level <= level.min() + quieter).flatten().tolist()
+    return torch.nonzero(level.isfinite() & (level <= level.min() + quieter)).flatten().tolist()
 
 
 def pipeline(run: Run) -> TextToSpeechPipeline:

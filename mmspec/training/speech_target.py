@@ -124,7 +124,7 @@ def train_target(
 
 
 @torch.inference_mode()
-def held_out_loss(model: JointModel, found: list[Spoken], widths: list[int]) -> float:
+def held_out_loss(model: JointModel, found: list[Spoken]) -> float:
     """Cross entropy of the next code on sequences that were not trained on, nats a token."""
     total = count = 0.0
     for one in found:
