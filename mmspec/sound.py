@@ -55,7 +55,7 @@ def comment(metadata: dict[str, object], room: int | None) -> str:
         key, longest = max(((key, value) for key, value in facts.items()), key=lambda fact: len(json.dumps(fact[1], default=str)))
         if isinstance(longest, str) and len(longest) >= 20:
             facts[key] = longest[: len(longest) * 3 // 4] + "…"
-        elif len(facts) > 1 and not isinstance(longest, str):
+        elif isinstance(longest, list) and len(longest) > 1:
             del facts[key]
         else:
             raise MmspecError(f"the metadata take {len(text)} characters and this format has room for {room}: give fewer, or write .flac")
