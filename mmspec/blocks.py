@@ -37,6 +37,9 @@ def load(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     stored: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         stored |= load_file(path)
+    foreign = set(kinds.values()) - BYTES.keys()
+    if foreign:
+        raise MmspecError(f"{folder / INDEX} has blocks of kind {min(foreign)!r}; known are {', '.join(BYTES)}: restore the file")
     missing = kinds.keys() - stored.keys()
     if missing:
         raise MmspecError(f"{folder} lacks {min(missing)}, which {INDEX} names: restore the file that holds it")

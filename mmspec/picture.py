@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -49,7 +50,7 @@ def read(source: Any) -> Image.Image:
         raise
     except FileNotFoundError:
         raise MmspecError(f"no picture at {source}: give a path, an http(s) URL, or - for standard input") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise MmspecError(f"{name} cannot be read as a picture ({reason}): give a PNG, JPEG or WebP file that opens elsewhere") from None
 
@@ -58,16 +59,20 @@ def _bytes(source: Any) -> Any:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if str(source) == "-":
-        return io.BytesIO(sys.stdin.buffer.read(BYTES + 1))
+        return _within(sys.stdin.buffer.read(BYTES + 1), "standard input")
     if not isinstance(source, str) or not source.startswith(("http://", "https://")):
         if not isinstance(source, str | Path):
             raise MmspecError(f"a picture is a PIL image, a path, a URL or bytes, not {type(source).__name__}")
         return Path(source).expanduser()
     try:
         with urlopen(source, timeout=20) as response:
-            found = response.read(BYTES + 1)
-    except URLError as error:
-        raise MmspecError(f"could not fetch {source} ({error.reason}): check the address and the network") from None
+            return _within(response.read(BYTES + 1), source)
+    except (URLError, HTTPException, TimeoutError) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise MmspecError(f"could not fetch {source} ({reason}): check the address and the network") from None
+
+
+def _within(found: bytes, source: str) -> io.BytesIO:
     if len(found) > BYTES:
         raise MmspecError(f"{source} has more than {BYTES} bytes: give a smaller picture")
     return io.BytesIO(found)

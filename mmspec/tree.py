@@ -95,7 +95,8 @@ def grow(
 
     `expand(depth, tokens, places)` proposes children of the beam at `depth`; `places[b, i]` is the index, in the
     beam before, of the parent of `tokens[b, i]`. The chance of reaching a node is the product of the chances along
-    its path, so the best nodes always form a connected tree. `worth(depth, mass)` says whether another level
+    its path, so the best nodes always form a connected tree; all children that were proposed are among its nodes, the `beam` best of a level are
+    expanded. `worth(depth, mass)` says whether another level
     pays when the beam holds `mass` expected tokens; `cut` says, from the chances sorted downwards, how many nodes to keep.
     """
     rows, device = len(tokens), tokens.device
@@ -108,16 +109,14 @@ def grow(
         found = expand(depth, level, places)
         ranks = found.tokens.shape[2]
         chances = (reach[:, :, None] * found.chances.nan_to_num(0.0)).flatten(1)
-        width = min(beam, chances.shape[1])
-        reach, best = chances.topk(width, dim=1)
-        places = best // ranks
-        level = found.tokens.flatten(1).gather(1, best)
-        kept_tokens.append(level)
-        kept_reach.append(reach)
-        kept_parents.append(ids.gather(1, places))
-        kept_depths.append(torch.full_like(level, depth + 1))
-        ids = torch.arange(count, count + width, device=device).expand(rows, -1)
-        count += width
+        children, every = found.tokens.flatten(1), torch.arange(chances.shape[1], device=device).expand(rows, -1)
+        kept_tokens.append(children)
+        kept_reach.append(chances)
+        kept_parents.append(ids.gather(1, every // ranks))
+        kept_depths.append(torch.full_like(children, depth + 1))
+        reach, best = chances.topk(min(beam, chances.shape[1]), dim=1)
+        places, level, ids = best // ranks, children.gather(1, best), count + best
+        count += chances.shape[1]
         if depth + 1 < height and not worth(depth + 1, float(reach.sum(1).max())):
             break
     if not kept_tokens:

@@ -89,7 +89,7 @@ def verify(
         pipe = pipeline(task_of(folder), folder, device=device, dtype=dtype)
         texts, stop = pipe.rows(prompts)
         stop = replace(stop, length=length or stop.length)
-        if guidances and not texts.unconditional:
+        if set(guidances or [1.0]) != {1.0} and not texts.unconditional:
             raise MmspecError(f"{folder} takes no guidance: leave it out")
         ready = {name: drafters.load(name, pipe.folder, pipe.target) for name in names}
         for (sampling, penalty), guidance in product(laws, guidances or ([1.0, 2.0] if texts.unconditional else [1.0])):

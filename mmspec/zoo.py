@@ -124,14 +124,19 @@ def load_component(folder: Path, name: str, kind: type, **options: Any) -> Any:
         model, report = kind.from_pretrained(path, output_loading_info=True, use_safetensors=True, **options)  # type: ignore[attr-defined]
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise MmspecError(f"{path} does not load as {kind.__name__} ({_first_line(error)}): restore it from the model's source") from None
+    check_report(report, files[0], path / "config.json", kind.__name__)
+    return model
+
+
+def check_report(report: dict, file: Path, config: Path, kind: str) -> None:
+    """Refuse what transformers loaded with weights missing, left over or of other shapes."""
     wrong = {key: sorted(map(str, report.get(key) or [])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     for key, names in wrong.items():
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise MmspecError(
-                f"{files[0]} holds the weights of another model ({key.split('_')[0]}: {shown}): {path / 'config.json'} describes a {kind.__name__}; restore the file"
+                f"{file} holds the weights of another model ({key.split('_')[0]}: {shown}): {config} describes a {kind}; restore the file"
             )
-    return model
 
 
 def weights_hash(folder: Path, span: int = 1 << 20) -> str:

@@ -46,6 +46,16 @@ def test_ask(run, answer: str, drafter: str, stream: list[str]) -> None:
     assert run("ask", "red.png", "what", "is", "this?", *LAW, "--quiet", *stream)[1:] == (answer + "\n", "")
 
 
+def test_streams_are_literal(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks like markup, or like the name of an emoji, is written as it is."""
+    from transformers import PreTrainedTokenizerFast
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "decode", lambda self, ids, **more: "I :heart: [b]1\tx"[: len(ids)])
+    assert run("ask", "red.png", "what?", *LAW, "--stream", "--quiet", "--max-new-tokens", 17)[1] in (
+        "I :heart: [b]1\tx"[:n] + "\n" for n in range(1, 18)
+    )
+
+
 def test_ask_a_pipe(run, answer: str, tmp_path: Path) -> None:
     """- is a picture on standard input."""
     assert run("ask", "-", "what is this?", *LAW, heard=(tmp_path / "red.png").read_bytes())[1] == answer + "\n"

@@ -14,6 +14,7 @@ from mmspec.cache import TreeCache, causal
 from mmspec.decode import Stop, generate, stream
 from mmspec.drafters.msd import MsdDrafter
 from mmspec.errors import MmspecError
+from mmspec.pipelines.request import repetition
 from mmspec.sampling import Sampling
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 from mmspec.tree import DraftTree
@@ -142,9 +143,20 @@ def test_the_tree_reads_its_own_path() -> None:
 
 
 def test_a_prompt_of_one_token() -> None:
-    """It has nothing to read before the first round: that one drafts nothing."""
-    plain = generate(text_target(), text_prompts([[1]]), 1, Stop(10), seeds=0)
-    assert generate(text_target(), text_prompts([[1]]), 1, Stop(10), built(), seeds=0).tokens == plain.tokens
+    """It has nothing to read before the first round: that one drafts nothing; a longer one beside it is read all the same."""
+    plain = [generate(text_target(), text_prompts([ids]), 1, Stop(10), seeds=[i]).tokens[0] for i, ids in enumerate(([1], [1, 4, 2, 3]))]
+    drafter = built()
+    assert generate(text_target(), text_prompts([[1], [1, 4, 2, 3]]), 2, Stop(10), drafter, seeds=0).tokens == plain
+    assert drafter._cache.lengths[1] == drafter._cache.lengths[0] + 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_processors(temperature: float) -> None:
+    """A repetition penalty reaches every place and the bonus token: equal to plain decoding, which differs from that without (fp64)."""
+    target, row = VisionLanguageTarget(model("llava")), asked("llava", [(32, 32)])
+    laws = [Sampling(temperature, top_k=30, processors=repetition(penalty)) for penalty in (1.8, 1.0)]
+    plain, other = (generate(target, VisualPrompts.of([row]), 1, Stop(24), sampling=law, seeds=2).tokens for law in laws)
+    assert generate(target, VisualPrompts.of([row]), 1, Stop(24), built(), sampling=laws[0], seeds=2).tokens == plain != other
 
 
 def test_guidance_is_refused() -> None:
@@ -155,8 +167,8 @@ def test_guidance_is_refused() -> None:
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
     """A folder in the layout that MSD's authors publish, with random weights."""
-    drafter = built(torch.float32, own_embedding=40)
-    fields = dict(hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5, vocab_size=40)
+    drafter = built(torch.float32, own_embedding=39)  # the picture's token, 39, came later
+    fields = dict(hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5, vocab_size=39)
     (tmp_path / "config.json").write_text(json.dumps(fields | {"model_type": "llava", "num_hidden_layers": 1, "pad_token_id": 0}))
     torch.save(drafter.state_dict() | {"layers.0.input_layernorm.weight": torch.ones(32)}, tmp_path / "pytorch_model.bin")
     return tmp_path
@@ -164,7 +176,7 @@ def released(tmp_path: Path) -> Path:
 
 def test_released_files(released: Path) -> None:
     """They load as they are, tensors of no effect too, and draft as the drafter that they came from."""
-    found, wanted = MsdDrafter.from_released(released).double(), built(torch.float32, own_embedding=40).double()
+    found, wanted = MsdDrafter.from_released(released).double(), built(torch.float32, own_embedding=39).double()
     prompts, target = VisualPrompts.of([asked("llava", [(32, 32)])]), VisionLanguageTarget(model("llava"))
     one, other = (generate(target, prompts, 1, Stop(16), drafter, seeds=0) for drafter in (found, wanted))
     assert one.tokens == other.tokens and one.stats.runs == other.stats.runs
@@ -184,6 +196,23 @@ def test_released_files_that_do_not_fit(released: Path, change, message: str) ->
     torch.save(found, released / "pytorch_model.bin")
     with pytest.raises(MmspecError, match=message):
         MsdDrafter.from_released(released)
+
+
+def test_released_files_load_by_name(released: Path, tmp_path: Path) -> None:
+    """As a model's drafter, and from a file that is damaged an error that names it."""
+    from mmspec import drafters
+
+    folder = tmp_path / "model" / "drafters" / "msd"
+    folder.mkdir(parents=True)
+    for path in (released / "config.json", released / "pytorch_model.bin"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    target = VisionLanguageTarget(model("llava"))
+    drafter = drafters.load("msd", tmp_path / "model", target, nodes=9)
+    assert drafter.nodes == 9 and drafter.fc.weight.dtype == torch.float64
+    for damage in (b"x" * 40, b""):
+        (folder / "pytorch_model.bin").write_bytes(damage)
+        with pytest.raises(MmspecError, match="pytorch_model.bin is truncated or foreign"):
+            drafters.load("msd", tmp_path / "model", target)
 
 
 def test_released_folders_that_lack_files(released: Path) -> None:

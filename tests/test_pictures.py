@@ -41,6 +41,7 @@ def test_rotation(flag: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter to the right
     found = picture.read(saved(flag, "JPEG", exif=exif))
+    assert picture.read(Image.open(io.BytesIO(saved(flag, "JPEG", exif=exif)))).size == (20, 40)
     assert found.size == (20, 40) and found.getpixel((10, 5))[0] > 150 > found.getpixel((10, 35))[0]
 
 
@@ -66,6 +67,8 @@ def test_other_colours(flag: Image.Image) -> None:
         (b"GIF89a broken", "cannot be read as a picture"),
         ("nowhere.png", "no picture at nowhere.png: give a path"),
         (7, "a picture is a PIL image, a path, a URL or bytes, not int"),
+        ("http://localhost/a b.png", "could not fetch http://localhost/a b.png"),
+        ("~nosuchuser/x.png", "cannot be read as a picture"),
         ("http://127.0.0.1:9/x.png", "could not fetch http://127.0.0.1:9/x.png"),
     ],
 )

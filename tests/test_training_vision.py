@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from mmspec import blocks
+from mmspec.decode import Stop, generate
 from mmspec.drafters import load
 from mmspec.drafters.msd import MsdDrafter
 from mmspec.errors import MmspecError
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
+from mmspec.targets.vision_language import VisualPrompts
 from mmspec.training import smollm
 from mmspec.training.dialogue import TEMPLATE, encode, processor
+from mmspec.training.drafters import SCORES
 from mmspec.training.emoji import Picture
-from mmspec.training.msd import Batch, Recorded, loss, vocabulary
+from mmspec.training.msd import Batch, Recorded, drafted, loss, pack, surprise, vocabulary
 from mmspec.training.recipe import train
+from mmspec.training.run import Run
 from mmspec.training.scenes import KINDS, WHERE, Scene, Studio, Thing
 from mmspec.training.vision import covers
 
@@ -29,7 +34,7 @@ pytest.importorskip("peft")
 pytest.importorskip("inflect")
 
 SHAPE = dict(
-    hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512
+    hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024
 )
 BUDGET = {"steps": 3, "minutes": 5}
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<filename>"]
@@ -78,12 +83,12 @@ def recipe() -> dict:
     """The shape of models/magpie-135/recipe.yaml."""
     eye = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 32}
     learning = {"lr": 1e-3, "budget": BUDGET}
-    msd = learning | {"batch": 2, "steps": 2, "noise": 0.2, "vocabulary": 60}
+    msd = learning | {"batch": 2, "steps": 2, "noise": 0.05, "vocabulary": 60}
     return {
         "task": "image-text-to-text",
         "data": {"pictures": {"words": 2, "categories": ["Animals & Nature", "Smileys & Emotion"]}, "held_out": 5},
         "vision": learning | {"batch": 2, "model": eye},
-        "target": learning | {"batch": 2, "rank": 2, "text": 6, "text_share": 0.2, "width": 32},
+        "target": learning | {"batch": 2, "rank": 2, "text": 6, "text_share": 0.2, "turns": 3, "tower": 0.2, "width": 32},
         "capture": {"pictured": 40, "text": 8, "batch": 4},
         "drafters": {
             "msd": msd | {"model": {"depth": 3}},
@@ -99,7 +104,8 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `recipe.yaml`, the work folder and the model that it made; only what would be fetched is replaced."""
     folder = tmp_path_factory.mktemp("vision")
     write_art(folder / "work" / "data", 64)
-    (folder / "work" / "text.json").write_text('[["What is a cat?", "An animal."]]')  # a random model would not come to an end
+    known = [["What is a cat?", "An animal.", True], ["And a dog?", "An animal that", False]]  # a random model would not come to an end
+    Run(recipe(), folder / "work", folder, "cpu").file("text", 6).with_suffix(".json").write_text(json.dumps(known))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
     text = words()
     with pytest.MonkeyPatch.context() as patch:
@@ -218,25 +224,54 @@ def test_scenes(studio: Studio) -> None:
 
 
 def test_answers_are_true(studio: Studio) -> None:
-    """What an answer says can be counted and found in the scene; yes and no are balanced."""
+    """What an answer says can be counted and found in the scene; yes and no are balanced; what a scene does not allow is not asked."""
     cat, dog, apple = 0, 3, 7
     scene = Scene((Thing(cat, 0, 40), Thing(dog, 2, 40), Thing(dog + 1, 4, 40), Thing(apple, 7, 40)), "blue")
-    chance, found = random.Random(0), {}
-    for kind in KINDS:
-        for _ in range(60):
-            question = studio.ask(scene, chance, kind)
-            found.setdefault(kind, set()).update(question.turns)
-    assert ("Where is the cat?", "The cat is at the top left.") in found["where"]
-    assert ("Where are the dogs?", "The dogs are at the top right and in the middle.") in found["where"]
-    assert ("How many dogs are there?", "There are two dogs.") in found["count"]
-    assert any(answer.startswith("There are no ") for _, answer in found["count"])
-    assert {answer for _, answer in found["colour"]} == {"The background is blue."}
-    assert ("Is there an apple in the picture?", "Yes, there is an apple.") in found["presence"]
-    assert any(answer == "No, there is no fish." for _, answer in found["presence"])
-    assert all("four things on a blue background: one cat, two dogs and one apple." in answer for _, answer in found["describe"])
-    assert len({len(studio.ask(scene, chance, "follow-up").turns) for _ in range(5)}) == 1
+    chance = random.Random(0)
+    found = {kind: [studio.ask(scene, chance, kind) for _ in range(120)] for kind in KINDS}
+    said = {kind: {turn for question in questions if question for turn in question.turns} for kind, questions in found.items()}
+    assert ("Where is the cat?", "The cat is at the top left.") in said["where"]
+    assert ("Where are the dogs?", "The dogs are at the top right and in the middle.") in said["where"]
+    assert ("How many dogs?", "There are two dogs.") in said["count"] and ("Count the cats.", "There is one cat.") in said["count"]
+    assert any(answer.startswith("There are no ") for _, answer in said["count"])
+    assert {answer for _, answer in said["background"]} == {"The background is blue."} and not said["colour"]
+    assert ("What is at the bottom?", "There is an apple at the bottom.") in said["place"]
+    assert any(answer.startswith("There is nothing ") for _, answer in said["place"])
+    assert ("Is the cat left of the apple?", "Yes, the cat is left of the apple.") in said["relation"]
+    assert ("Is the cat below the apple?", "No, the cat is not below the apple.") in said["relation"]
+    assert {("In which style is the cat drawn?", "It is drawn in the 3d style.")} <= said["style"]
+    assert not any("dogs" in question for question, _ in said["style"])  # they are drawn in two
+    assert ("Is there an apple in the picture?", "Yes, there is an apple.") in said["presence"]
+    assert any(answer == "No, there is no fish." for _, answer in said["presence"])
+    assert all("four things on a blue background: one cat, two dogs and one apple." in answer for _, answer in said["describe"])
+    follow = {question.turns for question in found["follow-up"] if question}
+    assert (("Is there a cat?", "Yes, there is a cat."), ("Where is it?", "It is at the top left.")) in follow
+    assert all(len(turns) == 2 for turns in follow) and any(turns[1][0] == "How many things is that?" for turns in follow)
     yes = [studio.ask(scene, chance, "presence").turns[0][1].startswith("Yes") for _ in range(600)]
     assert 0.44 < np.mean(yes) < 0.56
+    right = [studio.ask(scene, chance, "relation").turns[0][1].startswith("Yes") for _ in range(600)]
+    assert 0.44 < np.mean(right) < 0.56
+    assert 1 <= min(len(studio.talk(scene, chance, 4)) for _ in range(50)) < max(len(studio.talk(scene, chance, 4)) for _ in range(50))
+
+
+def test_coloured_things() -> None:
+    """A red heart is a heart, and red; things that no number goes with are not in scenes."""
+    names = ("red heart", "light blue heart", "cat", "butter")
+    studio = Studio(np.zeros((4, 8, 8, 4), np.uint8), [Picture(name, "flat", False, "") for name in names])
+    assert studio.names == ["cat", "light blue heart", "red heart"]
+    chance, one = random.Random(0), Scene((Thing(0, 0, 40), Thing(2, 1, 40)), "white")
+    two = Scene((Thing(0, 0, 40), Thing(1, 1, 40)), "white")
+    assert studio.ask(one, chance, "colour").turns == (("What colour is the heart?", "The heart is red."),)
+    assert studio.ask(two, chance, "colour") is None
+    assert any("There are two hearts." in dict(studio.ask(two, chance, "count").turns).values() for _ in range(60))
+
+
+def test_worn_pictures(studio: Studio) -> None:
+    """A share of pictures is blurred or compressed; without chance a scene is drawn the same."""
+    chance, scene = random.Random(0), Scene((Thing(0, 4, 128),), "blue")
+    plain = np.asarray(studio.draw(scene), int)
+    worn = [np.abs(np.asarray(studio.draw(scene, chance, 0.5), int) - plain).mean() > 1 for _ in range(40)]
+    assert 8 < sum(worn) < 32 and (np.asarray(studio.draw(scene), int) == plain).all() and plain.shape == (128, 128, 3)
 
 
 def test_patches_are_labelled(studio: Studio) -> None:
@@ -284,3 +319,70 @@ def test_template_is_smollms(tmp_path: Path) -> None:
     wanted = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     assert known.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) == wanted
     assert known.tokenizer.convert_tokens_to_ids("<image>") == 3 and TEMPLATE in (known.chat_template,)
+
+
+def test_training_reads_as_drafting_does(rebuilt: Path, pipe: ImageTextToTextPipeline) -> None:
+    """What the drafter predicts while it drafts is what it predicts of the recorded chat in training: no place is shifted."""
+    target, drafter = pipe.target, load("msd", pipe.folder, pipe.target)
+    row = json.loads((rebuilt / "out" / "prompts.jsonl").read_text().splitlines()[0])
+    prompts = pipe.rows([row])[0]
+    tails, observe = {}, drafter.observe
+
+    def watch(state, tree, verdict, keys) -> None:
+        observe(state, tree, verdict, keys)
+        tails[len(state.prompts[0]) + len(state.tokens[0])] = drafter._tail[0].clone()
+
+    drafter.observe = watch
+    done = generate(target, prompts, 1, Stop(120), drafter, seeds=7)
+    del drafter.observe
+    whole = VisualPrompts([prompts.conditional[0] + done.tokens[0]], images=prompts.images)
+    reading, hidden = target.prefill(whole, 1, True).context[0]
+    ids = torch.tensor(whole.conditional[0])
+    data = Recorded([ids], [torch.arange(len(ids)) >= len(prompts.conditional[0])], [hidden], [reading.vectors[~reading.text]], [7])
+    batch = pack(target, data, [0])
+    length = batch.text.shape[1]
+    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+    with torch.no_grad():
+        inputs = drafter.enter(batch.vectors.double(), batch.before.double(), batch.text)
+        out = drafter.layer(inputs, mask, torch.arange(length)[None], DynamicCache())[0]
+    known = {count: tail for count, tail in tails.items() if count - 2 < length}
+    assert len(known) > 2
+    for count, tail in known.items():
+        torch.testing.assert_close(out[count - 2], tail, rtol=1e-4, atol=1e-4)
+    assert batch.wanted.sum() == len(done.tokens[0]) and batch.ids[0][batch.wanted[0]].tolist() == done.tokens[0]
+
+    def perfect(inputs, mask, places, cache) -> torch.Tensor:
+        return batch.after.double()
+
+    drafter.tokens, drafter.layer = None, perfect
+    trust = SCORES[surprise(drafter, target, data, [0]).argmin(1)][:, 0]  # the target's own law: its noise is worth much
+    other = SCORES[surprise(drafter, target, replace(data, seeds=[8]), [0]).argmin(1)][:, 0]  # of another seed: nothing
+    assert trust.min() > 0.6 and other.max() < 0.4
+
+
+def test_places_that_are_drafted() -> None:
+    """At depth k the k tokens before the predicted one are an answer's too."""
+    wanted = torch.tensor([[False, True, True, True, False, False]])
+    assert drafted(wanted, 0).tolist() == wanted.tolist()
+    assert drafted(wanted, 1).tolist() == [[False, False, True, True, False, False]]
+    assert drafted(wanted, 2).tolist() == [[False, False, False, True, False, False]]
+
+
+def test_stages_follow_the_budget(pipe: ImageTextToTextPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text alone in the first half of the budget, by steps or by minutes, then ever more pictures; one stage has both from the start."""
+    from mmspec.training import msd
+    from mmspec.training.fit import Budget
+
+    monkeypatch.setattr(msd, "pack", lambda target, data, rows: sum(bool(len(data.visual[row])) for row in rows) / len(rows))
+    ids = [torch.zeros(5 + row % 3) for row in range(20)]
+    data = Recorded(ids, [], [], [torch.zeros(row % 2) for row in range(20)], [])
+    budget = Budget(100)
+
+    def share(stages: int) -> float:
+        source = msd.batches(None, data, list(range(20)), 2, budget, stages, 0)
+        return float(np.mean([next(source) for _ in range(300)]))
+
+    shares = {}
+    for budget.progress in (0.0, 0.49, 0.75, 1.0):
+        shares[budget.progress] = share(2)
+    assert shares[0.0] == shares[0.49] == 0 and 0.4 < shares[0.75] < 0.6 and shares[1.0] == 1 and 0.7 < share(1) < 0.9

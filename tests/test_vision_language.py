@@ -36,7 +36,13 @@ def model(family: str) -> PreTrainedModel:
     """A random model of a family."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if family == "qwen2_5_vl":
+        if family == "qwen2_vl":
+            eye = dict(depth=2, embed_dim=32, hidden_size=32, mlp_ratio=1, num_heads=2, patch_size=4)
+            rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+            marks = dict(image_token_id=IMAGE, video_token_id=38, vision_start_token_id=37, vision_end_token_id=36)
+            config = hub.Qwen2VLConfig(text_config=TEXT | {"rope_parameters": rope}, vision_config=eye, **marks)
+            found = hub.Qwen2VLForConditionalGeneration(config)
+        elif family == "qwen2_5_vl":
             eye = dict(
                 depth=2, hidden_size=32, intermediate_size=32, num_heads=2, patch_size=4, out_hidden_size=32, fullatt_block_indexes=[1]
             )
@@ -87,12 +93,12 @@ def asked(family: str, sizes: list[tuple[int, int]], seed: int = 0) -> dict[str,
         ids += [37, *[IMAGE] * count, 36, 7]
     ids += torch.randint(3, 30, (4,), generator=chance).tolist()
     row = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long), **seen}
-    if family == "qwen2_5_vl":
+    if family.startswith("qwen2"):
         row["mm_token_type_ids"] = (row["input_ids"] == IMAGE).int()
     return row
 
 
-FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
+FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
 IMAGES = ([], [(32, 32)], [(64, 32)], [(32, 64), (64, 64)])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 import tyro
 import yaml
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -18,7 +20,7 @@ from mmspec.picture import replace
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline, chats
 from mmspec.placement import dtype_of
 from mmspec.training.emoji import build
-from mmspec.training.scenes import KINDS, Question, Scene, Studio
+from mmspec.training.scenes import KINDS, SIZE, Question, Scene, Studio, many
 from mmspec.zoo import resolve
 
 console = Console(stderr=True)
@@ -30,11 +32,11 @@ def normal(text: str) -> str:
 
 
 def score(kind: str, said: str, true: str) -> float:
-    """1 for the same answer, else 0; of a description, the share of its true sentences that were said."""
+    """1 for the same answer, else 0; of a description, the harmonic mean of how many of its sentences are true and how many true ones it has."""
     if kind != "describe":
         return float(normal(said) == normal(true))
-    wanted, found = ([normal(part) for part in text.split(". ")] for text in (true, said))
-    return sum(part in found for part in wanted) / len(wanted)
+    found, wanted = ({normal(part) for part in text.split(". ")} for text in (said, true))
+    return 2 * len(found & wanted) / (len(found) + len(wanted))
 
 
 def questions(studio: Studio, kind: str, count: int, held_out: bool, seed: int) -> list[tuple[Scene, Question]]:
@@ -43,26 +45,45 @@ def questions(studio: Studio, kind: str, count: int, held_out: bool, seed: int) 
     found: list[tuple[Scene, Question]] = []
     while len(found) < count:
         scene = studio.scene(chance, held_out)
-        found.append((scene, studio.ask(scene, chance, kind)))
+        question = studio.ask(scene, chance, kind)
+        if question:
+            found.append((scene, question))
     return found
 
 
-def majority(studio: Studio, kind: str, count: int = 2000) -> str:
-    """The answer that training scenes have most often."""
-    return Counter(question.turns[-1][1] for _, question in questions(studio, kind, count, False, 1)).most_common(1)[0][0]
+def masked(question: str, answer: str, names: list[str]) -> tuple[str, str, str]:
+    """The answer with the name that the question gives taken out, in the singular and the plural, and those two."""
+    for name in sorted(names, key=len, reverse=True):
+        for form in (many(name), name):
+            if re.search(rf"\b{re.escape(form)}\b", question):
+                hidden = re.sub(rf"\b{re.escape(many(name))}\b", "{many}", answer)
+                return re.sub(rf"\b{re.escape(name)}\b", "{one}", hidden), name, many(name)
+    return answer, "", ""
+
+
+def majority(studio: Studio, kind: str, asked: list[tuple[Scene, Question]], count: int = 1000) -> float:
+    """The score of always giving the answer that training scenes have most often, the name in the question put in."""
+    names = [*studio.names, "heart"]
+    seen = Counter(masked(*question.turns[-1], names)[0] for _, question in questions(studio, kind, count, False, 1))
+    common, total = seen.most_common(1)[0][0], 0.0
+    for _, question in asked:
+        _, one, several = masked(*question.turns[-1], names)
+        total += score(kind, common.replace("{one}", one).replace("{many}", several), question.turns[-1][1])
+    return total / len(asked)
 
 
 def accuracy(
     pipe: ImageTextToTextPipeline, studio: Studio, asked: list[tuple[Scene, Question]], kind: str, seen: bool, batch: int
 ) -> float:
-    """The mean score of greedy answers, with the pictures or without."""
+    """The mean score of greedy answers; if not `seen`, all pictures are plain grey."""
     total, dice = 0.0, random.Random(2)
     for start in range(0, len(asked), batch):
         part, given = asked[start : start + batch], []
         for scene, question in part:
+            picture = studio.draw(scene, dice) if seen else Image.new("RGB", (SIZE, SIZE), "grey")
             chat = []
             for number, (first, second) in enumerate(question.turns):
-                chat += chats(studio.draw(scene, dice) if seen and not number else None, first)[0]
+                chat += chats(None if number else picture, first)[0]
                 if number + 1 < len(question.turns):
                     chat.append({"role": "assistant", "content": second})
             given.append(chat)
@@ -76,7 +97,7 @@ def markdown(results: dict) -> str:
     origin = ", ".join(f"{key} {value}" for key, value in results["provenance"].items())
     rows = [f"| {kind} | " + " | ".join(f"{100 * row[name]:.0f} %" for name in ("seen", "held_out", "blind", "majority")) + " |"
             for kind, row in results["kinds"].items()]  # fmt: skip
-    head = "| question | training compositions | held-out compositions | without the picture | commonest answer |\n|---|---|---|---|---|\n"
+    head = "| question | training compositions | held-out compositions | a grey picture | commonest answer |\n|---|---|---|---|---|\n"
     return f"# Answers, {results['model']}, {results['questions']} questions a kind, greedy\n\n{origin}\n\n{head}" + "\n".join(rows) + "\n"
 
 
@@ -88,7 +109,7 @@ def main(
     batch: int = 16,
     dtype: str = "bf16",
 ) -> None:
-    """Ask about scenes whose truth is known: with the picture, without it, and beside the commonest answer. Needs `mmspec[train]`.
+    """Ask about scenes whose truth is known: with the picture, with a grey one, and beside the commonest answer. Needs `mmspec[train]`.
 
     Writes answers.json and answers.md.
 
@@ -106,13 +127,12 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     for kind in track(KINDS, "asking", console=console):
         known, new = (questions(studio, kind, questions_a_kind, held_out, 0) for held_out in (False, True))
-        common = majority(studio, kind)
         with torch.inference_mode():
             results["kinds"][kind] = {
                 "seen": accuracy(pipe, studio, known, kind, True, batch),
                 "held_out": accuracy(pipe, studio, new, kind, True, batch),
                 "blind": accuracy(pipe, studio, new, kind, False, batch),
-                "majority": sum(score(kind, common, question.turns[-1][1]) for _, question in new) / len(new),
+                "majority": majority(studio, kind, new),
             }
         console.print(kind, results["kinds"][kind])
         for name, text in (("answers.json", json.dumps(results, indent=1) + "\n"), ("answers.md", markdown(results))):

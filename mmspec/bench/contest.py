@@ -130,7 +130,8 @@ def compare(rows: list[dict]) -> list[dict]:
     base = next(found["tokens_per_second"] for found in rows if found["drafter"] == "none")
     for found in rows:
         found["speedup"] = found["tokens_per_second"] / base
-        found["efficiency"] = found["speedup"] / found["mean_acceptance_length"]
+        length = found["mean_acceptance_length"]
+        found["efficiency"] = found["speedup"] / length if length else None
     return rows
 
 

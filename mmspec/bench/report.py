@@ -25,6 +25,11 @@ FIRST = "first token"
 SPOKEN = ("real-time factor, whole", "first audio, streamed", "ended by itself")
 
 
+def known(value: float | None, form: str, unit: str = "") -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else f"{value:{form}}{unit}"
+
+
 def line(row: dict) -> list[str]:
     """One table line; the time split is in per cent of the whole."""
     total = sum(row["seconds"].values())
@@ -34,18 +39,18 @@ def line(row: dict) -> list[str]:
         ended = f"{row['ended'].get('end', 0)} of {sum(row['ended'].values())}"
         spoken = [f"{row['real_time_factor']:.2f}", f"{row['seconds_to_first_audio']:.2f} s", ended]
     if "seconds_to_first_token" in row:
-        spoken = [f"{row['seconds_to_first_token']:.3f} s"]
+        spoken = [known(row["seconds_to_first_token"], ".3f", " s")]
     return [
         row["label"],
         row["acceptance"],
         "yes" if row["lossless"] else "**no**",
         f"{row['tokens_per_second']:.0f}",
-        f"{row['mean_acceptance_length']:.2f}",
+        known(row["mean_acceptance_length"], ".2f"),
         f"{row['nodes_per_round']:.1f}",
         f"{row['speedup']:.2f}×",
-        f"{row['efficiency']:.2f}",
+        known(row["efficiency"], ".2f"),
         *split,
-        f"{row['cache_bytes'] / 1e6:.1f}" if row["cache_bytes"] else "–",
+        known(row["cache_bytes"] / 1e6 or None, ".1f"),
         *spoken,
     ]
 
@@ -99,7 +104,7 @@ def plot(results: dict, path: Path) -> None:
     rows = [row for row in results["rows"] if setting(row) == shared]
     figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(rows) + 1.2))
     labels = [row["label"] for row in rows]
-    axes.barh(labels, [row["mean_acceptance_length"] for row in rows], color="#d8dee9", label="mean acceptance length")
+    axes.barh(labels, [row["mean_acceptance_length"] or 0 for row in rows], color="#d8dee9", label="mean acceptance length")
     axes.barh(
         labels,
         [row["speedup"] for row in rows],

@@ -28,6 +28,7 @@ from mmspec.zoo import resolve
 TASKS = {"describe": "descriptions", "follow-up": "several turns"}
 SHORT = "short answers"
 TEMPERATURES = (0.0, 1.0)
+ASSISTED = "transformers, prompt lookup"
 
 ENTRANTS = (
     Entrant("AR, our loop", "none"),
@@ -44,10 +45,10 @@ QUICK = ("AR, our loop", "lookup", "jacobi", "EAGLE-2 (no decoupling)", "MSD")
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What one call cost, and seconds to its first token."""
+    """What one call cost, and seconds to its first token, if they are known."""
 
     stats: GenerationStats
-    first: float
+    first: float | None
 
 
 def answer(
@@ -94,7 +95,7 @@ def answer_by_transformers(
     )
     total, count = perf_counter() - clock.began, out.shape[1] - ids.shape[1]
     stats = GenerationStats("transformers", "sampling", target=total, total=total, nodes=count, runs=[[1] * count])
-    return Answered(stats, clock.first or total)
+    return Answered(stats, None if options else clock.first)
 
 
 def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entrants: Sequence[Entrant], task: str) -> list[dict]:
@@ -109,16 +110,17 @@ def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entr
     for temperature in TEMPERATURES:
         sampling = Sampling(temperature)
         field = runners(entrants, folder, pipe.target, known[0], pipe.max_new_tokens, partial(answer, pipe, sampling))
-        for at, (label, options) in enumerate(
-            (("transformers.generate", {}), ("transformers, prompt lookup", {"prompt_lookup_num_tokens": 10}))
-        ):
+        for at, (label, options) in enumerate((("transformers.generate", {}), (ASSISTED, {"prompt_lookup_num_tokens": 10}))):
             field.insert(1 + at, (label, partial(answer_by_transformers, pipe, sampling, options)))
         title = f"{dtype}, T = {temperature:g}, {task}"
         rows = []
         turns = take_turns(field, lambda turn: (known[turn % len(known)], pipe.max_new_tokens), repeats, 1, seed, title)
         for label, answers in turns.items():
-            first = sum(each.first for each in answers) / len(answers)
-            own = {"setting": title, "temperature": temperature, "task": task, "seconds_to_first_token": first}
+            firsts = [each.first for each in answers if each.first is not None]
+            own: dict[str, Any] = {"setting": title, "temperature": temperature, "task": task}
+            own["seconds_to_first_token"] = sum(firsts) / len(firsts) if firsts else None
+            if label == ASSISTED:  # transformers does not say how many of its guesses were accepted
+                own["mean_acceptance_length"] = None
             rows.append(row(label, [each.stats for each in answers], dtype, device, 1) | own)
         found += compare(rows)
     return found
@@ -128,8 +130,8 @@ def prompts_of(folder: Path) -> list[dict]:
     """The model's own questions."""
     path = folder / "prompts.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError):
+        return [line | {"prompt": line["prompt"]} for line in map(json.loads, path.read_text().splitlines())]
+    except (OSError, ValueError, KeyError, TypeError):
         raise MmspecError(f'{path} must hold a line {{"prompt": ..., "image": ..., "kind": ...}} for each question: restore it') from None
 
 

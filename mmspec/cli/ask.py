@@ -7,8 +7,10 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.style import Style
 
 from mmspec.cli.common import console, quiet_libraries, torch_device, torch_dtype
+from mmspec.errors import MmspecError
 
 
 @dataclass
@@ -51,9 +53,10 @@ class Ask:
     def run(self) -> int:
         from mmspec.pipelines.image_text_to_text import chats
 
-        talk = Talk(self)
         question = " ".join(self.question)
-        answer = talk.answer(chats(self.image, question)[0])
+        chat = chats(self.image, question)[0]
+        talk = Talk(self)
+        answer = talk.answer(chat)
         if self.json:
             print(json.dumps({"question": question, "answer": answer.text} | talk.facts(answer)))
         elif not self.stream:
@@ -90,9 +93,9 @@ class Chat:
     def run(self) -> int:
         from mmspec.picture import read
 
-        talk = Talk(self)
         chat: list[dict] = []
         pictures = [{"type": "image", "image": read(self.image)}] if self.image else []
+        talk = Talk(self)
         number = 0
         while question := talk.prompt():
             chat = [*chat, {"role": "user", "content": [*([] if chat else pictures), {"type": "text", "text": question}]}]
@@ -122,19 +125,22 @@ class Talk:
             return (input("> ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
         except EOFError:
             return ""
+        except UnicodeDecodeError:
+            raise MmspecError("the question is not valid UTF-8: check the terminal's encoding") from None
 
     def answer(self, chat: list[dict], number: int = 0):
         """Ask, and print words as they are verified if that is wanted: what came in one round has one colour."""
-        command, out = self.command, Console(highlight=False, soft_wrap=True)
+        command, out = self.command, Console()
         names = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "drafter", "acceptance")
         law = {name: getattr(command, name) for name in names}
         streams = not isinstance(command, Ask) or (command.stream and not command.json)
         seed = None if command.seed is None else command.seed + number
         for step, words in enumerate(self.pipe.stream(chat, seed=seed, **law)):
-            if streams:
-                out.print(words.texts[0], end="", markup=False, style=self.COLOURS[step % 2] if out.is_terminal else None)
+            if streams:  # not by rich's print, which expands tabs and draws :heart: as a heart
+                tinted = Style(color=self.COLOURS[step % 2]).render(words.texts[0]) if out.is_terminal else words.texts[0]
+                print(tinted, end="", flush=True)
         if streams:
-            out.print()
+            print()
         return words.output
 
     def facts(self, answer) -> dict:

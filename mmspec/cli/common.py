@@ -6,7 +6,7 @@ from rich.console import Console
 
 from mmspec.errors import MmspecError
 
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)
 
 # The benchmark's name of each task.
 SUITES = {"image": "text-to-image", "speech": "text-to-speech", "vlm": "image-text-to-text"}

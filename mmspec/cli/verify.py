@@ -21,7 +21,7 @@ class Verify:
     """
 
     model: tyro.conf.Positional[str] = "emoji-64"
-    """A bundled name, a folder, or a hub id; pictures or speech."""
+    """A bundled name, a folder, or a hub id; pictures, speech or answers."""
     prompts: int = 10
     """How many of the model's prompts; voices take turns."""
     seed: int = 0
@@ -49,7 +49,7 @@ class Verify:
         from mmspec.verify import verify
 
         quiet_libraries()
-        folder = zoo.resolve(self.model)
+        folder = zoo.resolve(self.model, bare=True)
         for name in ("dtype", "temperature", "guidance", "repetition_penalty", "batch"):
             if getattr(self, name) == []:
                 raise MmspecError(f"--{name} has no values: give at least one")

@@ -65,16 +65,19 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
             raise MmspecError(
                 f"drafter {name!r}: {path / 'config.json'} is truncated or no JSON ({error}): restore it or train again"
             ) from None
-    module, _, attribute = known.get(config.get("kind", name), "").partition(":")
+    kind = "msd" if "num_attention_heads" in config else config.get("kind", name)
+    module, _, attribute = known.get(kind, "").partition(":")
     if not module:
         raise MmspecError(f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are {', '.join(known)}")
-    kind = getattr(import_module(module), attribute)
-    if not hasattr(kind, "from_pretrained"):
-        return kind(**options)
+    built: Any = getattr(import_module(module), attribute)
+    if not hasattr(built, "from_pretrained"):
+        return built(**options)
     if path is None or not (path / "config.json").exists():
         raise MmspecError(
             f"drafter {name!r} has no weights for this model: train it with `mmspec train`, or use one of {', '.join(sorted(usable(folder)))}"
         )
+    if "num_attention_heads" in config:  # not one of ours: the layout that the authors of MSD publish
+        return dressed(built.from_released(path), name, target, options)
     config.pop("kind", None)
     for key, wanted in (
         ("hidden_size", target.hidden_size),
@@ -92,11 +95,16 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
         )
     try:
         with redirect_stdout(None):  # the hub's mixin prints, and standard output may be a pipe for sound
-            drafter = kind.from_pretrained(path, strict=True)
+            drafter = built.from_pretrained(path, strict=True)
     except (SafetensorError, RuntimeError, OSError, TypeError) as error:
         raise MmspecError(
             f"drafter {name!r}: the files in {path} are truncated or foreign ({error}): restore them or train again"
         ) from None
+    return dressed(drafter, name, target, options)
+
+
+def dressed(drafter: Any, name: str, target: Any, options: dict[str, Any]) -> Any:
+    """The drafter where the target is, in its dtype, with options set."""
     drafter = drafter.to(target.device, target.dtype).eval()
     for key, value in options.items():
         if not hasattr(drafter, key):

@@ -4,11 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from time import perf_counter
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -34,7 +36,8 @@ class MsdDrafter(TrainedDrafter):
 
     A text position enters as `fc([embedding; feature])`, a visual one as the projector's output alone; with `decoupled=False` all enter
     through `fc`, which is EAGLE-2. Embedding and output head are the target's, unless the weights bring their own embedding. `tokens` is the reduced
-    drafting vocabulary (ids of the target; all if None). `layer` is "llama" or "qwen2".
+    drafting vocabulary (ids of the target; all if None). `layer` is "llama" or "qwen2". softmax(greedy[depth] log q) is the chance of a candidate where
+    there is no noise.
     """
 
     name = "msd"
@@ -57,8 +60,10 @@ class MsdDrafter(TrainedDrafter):
         target: str = "",
         beta: list[float] | None = None,
         coupling: list[float] | None = None,
+        greedy: list[float] | None = None,
     ):
         super().__init__(target, depth, beta, coupling, beam=4, ranks=4)
+        self.greedy = greedy or [1.0] * depth
         self.decoupled, self.depth = decoupled, depth
         shape: dict[str, Any] = dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=1)
         shape |= dict(num_attention_heads=heads, num_key_value_heads=kv_heads, rms_norm_eps=eps, attn_implementation="sdpa")
@@ -93,20 +98,25 @@ class MsdDrafter(TrainedDrafter):
 
     def embed(self, target: CausalTarget, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
         """Input vectors of text tokens, numbered as the loop does."""
-        return self.embed_tokens(ids) if self.embed_tokens is not None else target.embed(ids + target.offset)
+        if self.embed_tokens is None:
+            return target.embed(ids + target.offset)
+        known = ids < self.embed_tokens.num_embeddings
+        return torch.where(known[..., None], self.embed_tokens(ids.where(known, 0)), target.embed(ids + target.offset))
 
     def logits(self, head: Float[Tensor, "vocab width"], features: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
         return nn.functional.linear(features.to(head.dtype), head)
 
     def head(self, target: CausalTarget) -> Float[Tensor, "vocab width"]:
-        """The rows of the target's output head that are drafted from."""
-        return target.head if self.tokens is None else target.head[self.tokens]
+        """The rows of the target's output head that are drafted from: those of tokens that this drafter can read, too."""
+        known = target.head if self.embed_tokens is None else target.head[: self.embed_tokens.num_embeddings]
+        return known if self.tokens is None else known[self.tokens]
 
     def read(self, target: CausalTarget, reading: Reading, prompt: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
         """Input vectors of a prompt, text by this drafter's embedding."""
         if self.embed_tokens is None:
             return reading.vectors
-        return torch.where(reading.text[:, None], self.embed_tokens(prompt.clamp(min=0)), reading.vectors)
+        known = reading.text & (prompt >= 0) & (prompt < self.embed_tokens.num_embeddings)
+        return torch.where(known[:, None], self.embed_tokens(prompt.masked_fill(~known, 0)), reading.vectors)
 
     def start(self, target: CausalTarget, state: State, sampling: Sampling, drawn: bool) -> None:
         if state.streams > 1:
@@ -120,8 +130,8 @@ class MsdDrafter(TrainedDrafter):
             self.enter(self.read(target, reading, prompt)[1:], hidden, reading.text[1:])
             for (reading, hidden), prompt in zip(state.context, state.prompts, strict=True)
         ]
-        self._ready = min(map(len, parts)) > 0
-        if self._ready:
+        self._ready = min(map(len, parts)) > 0  # a prompt of one token has nothing to read yet
+        if max(map(len, parts)):
             self._feed(pad_sequence(parts, batch_first=True), [len(part) for part in parts])
 
     @torch.inference_mode()
@@ -177,9 +187,9 @@ class MsdDrafter(TrainedDrafter):
             def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
                 keys = scores(depth, tokens, places)
                 if gumbel is not None:
-                    shaken = gumbel[:, depth, None] if self.tokens is None else gumbel[:, depth, None, self.tokens]
+                    shaken = gumbel[:, depth, None, : keys.shape[2]] if self.tokens is None else gumbel[:, depth, None, self.tokens]
                     keys = torch.log_softmax(keys, -1) + self.coupling[depth] * shaken.to(keys.dtype)
-                keys = keys * self.beta[depth]
+                keys = keys * (self.greedy[depth] if gumbel is None else self.beta[depth])
                 best, children = keys.topk(min(self.ranks, keys.shape[2]), dim=2)
                 return Candidates(
                     children if self.tokens is None else self.tokens[children], (best - keys.logsumexp(2, keepdim=True)).exp().float()
@@ -210,10 +220,10 @@ class MsdDrafter(TrainedDrafter):
 
     def spread(self, scores: Float[Tensor, "row beam drafted"]) -> Float[Tensor, "row beam vocab"]:
         """Scores over the target's whole vocabulary; what is not drafted from is impossible."""
-        if self.tokens is None:
+        if scores.shape[2] == self._target.vocabulary:
             return scores
         whole = scores.new_full((*scores.shape[:2], self._target.vocabulary), -torch.inf)
-        whole[..., self.tokens] = scores
+        whole[..., slice(scores.shape[2]) if self.tokens is None else self.tokens] = scores
         return whole
 
     @classmethod
@@ -238,12 +248,14 @@ class MsdDrafter(TrainedDrafter):
         theta = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta", 10000.0))
         drafter = cls(**shape, eps=config.get("rms_norm_eps", 1e-6), rope_theta=theta, layer=layer, bias=config.get("bias", True))
         safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-        if safe.is_file():
-            found = load_file(safe)
-        elif pickled.is_file():
-            found = torch.load(pickled, map_location="cpu", weights_only=True)
-        else:
+        if not (safe.is_file() or pickled.is_file()):
             raise MmspecError(f"{folder} has neither model.safetensors nor pytorch_model.bin: download it again")
+        try:
+            found = load_file(safe) if safe.is_file() else torch.load(pickled, map_location="cpu", weights_only=True)
+        except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            raise MmspecError(
+                f"{safe if safe.is_file() else pickled} is truncated or foreign ({error!r:.120}): download it again"
+            ) from None
         wanted = drafter.state_dict()
         missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - set(IDLE))
         for what, names in (("lacks", missing), ("has unexpected", foreign)):

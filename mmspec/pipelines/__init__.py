@@ -35,6 +35,8 @@ def task_of(folder: Path) -> str:
     """The task of a model folder, by the pipeline that its index names."""
     from mmspec import zoo
 
+    if not (folder / zoo.INDEX).is_file():  # a folder of transformers
+        return "image-text-to-text"
     name = zoo.read_index(folder).get("_class_name")
     for task, (path, _) in TASKS.items():
         if path.endswith(f":{name}"):

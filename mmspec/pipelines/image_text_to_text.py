@@ -8,9 +8,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import jinja2
 import torch
 import transformers
-from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
 
@@ -166,10 +166,9 @@ class ImageTextToTextPipeline:
         law = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
         try:
             return VisualPrompts.of([dict(self.processor.apply_chat_template(chat, **law)) for chat in chats])
-        except (transformers.utils.chat_template_utils.jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
-            raise MmspecError(
-                f"the model's chat template refuses the chat ({' '.join(str(error).split())[:200]}): check its roles"
-            ) from None
+        except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise MmspecError(f"the model's processor refuses the chat ({reason}): check roles and pictures") from None
 
     def rows(self, asked: list[dict]) -> tuple[VisualPrompts, Stop]:
         """What the loop is given for lines of `prompts.jsonl` as rows of one batch; and when a row ends."""
@@ -309,10 +308,12 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    source = next((part[key] for key in ("image", "url", "path") if part.get(key) is not None), None)
-    if kind != "image" or source is None:
+    source = next((part[key] for key in ("image", "url", "path", "image_url") if part.get(key) is not None), None)
+    if isinstance(source, dict):  # as OpenAI's clients give it
+        source = source.get("url")
+    if kind not in ("image", "image_url") or source is None:
         raise MmspecError(f"a part of a message is text or an image with its source, not {part!r:.80}: videos and sounds are not supported")
-    return {"type": "image", "image": source if isinstance(source, Image.Image) and source.mode == "RGB" else picture.read(source)}
+    return {"type": "image", "image": picture.read(source)}
 
 
 def load_transformer(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -328,11 +329,15 @@ def load_transformer(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     kind: Any = found
     if not (path / blocks.INDEX).exists():
         return zoo.load_component(path.parent, path.name, kind, dtype=dtype)
-    config, ends = kind.config_class.from_pretrained(path), GenerationConfig.from_pretrained(path)
     try:
-        model = kind.from_pretrained(None, config=config, state_dict=blocks.load(path, dtype), dtype=dtype)
-    except (RuntimeError, ValueError, SafetensorError) as error:
+        config, ends = kind.config_class.from_pretrained(path), GenerationConfig.from_pretrained(path)
+        state = blocks.load(path, dtype)
+        model, report = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
+    except MmspecError:
+        raise
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MmspecError(f"{path} does not load as {given} ({reason}): restore it from the model's source") from None
+    zoo.check_report(report, path, path / "config.json", given)
     model.generation_config = ends
     return model

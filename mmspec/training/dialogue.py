@@ -48,8 +48,9 @@ class Encoded:
     answer: list[bool]
 
 
-def encode(known: LlavaProcessor, turns: Sequence[tuple[str, str]], picture: bool) -> Encoded:
-    """Questions and answers in turn; the first question comes with a picture if there is one. An empty last answer is left to the model."""
+def encode(known: LlavaProcessor, turns: Sequence[tuple[str, str]], picture: bool, ended: bool = True) -> Encoded:
+    """Questions and answers in turn; the first question comes with a picture if there is one. An empty last answer is left to the model;
+    one that was cut off (not `ended`) has no end token."""
     patches = (SIZE // known.patch_size) ** 2
     ids: list[int] = []
     answer: list[bool] = []
@@ -65,6 +66,6 @@ def encode(known: LlavaProcessor, turns: Sequence[tuple[str, str]], picture: boo
         shown = IMAGE * patches + "\n" if picture and not number else ""
         add(f"<|im_start|>user\n{shown}{question}<|im_end|>\n<|im_start|>assistant\n", False)
         if reply:
-            add(f"{reply}<|im_end|>", True)
-            add("\n", False)
+            add(f"{reply}<|im_end|>" if ended else reply, True)
+            add("\n" if ended else "", False)
     return Encoded(ids, answer)

@@ -18,13 +18,17 @@ Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Budget:
-    """Training ends at `steps` or after `minutes` of work, whichever comes first; the schedule follows the same clock."""
+    """Training ends at `steps` or after `minutes` of work, whichever comes first; the schedule follows the same clock.
+
+    `progress`, in [0, 1], is how much of it is spent.
+    """
 
     steps: int
     minutes: float = 150.0
     warmup: float = 0.03
+    progress: float = 0.0
 
     def rate(self, progress: float) -> float:
         """Learning-rate factor at `progress` in [0, 1]: linear warm-up, then cosine to 2 %."""
@@ -91,7 +95,8 @@ def fit(
         task = bar.add_task(name, total=budget.steps, completed=step, terms="")
         smooth: dict[str, float] = {}
         while step < budget.steps and elapsed < budget.minutes * 60:
-            rate = budget.rate(max(step / budget.steps, elapsed / (budget.minutes * 60)))
+            budget.progress = max(step / budget.steps, elapsed / (budget.minutes * 60))
+            rate = budget.rate(budget.progress)
             for optimizer, rates in zip(optimizers, base, strict=True):
                 for group, lr in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = lr * rate

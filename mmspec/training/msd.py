@@ -21,7 +21,7 @@ from mmspec.sampling import Noise, Sampling
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 from mmspec.training.dialogue import encode
 from mmspec.training.drafters import SCORES, cross_entropy, mean, misses, settle
-from mmspec.training.fit import fit, optimizers
+from mmspec.training.fit import Budget, fit, optimizers
 from mmspec.training.run import Run
 
 Chat = tuple[tuple[tuple[str, str], ...], Tensor | None]
@@ -99,6 +99,7 @@ class Batch:
     ids: Tensor
 
 
+@torch.no_grad()
 def pack(target: VisionLanguageTarget, data: Recorded, rows: list[int]) -> Batch:
     """Chats of one batch, padded on the right."""
     parts: list[list[Tensor]] = [[] for _ in range(6)]
@@ -121,15 +122,15 @@ def loss(
     """SmoothL1 of the predicted features and soft cross entropy of their laws, at the places that predict answers.
 
     Step k reads, for its last k positions, what the drafter itself predicted in the steps before (HASS, EAGLE-3); all earlier ones are the
-    target's. Weights of the two terms are MSD's; laws are over the drafting vocabulary.
+    target's. `noise` is the amplitude of uniform noise on the true ones, as a share of their root mean square (MSD's 0.2 * 512 / length suits
+    long chats, and drowns short ones). Weights of the two terms are MSD's; laws are over the drafting vocabulary.
     """
     rows, length = batch.text.shape
     law = F.linear(batch.after.to(head.dtype), head).float().softmax(-1)
     places = torch.arange(length, device=head.device)
     cache, features = DynamicCache(), batch.before
     if noise:
-        span = noise * 512 / batch.text.sum(1).clamp(min=1)
-        features = features + (torch.rand_like(features) - 0.5) * span[:, None, None]
+        features = features + (torch.rand_like(features) - 0.5) * 2 * noise * features.square().mean().sqrt()
     ahead = places[:, None] - places
     blocks = []
     terms: dict[str, list[Tensor]] = {"feature": [], "soft": [], "right": []}
@@ -137,7 +138,7 @@ def loss(
         blocks = [ahead >= step, *(ahead == step - k for k in range(1, step + 1))]
         mask = torch.cat(blocks, 1).expand(rows, 1, -1, -1)
         out = drafter.layer(drafter.enter(batch.vectors, features, batch.text), mask, places.expand(rows, -1), cache)
-        valid = batch.wanted & (places >= step)
+        valid = drafted(batch.wanted, step)
         logits = F.linear(out.to(head.dtype), head).float()
         terms["feature"].append(mean(F.smooth_l1_loss(out.float(), batch.after.float(), reduction="none").mean(-1), valid))
         terms["soft"].append(mean(cross_entropy(logits, law), valid))
@@ -148,26 +149,36 @@ def loss(
     return {"loss": torch.as_tensor(total) / steps, **shown, "last": terms["right"][-1].detach()}
 
 
+def drafted(wanted: Tensor, step: int) -> Tensor:
+    """Places whose prediction a draft makes at depth `step`: all tokens of the draft are an answer's, `wanted[row, t]` telling of token t + 2."""
+    return wanted & F.pad(wanted, (step, 0))[:, : wanted.shape[1]]
+
+
 def batches(
-    target: VisionLanguageTarget, data: Recorded, rows: list[int], size: int, budget: int, stages: int, seed: int
+    target: VisionLanguageTarget, data: Recorded, rows: list[int], size: int, budget: Budget, stages: int, seed: int
 ) -> Iterator[Batch]:
-    """Endless batches of chats of similar length. With two stages the first half of the steps is text alone, and then the share
+    """Endless batches of chats of similar length. With two stages the first half of the budget is text alone, and then the share
     of chats with pictures rises to all (MSD)."""
     chance = random.Random(seed)
     text = sorted((row for row in rows if not len(data.visual[row])), key=lambda row: len(data.ids[row]))
     seen = sorted((row for row in rows if len(data.visual[row])), key=lambda row: len(data.ids[row]))
-    step = seed
     while True:
-        share = 1.0 if stages == 1 else max(0.0, 2 * step / budget - 1)
-        pool = (seen if chance.random() < share else text) if stages == 2 else (seen if chance.random() < 0.8 else text)
-        start = chance.randrange(max(1, len(pool) - size))
-        step += 1
+        share = 0.8 if stages == 1 else 2 * budget.progress - 1
+        pool = seen if seen and (not text or chance.random() < share) else text
+        start = chance.randrange(max(1, len(pool) - size + 1))
         yield pack(target, data, pool[start : start + size])
 
 
+def calibrate(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, sampled: list[int], greedy: list[int]) -> None:
+    """For each depth, the coupling and sharpness that best predict the tokens that were sampled, and the sharpness for greedy answers."""
+    settle(drafter, surprise(drafter, target, data, greedy))
+    drafter.greedy = drafter.beta
+    settle(drafter, surprise(drafter, target, data, sampled))
+
+
 @torch.inference_mode()
-def calibrate(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, rows: list[int]) -> None:
-    """For each depth, the coupling and sharpness that best predict the tokens that were sampled."""
+def surprise(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, rows: list[int]) -> Tensor:
+    """`depth pair`: cross entropy of the tokens that followed, for every pair of `SCORES`; those of greedy answers have no noise."""
     head, losses = drafter.head(target), torch.zeros(drafter.depth, len(SCORES))
     index = torch.full((target.vocabulary,), -1)
     index[drafter.tokens if drafter.tokens is not None else slice(None)] = torch.arange(len(head))
@@ -177,28 +188,31 @@ def calibrate(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded,
         places = torch.arange(length, device=target.device)
         ahead = places[:, None] - places
         first = int(data.answers[row].nonzero()[0])
-        noise = Noise([data.seeds[row]], target.vocabulary).gumbel([0], len(data.ids[row]) - first)[0].to(target.device)
+        drawn = data.seeds[row] >= 0
+        noise = Noise([max(0, data.seeds[row])], target.vocabulary).gumbel([0], len(data.ids[row]) - first)[0].to(target.device) * drawn
         cache, features = DynamicCache(), batch.before.to(drafter.fc.weight.dtype)
         vectors = batch.vectors.to(features.dtype)
         for depth in range(drafter.depth):
             mask = torch.cat([ahead >= depth, *(ahead == depth - k for k in range(1, depth + 1))], 1)[None, None]
             out = drafter.layer(drafter.enter(vectors, features, batch.text), mask, places[None], cache)
-            kept = (batch.wanted[0] & (places >= depth) & (index[batch.ids[0]] >= 0)).nonzero()[:, 0]
+            kept = (drafted(batch.wanted, depth)[0] & (index[batch.ids[0]] >= 0)).nonzero()[:, 0]
             log_q = torch.log_softmax(drafter.logits(head, out[0, kept]).float(), -1)
             shaken = noise[kept + 2 - first][:, drafter.tokens] if drafter.tokens is not None else noise[kept + 2 - first]
             losses[depth] += misses(log_q, shaken, index[batch.ids[0, kept]])
             features = torch.cat([out[:, :1], out[:, :-1]], 1)
-    settle(drafter, losses)
+    return losses
 
 
 def train_msd(run: Run, target: VisionLanguageTarget, recorded: Callable[[bool], Recorded], only: str | None = None) -> None:
     """Every drafter of a recipe, or one, trained, calibrated and saved in bfloat16.
 
-    `recorded(own)` are chats with the target's own answers or with those of the data; 24 sampled ones of the former calibrate.
+    `recorded(own)` are chats with the target's own answers or with those of the data; 24 sampled and 24 greedy ones of the former calibrate.
     """
     text, own = target.model.config.get_text_config(), recorded(True)
-    sampled = [row for row, seed in enumerate(own.seeds) if seed >= 0 and len(own.visual[row])]
-    held = set(sampled[:: max(1, len(sampled) // 24)][:24])
+    pictured = [row for row, seen in enumerate(own.visual) if len(seen)]
+    kinds = [[row for row in pictured if (own.seeds[row] >= 0) == sampled] for sampled in (True, False)]
+    sampled, greedy = (found[:: max(1, len(found) // 24)][:24] for found in kinds)
+    held = {*sampled, *greedy}
     for name, stage in run.recipe["drafters"].items():
         if only not in (None, name):
             continue
@@ -217,18 +231,28 @@ def train_msd(run: Run, target: VisionLanguageTarget, recorded: Callable[[bool],
         drafter = MsdDrafter(**shape, target=target.hash)
         head = drafter.head(target).bfloat16()
 
-        def source(step: int, stage: dict = stage, data: Recorded = data, rows: list[int] = rows) -> Iterator[Batch]:
-            return batches(target, data, rows, stage["batch"], stage["budget"]["steps"], stage.get("stages", 2), step)
+        budget = run.budget(stage)
+
+        def source(
+            step: int, budget: Budget = budget, stage: dict = stage, data: Recorded = data, rows: list[int] = rows
+        ) -> Iterator[Batch]:
+            return batches(target, data, rows, stage["batch"], budget, stage.get("stages", 2), step)
 
         def terms(drafter: MsdDrafter, batch: Batch, stage: dict = stage, head: Tensor = head) -> dict[str, Tensor]:
             return loss(drafter, head, batch, stage["steps"], stage["noise"], stage.get("feature", 1.0), stage.get("soft", 0.1))
 
         chosen = optimizers(drafter, stage["lr"], 0.0, stage.get("muon_lr"))
         checkpoint = run.file(name, target.hash, {key: stage[key] for key in stage if key != "budget"})
-        drafter = fit(name, drafter, source, terms, chosen, run.budget(stage), checkpoint, device=run.device)
+        drafter = fit(name, drafter, source, terms, chosen, budget, checkpoint, device=run.device)
         drafter = drafter.float().to(target.device).eval()
-        calibrate(drafter, target, own, sorted(held))
-        config = shape | {"kind": "msd", "target": target.hash, "beta": drafter.beta, "coupling": drafter.coupling}
+        calibrate(drafter, target, own, sampled, greedy)
+        config = shape | {
+            "kind": "msd",
+            "target": target.hash,
+            "beta": drafter.beta,
+            "coupling": drafter.coupling,
+            "greedy": drafter.greedy,
+        }
         folder = run.out / "drafters" / name
         drafter.bfloat16().save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Scenes to talk about: emoji placed on a plain background, and questions whose answers are known by construction."""
 
 import hashlib
+import io
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -13,9 +14,31 @@ from PIL import Image
 from mmspec.training.emoji import BACKGROUNDS, Picture
 
 SIZE = 128
+Pair = tuple[str, str]
 WHERE = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
+COLOURS = set("black blue brown green grey orange pink purple red white yellow".split())
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
-KINDS = ("what", "count", "colour", "where", "style", "presence", "describe", "follow-up")
+# Kinds of questions, and how often each is asked.
+KINDS = {
+    "what": 5,
+    "count": 6,
+    "background": 3,
+    "colour": 2,
+    "where": 5,
+    "place": 4,
+    "relation": 4,
+    "style": 2,
+    "presence": 5,
+    "describe": 3,
+    "follow-up": 4,
+}
+
+# Names that no number goes with, or that are no thing to see.
+UNCOUNTED = set(
+    "bacon badminton beans blueberries bowling bread broccoli butter camping cherries chopsticks collision construction cooking custard dizzy "
+    "fireworks flatbread fog foggy garlic grapes houses ice lacrosse luggage mate oden pancakes peanuts popcorn sake salt skis spaghetti "
+    "sparkles sushi tennis wedding wood yarn zzz".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +104,14 @@ class Studio:
         self.rgba, self.pictures = rgba, pictures
         self.by_name: dict[str, list[int]] = {}
         for number, picture in enumerate(pictures):
-            self.by_name.setdefault(picture.name, []).append(number)
+            if picture.name not in UNCOUNTED:
+                self.by_name.setdefault(picture.name, []).append(number)
         self.names = sorted(self.by_name)
 
     def held_out(self, scene: Scene) -> bool:
         """One composition in twelve is never trained on: which names (one name: and style) on which background."""
-        names = sorted({self.pictures[one.picture].name for one in scene.things})
-        style = self.pictures[scene.things[0].picture].style if len(scene.things) == 1 else ""
+        names = sorted({self.name(one) for one in scene.things})
+        style = self.style(scene.things[0]) if len(scene.things) == 1 else ""
         digest = hashlib.sha256("|".join([*names, style, scene.background]).encode()).digest()
         return digest[0] % 12 == 0
 
@@ -96,12 +120,13 @@ class Studio:
         while True:
             background = chance.choice(list(BACKGROUNDS))
             form = chance.random()
-            if form < 0.35:
-                things = [Thing(chance.randrange(len(self.pictures)), 4, chance.randrange(64, 121))]
+            if form < 0.3:
+                thing = chance.choice(self.by_name[chance.choice(self.names)])
+                things = [Thing(thing, 4, chance.randrange(64, SIZE + 1))]
             else:
-                count = chance.randrange(2, 7 if form < 0.6 else 6)
-                names = [chance.choice(self.names)] * count if form < 0.6 else [chance.choice(self.names) for _ in range(count)]
-                if form > 0.85:
+                count = chance.randrange(2, 7 if form < 0.55 else 6)
+                names = [chance.choice(self.names)] * count if form < 0.55 else [chance.choice(self.names) for _ in range(count)]
+                if form > 0.8:
                     names[1] = names[0]
                 places = sorted(chance.sample(range(9), count))
                 chance.shuffle(names)
@@ -110,51 +135,95 @@ class Studio:
             if self.held_out(found) == held_out:
                 return found
 
-    def draw(self, scene: Scene, chance: random.Random | None = None) -> Image.Image:
-        """The picture, `SIZE` pixels square; `chance` shifts every thing by a few pixels."""
+    def draw(self, scene: Scene, chance: random.Random | None = None, worn: float = 0.0) -> Image.Image:
+        """The picture, `SIZE` pixels square. `chance` shifts every thing by a few pixels; a share of pictures is `worn`: halved and enlarged,
+        or saved as a JPEG of little quality."""
         page = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[scene.background])
         for thing in scene.things:
             image = Image.fromarray(self.rgba[thing.picture]).resize((thing.width, thing.width), Image.Resampling.BICUBIC)
             page.paste(image, corner(thing, chance), image)
+        if chance and chance.random() < worn:
+            if chance.random() < 0.5:
+                return page.resize((SIZE // 2, SIZE // 2), Image.Resampling.BICUBIC).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+            file = io.BytesIO()
+            page.save(file, "JPEG", quality=chance.randrange(15, 70))
+            return Image.open(file).convert("RGB")
         return page
 
     def name(self, thing: Thing) -> str:
         return self.pictures[thing.picture].name
 
-    def ask(self, scene: Scene, chance: random.Random, kind: str | None = None) -> Question:
-        """A question of a kind that the scene allows, or of any."""
-        kind = kind or chance.choices(KINDS, (5, 4, 3, 4, 2, 5, 6, 3))[0]
+    def style(self, thing: Thing) -> str:
+        return self.pictures[thing.picture].style
+
+    def question(self, scene: Scene, chance: random.Random) -> Question:
+        """A question of any kind that the scene allows."""
+        while True:
+            found = self.ask(scene, chance, chance.choices(list(KINDS), list(KINDS.values()))[0])
+            if found:
+                return found
+
+    def ask(self, scene: Scene, chance: random.Random, kind: str) -> Question | None:
+        """A question of a kind; None if the scene does not allow it."""
         if kind == "follow-up":
-            first, second = (self.ask(scene, chance, each) for each in chance.sample(("what", "count", "colour", "where", "presence"), 2))
-            return Question(kind, first.turns + second.turns)
-        question, answer = getattr(self, f"_{kind}")(scene, chance)
-        return Question(kind, ((question, answer),))
+            turns = self._follow_up(scene, chance)
+        else:
+            pair = getattr(self, f"_{kind}")(scene, chance)
+            turns = pair and (pair,)
+        return Question(kind, turns) if turns else None
+
+    def talk(self, scene: Scene, chance: random.Random, most: int) -> list[tuple[str, str]]:
+        """One to `most` different questions and their answers, as one chat."""
+        turns: dict[str, str] = {}
+        for _ in range(chance.randrange(1, most + 1)):
+            turns |= dict(self.question(scene, chance).turns)
+        return list(turns.items())
 
     def _counts(self, scene: Scene) -> Counter[str]:
         return Counter(map(self.name, scene.things))
 
-    def _what(self, scene: Scene, chance: random.Random) -> tuple[str, str]:
+    def _alone(self, scene: Scene) -> list[Thing]:
+        """Things whose name no other thing has."""
         counts = self._counts(scene)
-        found = listed([some(name) if count == 1 else counted(name, count) for name, count in counts.items()])
-        if len(scene.things) == 1:
-            asked = chance.choice(("What is this?", "What is in the picture?", "What do you see?", "What does the picture show?"))
-            return asked, chance.choice((f"It is {found}.", f"This is {found}.")) if "is this" in asked else f"The picture shows {found}."
+        return [one for one in scene.things if counts[self.name(one)] == 1]
+
+    def _what(self, scene: Scene, chance: random.Random) -> Pair | None:
+        found = listed([some(name) if count == 1 else counted(name, count) for name, count in self._counts(scene).items()])
+        if len(scene.things) == 1 and chance.random() < 0.4:
+            return "What is this?", f"This is {found}."
         return chance.choice(("What is in the picture?", "What do you see?", "What does the picture show?")), f"The picture shows {found}."
 
-    def _count(self, scene: Scene, chance: random.Random) -> tuple[str, str]:
-        counts = self._counts(scene)
-        name = chance.choice(sorted(counts)) if chance.random() < 0.85 else chance.choice(self.names)
-        asked = chance.choice((f"How many {many(name)} are there?", f"How many {many(name)} do you see?", f"Count the {many(name)}."))
-        count = counts[name]
-        return asked, f"There {'is' if count == 1 else 'are'} {counted(name, count)}."
+    def _count(self, scene: Scene, chance: random.Random) -> Pair | None:
+        counts: Counter[str] = Counter(self._counts(scene))
+        for name, count in list(counts.items()):
+            if " " in name:  # a red heart is a heart
+                counts[name.split()[-1]] += count
+        amount = 0 if chance.random() < 0.15 else chance.choice(sorted({*counts.values()}))
+        name = chance.choice(
+            [name for name in self.names if name not in counts] if not amount else sorted(n for n in counts if counts[n] == amount)
+        )
+        things = many(name)
+        asked = chance.choice(
+            (f"How many {things} are there?", f"How many {things} do you see?", f"How many {things}?", f"Count the {things}.")
+        )
+        return asked, f"There {'is' if amount == 1 else 'are'} {counted(name, amount)}."
 
-    def _colour(self, scene: Scene, chance: random.Random) -> tuple[str, str]:
+    def _background(self, scene: Scene, chance: random.Random) -> Pair | None:
         asked = ("What colour is the background?", "Which colour is the background?", "What is the colour of the background?")
         return chance.choice(asked), f"The background is {scene.background}."
 
-    def _where(self, scene: Scene, chance: random.Random) -> tuple[str, str]:
-        thing = chance.choice(scene.things)
-        name = self.name(thing)
+    def _colour(self, scene: Scene, chance: random.Random) -> Pair | None:
+        known = [self.name(one).rpartition(" ") for one in self._alone(scene)]
+        known = [parts for parts in known if parts[0].split() and parts[0].split()[-1] in COLOURS]
+        if not known or len({parts[2] for parts in known}) < len(known):
+            return None
+        colour, _, name = chance.choice(known)
+        return f"What colour is the {name}?", f"The {name} is {colour}."
+
+    def _where(self, scene: Scene, chance: random.Random) -> Pair | None:
+        if len(scene.things) == 1 and chance.random() < 0.7:
+            return None
+        name = self.name(chance.choice(scene.things))
         places = [WHERE[one.place] for one in scene.things if self.name(one) == name]
         if len(places) == 1:
             return chance.choice(
@@ -162,52 +231,93 @@ class Studio:
             ), f"The {name} is {at(places[0])}."
         return f"Where are the {many(name)}?", f"The {many(name)} are {listed([at(place) for place in places])}."
 
-    def _style(self, scene: Scene, chance: random.Random) -> tuple[str, str]:
-        thing = chance.choice(scene.things)
-        same = {self.pictures[one.picture].style for one in scene.things if self.name(one) == self.name(thing)}
-        if len(same) > 1:
-            return self._colour(scene, chance)
-        return f"In which style is the {self.name(thing)} drawn?", f"It is drawn in the {same.pop()} style."
+    def _place(self, scene: Scene, chance: random.Random) -> Pair | None:
+        if len(scene.things) == 1:
+            return None
+        things = {one.place: one for one in scene.things}
+        place = chance.choice(sorted(things)) if chance.random() < 0.8 else chance.randrange(9)
+        asked = chance.choice((f"What is {at(WHERE[place])}?", f"What do you see {at(WHERE[place])}?"))
+        return asked, f"There is {some(self.name(things[place])) if place in things else 'nothing'} {at(WHERE[place])}."
 
-    def _presence(self, scene: Scene, chance: random.Random) -> tuple[str, str]:
+    def _relation(self, scene: Scene, chance: random.Random) -> Pair | None:
+        alone = self._alone(scene)
+        if len(alone) < 2:
+            return None
+        one, other = chance.sample(alone, 2)
+        (row, column), (below, right) = divmod(one.place, 3), divmod(other.place, 3)
+        ways = [way for way, differs in (("left of", column != right), ("above", row != below)) if differs]
+        way = chance.choice(ways)
+        true = column < right if way == "left of" else row < below
+        if chance.random() < 0.5:
+            way, true = {"left of": "right of", "above": "below"}[way], not true
+        first, second = self.name(one), self.name(other)
+        return (
+            f"Is the {first} {way} the {second}?",
+            f"{'Yes' if true else 'No'}, the {first} is {'' if true else 'not '}{way} the {second}.",
+        )
+
+    def _style(self, scene: Scene, chance: random.Random) -> Pair | None:
+        styles: dict[str, set[str]] = {}
+        for one in scene.things:
+            styles.setdefault(self.name(one), set()).add(self.style(one))
+        known = sorted(name for name, found in styles.items() if len(found) == 1)
+        if not known:
+            return None
+        name = chance.choice(known)
+        single = self._counts(scene)[name] == 1
+        asked = f"In which style {'is' if single else 'are'} the {name if single else many(name)} drawn?"
+        return asked, f"{'It is' if single else 'They are'} drawn in the {min(styles[name])} style."
+
+    def _presence(self, scene: Scene, chance: random.Random) -> Pair | None:
         counts = self._counts(scene)
         yes = chance.random() < 0.5
         name = chance.choice(sorted(counts)) if yes else chance.choice([name for name in self.names if name not in counts])
-        asked = chance.choice((f"Is there {some(name)} in the picture?", f"Do you see {some(name)}?"))
-        return (
-            asked,
-            f"Yes, there {'is' if counts[name] == 1 else 'are'} {some(name) if counts[name] == 1 else counted(name, counts[name])}."
-            if yes
-            else f"No, there is no {name}.",
-        )
+        asked = chance.choice((f"Is there {some(name)} in the picture?", f"Do you see {some(name)}?", f"Is there {some(name)}?"))
+        if not yes:
+            return asked, f"No, there is no {name}."
+        return asked, f"Yes, there is {some(name)}." if counts[name] == 1 else f"Yes, there are {counted(name, counts[name])}."
 
-    def _describe(self, scene: Scene, chance: random.Random) -> tuple[str, str]:
-        asked = chance.choice(
-            (
-                "Describe the picture.",
-                "Describe the picture in detail.",
-                "Tell me everything about the picture.",
-                "What can you say about this picture?",
-            )
+    def _describe(self, scene: Scene, chance: random.Random) -> Pair | None:
+        asked = (
+            "Describe the picture.",
+            "Describe the picture in detail.",
+            "Tell me everything about the picture.",
+            "What can you say about this picture?",
         )
-        first, many_things = scene.things[0], len(scene.things) > 1
-        if not many_things:
-            style = self.pictures[first.picture].style
+        first = scene.things[0]
+        if len(scene.things) == 1:
             name, size = self.name(first), "fills most of the picture" if first.width > 96 else "leaves a wide border around it"
-            return asked, (
+            return chance.choice(asked), (
                 f"The picture shows {some(name)} on {some(scene.background)} background. The {name} is in the middle and {size}. "
-                f"It is drawn in the {style} style. There is nothing else in the picture."
+                f"It is drawn in the {self.style(first)} style. There is nothing else in the picture."
             )
-        counts = self._counts(scene)
-        total = f"The picture shows {NUMBERS[len(scene.things)]} things on {some(scene.background)} background: "
-        total += listed([counted(name, count) for name, count in counts.items()]) + "."
-        places = [
-            f"{at(WHERE[one.place])[0].upper()}{at(WHERE[one.place])[1:]} there is {some(self.name(one))}, drawn in the {self.pictures[one.picture].style} style."
-            for one in scene.things
-        ]
-        empty = [WHERE[place] for place in range(9) if place not in {one.place for one in scene.things}]
-        end = f"The middle of the picture is {'empty' if 'middle' in empty else 'taken'}."
-        return asked, " ".join([total, *places, end])
+        parts = listed([counted(name, count) for name, count in self._counts(scene).items()])
+        told = [f"The picture shows {NUMBERS[len(scene.things)]} things on {some(scene.background)} background: {parts}."]
+        for one in scene.things:
+            place = at(WHERE[one.place])
+            told.append(f"{place[0].upper()}{place[1:]} there is {some(self.name(one))}, drawn in the {self.style(one)} style.")
+        told.append(f"The middle of the picture is {'taken' if 4 in {one.place for one in scene.things} else 'empty'}.")
+        return chance.choice(asked), " ".join(told)
+
+    def _follow_up(self, scene: Scene, chance: random.Random) -> tuple[Pair, ...] | None:
+        """Two turns, the second of which cannot be understood without the first."""
+        counts, alone = self._counts(scene), self._alone(scene)
+        form = chance.randrange(3)
+        if form == 0:
+            first = self._what(scene, chance)
+            total = len(scene.things)
+            return first and (first, ("How many things is that?", f"That is {NUMBERS[total]} thing{'' if total == 1 else 's'}."))
+        if form == 1:
+            if not alone or len(scene.things) == 1:
+                return None
+            thing = chance.choice(alone)
+            name = self.name(thing)
+            return (f"Is there {some(name)}?", f"Yes, there is {some(name)}."), ("Where is it?", f"It is {at(WHERE[thing.place])}.")
+        one, other = chance.choice(sorted(counts)), chance.choice([*counts, *chance.sample(self.names, len(counts))])
+        if one == other:
+            return None
+        pairs = [(name, f"There {'is' if counts[name] == 1 else 'are'} {counted(name, counts[name])}.") for name in (one, other)]
+        return (f"How many {many(one)} are there?", pairs[0][1]), (f"And how many {many(other)}?", pairs[1][1])
 
 
 def at(place: str) -> str:

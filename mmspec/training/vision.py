@@ -43,16 +43,16 @@ class Labeller(nn.Module):
         super().__init__()
         self.tower = SiglipVisionModel(SiglipVisionConfig(image_size=SIZE, vision_use_head=False, **config))
         width = config["hidden_size"]
-        self.thing, self.style = nn.Linear(width, names + 1), nn.Linear(width, len(STYLES))
-        self.background = nn.Linear(width, len(BACKGROUNDS))
+        self.thing_head, self.style_head = nn.Linear(width, names + 1), nn.Linear(width, len(STYLES))
+        self.background_head = nn.Linear(width, len(BACKGROUNDS))
 
     def terms(self, images: Tensor, names: Tensor, styles: Tensor, background: Tensor) -> dict[str, Tensor]:
         """Cross entropies in nats: of things over all patches, of styles where there is a thing, of the background over all."""
         seen = self.tower(images, output_hidden_states=True).hidden_states[-1]
-        thing = F.cross_entropy(self.thing(seen).float().flatten(0, 1), names.flatten(), label_smoothing=0.05)
-        style = F.cross_entropy(self.style(seen).float().flatten(0, 1), styles.flatten(), ignore_index=-100)
-        ground = F.cross_entropy(self.background(seen).float().flatten(0, 1), background.repeat_interleave(seen.shape[1]))
-        right = (self.thing(seen).argmax(-1) == names)[names > 0].float().mean()
+        thing = F.cross_entropy(self.thing_head(seen).float().flatten(0, 1), names.flatten(), label_smoothing=0.05)
+        style = F.cross_entropy(self.style_head(seen).float().flatten(0, 1), styles.flatten(), ignore_index=-100)
+        ground = F.cross_entropy(self.background_head(seen).float().flatten(0, 1), background.repeat_interleave(seen.shape[1]))
+        right = (self.thing_head(seen).argmax(-1) == names)[names > 0].float().mean()
         return {"loss": thing + 0.3 * style + 0.2 * ground, "thing": thing.detach(), "right": right, "style": style.detach()}
 
 
@@ -70,7 +70,7 @@ def train_tower(
         chance = random.Random(seed + 7919 * step)
         while True:
             scenes = [studio.scene(chance, False) for _ in range(batch)]
-            images = pixels([studio.draw(scene, chance) for scene in scenes])
+            images = pixels([studio.draw(scene, chance, 0.3) for scene in scenes])
             names, styles = torch.zeros(batch, (SIZE // patch) ** 2, dtype=torch.long), torch.full((batch, (SIZE // patch) ** 2), -100)
             for row, scene in enumerate(scenes):
                 for place, number in enumerate(covers(scene, patch)):

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -31,17 +32,32 @@ from mmspec.training.vision import pixels, train_tower
 
 console = Console(stderr=True)
 
-# What a model is asked without a picture, so that it keeps what it knew.
+# What a model is asked without a picture, so that it keeps what it knew: about words of the picture set, places, and the world at large.
 WORDS = (
-    "What is {}?",
-    "Write a short sentence about {}.",
-    "Tell me three facts about {}.",
-    "Why do people like {}?",
-    "Explain {} to a child.",
-    "Write two lines of a poem about {}.",
-    "What would you do with {}?",
-    "Where can you find {}?",
+    *("What is a {}?", "Write a short sentence about a {}.", "Tell me three facts about the {}.", "Explain what a {} is to a child."),
+    *(
+        "Write two lines of a poem about a {}.",
+        "Where can you find a {}?",
+        "Name five things that go with a {}.",
+        "What does a {} look like?",
+    ),
+    *("Write a short story about a {}.", "Is a {} bigger than a cat?", "How do you say {} in French?", "Give me a riddle about a {}."),
 )
+PLACES = "France Japan Brazil Egypt Canada India Kenya Norway Mexico Australia Italy Turkey Peru Greece China Spain".split()
+ABOUT_PLACES = (
+    "What is the capital of {}?",
+    "Name three cities in {}.",
+    "What do people eat in {}?",
+    "When is a good time to travel to {}?",
+)
+AT_LARGE = (
+    "Hello! Who are you?", "How are you today?", "What can you help me with?", "Write a short thank-you note.", "What is 12 plus 30?", "Count from one to ten.",
+    "Why is the sky blue?", "How do I boil an egg?", "What is photosynthesis?", "Who wrote Hamlet?", "Give me three tips for sleeping well.", "What is a computer?",
+    "List the days of the week.", "What are the primary colours?", "How many minutes are in two hours?", "Write a haiku about rain.", "What is the opposite of hot?",
+    "Tell me a joke.", "How does a bicycle work?", "What is the largest planet?", "Translate good morning to Spanish.", "Why do we dream?", "What is gravity?",
+    "Suggest a name for a dog.", "How do I say no politely?", "What is a verb?", "Summarize the story of Cinderella.", "What causes thunder?", "Write a slogan for a bakery.",
+    "How can I learn faster?", "What is the speed of light?", "Name four seasons.", "What do bees do?", "Give me a recipe for pancakes.", "What is democracy?",
+)  # fmt: skip
 
 
 def studio(run: Run) -> Studio:
@@ -58,7 +74,7 @@ def data(run: Run) -> None:
         scene = place.scene(chance, True)
         name = f"samples/{number:02}.png"
         place.draw(scene, chance).save(run.out / name)
-        asked = place.ask(scene, chance)
+        asked = place.question(scene, chance)
         *before, (question, answer) = asked.turns
         rows.append({"prompt": question, "answer": answer, "before": before, "kind": asked.kind, "image": name, "held_out": True})
     (run.out / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,7 +84,11 @@ def vision(run: Run) -> None:
     """Train the tower on what covers every patch."""
     stage = run.recipe["vision"]
     tower = train_tower(studio(run), stage, run.budget(stage), run.file("vision", run.recipe["data"], stage["model"]), device=run.device)
-    torch.save(tower.state_dict(), run.work / "tower.pt")
+    torch.save(tower.state_dict(), tower_file(run))
+
+
+def tower_file(run: Run) -> Path:
+    return run.file("tower", run.recipe["data"], run.recipe["vision"]["model"])
 
 
 def bare(run: Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -89,7 +109,7 @@ def bare(run: Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     found, kinds = smollm.tensors(run.work / "data")
     weights = {name: blocks.dequantise(kinds[name], value) if name in kinds else value for name, value in found.items()}
     model.model.language_model.load_state_dict(weights)
-    model.model.vision_tower.load_state_dict(torch.load(run.work / "tower.pt", weights_only=True))
+    model.model.vision_tower.load_state_dict(torch.load(tower_file(run), weights_only=True))
     model.model.language_model.bfloat16()
     ends = dict(eos_token_id=[2, 0], pad_token_id=2, bos_token_id=1)
     model.generation_config = GenerationConfig(**ends)
@@ -158,15 +178,18 @@ def pack(rows: list[tuple[Encoded, Tensor | None]], width: int) -> Batch:
     return Batch(ids, labels, torch.stack(seen) if seen else torch.zeros(0, 3, SIZE, SIZE), torch.tensor([p is not None for _, p in rows]))
 
 
-def spoken(run: Run, known: LlavaProcessor) -> list[tuple[str, str]]:
-    """Questions without a picture, answered by SmolLM2 itself; made once."""
-    path = run.work / "text.json"
+def spoken(run: Run, known: LlavaProcessor) -> list[tuple[str, str, bool]]:
+    """Questions without a picture, answered by SmolLM2 itself, and whether the answer came to its end; made once."""
+    count = run.recipe["target"]["text"]
+    path = run.file("text", count).with_suffix(".json")
     if not path.exists():
         model = smollm_alone(run)
         target = CausalTarget(model)
         target.narrowest = 1
         chance, names = random.Random(0), studio(run).names
-        asked = [chance.choice(WORDS).format(chance.choice(names)) for _ in range(run.recipe["target"]["text"])]
+        every = [form.format(name) for form in WORDS for name in names] + [form.format(name) for form in ABOUT_PLACES for name in PLACES]
+        chance.shuffle(every)
+        asked = [*AT_LARGE, *every][:count]
         found = []
         for start in track(range(0, len(asked), 32), "answering without pictures"):
             part = asked[start : start + 32]
@@ -174,10 +197,10 @@ def spoken(run: Run, known: LlavaProcessor) -> list[tuple[str, str]]:
             stop, law = Stop(96, frozenset({0, 2})), Sampling(0.7)
             done = generate(target, prompts, len(part), stop, sampling=law, seeds=start)
             for question, tokens in zip(part, done.tokens):
-                if tokens[-1] in (0, 2) and len(tokens) > 3:
-                    found.append((question, known.tokenizer.decode(tokens[:-1]).strip()))
+                ended = tokens[-1] in (0, 2)
+                found.append((question, known.tokenizer.decode(tokens[:-1] if ended else tokens).strip(), ended))
         replace(path, lambda file: file.write_text(json.dumps(found)))
-    return [(question, answer) for question, answer in json.loads(path.read_text())]
+    return [(question, answer, ended) for question, answer, ended in json.loads(path.read_text()) if answer]
 
 
 def smollm_alone(run: Run):
@@ -199,9 +222,10 @@ def target(run: Run) -> None:
 
     def rows(chance: random.Random) -> tuple[Encoded, Tensor | None]:
         if chance.random() < stage["text_share"]:
-            return encode(known, [chance.choice(text)], False), None
+            question, answer, ended = chance.choice(text)
+            return encode(known, [(question, answer)], False, ended), None
         scene = place.scene(chance, False)
-        return encode(known, place.ask(scene, chance).turns, True), pixels([place.draw(scene, chance)])[0]
+        return encode(known, place.talk(scene, chance, stage["turns"]), True), pixels([place.draw(scene, chance, 0.3)])[0]
 
     def source(step: int) -> Iterator[Batch]:
         chance, size = random.Random(7919 * step), stage["batch"]
@@ -212,7 +236,11 @@ def target(run: Run) -> None:
             for part in parts:
                 yield pack(part, stage["width"])
 
-    chosen = optimizers(learner, stage["lr"], 0.01)
+    tower = learner.model.model.vision_tower
+    chosen = optimizers(tower, stage["lr"] * stage["tower"], 0.01)
+    tower.requires_grad_(False)
+    chosen += optimizers(learner, stage["lr"], 0.01)
+    tower.requires_grad_(True)
     checkpoint = run.file("target", run.recipe["data"], run.recipe["vision"]["model"], stage["rank"])
     fit("target", learner, source, lambda learner, batch: learner.terms(batch), chosen, run.budget(stage), checkpoint, device=run.device)
     save(run, learner, known)
@@ -254,13 +282,14 @@ def recorded(run: Run, pipe: ImageTextToTextPipeline, own: bool) -> Recorded:
     """Chats with the target's own answers, or with those of the data, and its features; made once for all drafters."""
     stage, place, chance = run.recipe["capture"], studio(run), random.Random(3)
     known, text = pipe.processor, spoken(run, pipe.processor)
+    chance.shuffle(text)
     chats: list[tuple[tuple[tuple[str, str], ...], Tensor | None]] = []
     for number in range(stage["pictured"] + stage["text"]):
         if number < stage["text"]:
-            chats.append(((chance.choice(text),), None))
+            chats.append(((text[number % len(text)][:2],), None))
         else:
             scene = place.scene(chance, False)
-            chats.append((place.ask(scene, chance).turns, pixels([place.draw(scene, chance)])[0]))
+            chats.append((tuple(place.talk(scene, chance, 2)), pixels([place.draw(scene, chance)])[0]))
     chance.shuffle(chats)
     return record(pipe.target, known, pipe.ends, chats, stage["batch"], own, run.file("recorded", pipe.target.hash, stage, own))
 
