@@ -84,12 +84,13 @@ def plain(pipe):
     )
 
 
-@pytest.mark.parametrize("name", ["lookup", "jacobi", "vadusa", "sparse vadusa"])
+@pytest.mark.parametrize("name", ["lookup", "jacobi", "vadusa", "sparse vadusa", "blend vadusa"])
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
 def test_equality(pipe, plain, name: str, temperature: float, penalty: float) -> None:
     """The same seed gives the tokens of plain decoding with every drafter, with and without a repetition penalty (fp64)."""
-    drafter = drafters.load("vadusa", pipe.folder, pipe.target, sparse=True) if name == "sparse vadusa" else name
+    option, _, kind = name.rpartition(" ")
+    drafter = drafters.load(kind, pipe.folder, pipe.target, **{option: 1}) if option else name
     found = pipe(TEXT, seed=4, drafter=drafter, temperature=temperature, repetition_penalty=penalty)
     assert found.tokens == plain(temperature, penalty) and found.total.lossless
     assert found.total.drafter == name.split()[-1] and len(found.tokens[0]) > 20

@@ -148,10 +148,7 @@ class HawkPathDrafter(TrainedDrafter):
             keys = scores(depth, tokens, places)
             if coupled:
                 keys = keys + self.coupling[depth] * gumbel[:, depth, None].to(keys.dtype)
-                if depth < left.depth:
-                    known = left.known[:, depth, None, None]
-                    keys = torch.where(known, (1 - self.blend) * keys + self.blend * left.keys[:, depth, None].to(keys.dtype), keys)
-                keys = keys * self.beta[depth]
+                keys = left.mix(depth, keys, self.blend) * self.beta[depth]
             best, children = keys.topk(min(self.ranks, keys.shape[2]), dim=2)
             return Candidates(children, (best - keys.logsumexp(2, keepdim=True)).exp().float())
 

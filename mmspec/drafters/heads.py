@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmspec.accept import Verdict
 from mmspec.drafters.base import TrainedDrafter
+from mmspec.drafters.leftovers import Leftovers
 from mmspec.errors import MmspecError
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
@@ -39,7 +40,7 @@ class HeadDrafter(TrainedDrafter):
     A neighbour (rows down, columns right) of the token just read is `down * stride + right` places ahead. The place one
     ahead is the target's own to sample, so horizontal heads begin at (0, 2): the k-th of them serves draft depth k. Heads
     for rows below are vertical: their proposals wait in the speculation cache until that row is drafted, and then serve
-    whatever depth their place has.
+    whatever depth their place has. `blend` is the share of the last round's leftovers in a coupled draft (see `HawkPathDrafter`).
     """
 
     name = "heads"
@@ -61,12 +62,14 @@ class HeadDrafter(TrainedDrafter):
         self.vertical = [i for i, (down, _) in enumerate(self.neighbours) if down > 0]
         if [self.offsets[i] for i in self.horizontal] != list(range(2, right + 2)):
             raise MmspecError(f"horizontal neighbours must be (0, 2), (0, 3), ... in order, not {self.neighbours}")
+        self.blend = 0.0
         self.heads = nn.ModuleList(ResidualHead(hidden_size) for _ in self.neighbours)
         self.weights = nn.Parameter(torch.zeros(len(self.horizontal), 1 + len(self.vertical)))
 
     def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
         self._target, self._drawn = target, drawn
         self._sampling = replace(sampling, processors=[])
+        self._leftovers = Leftovers(state.rows, target.vocabulary, target.device)
         wide = torch.float64 if state.features.dtype == torch.float64 else torch.float32
         self._waiting = [
             torch.zeros(state.rows, self.offsets[i] + self.max_nodes, target.vocabulary, device=target.device, dtype=wide)
@@ -78,7 +81,9 @@ class HeadDrafter(TrainedDrafter):
         return self._target.logits(self.heads[head](features))
 
     def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
-        """Store the vertical proposals of the features just committed."""
+        """Store the vertical proposals of the features just committed, and what the target said of places that are still open."""
+        if self.blend:
+            self._leftovers.observe(tree, verdict, keys)
         for row, (path, count) in enumerate(zip(verdict.paths, state.counts, strict=True)):
             first = max(1, count - len(path))
             if not path or first >= count or not self.vertical:
@@ -134,7 +139,8 @@ class HeadDrafter(TrainedDrafter):
         keys = [self.pool(found, have, depth) for depth, (found, have) in enumerate(zip(scores, known, strict=True))]
         if self.coupled and not noise.greedy:
             gumbel = noise.gumbel(state.counts, height)
-            keys = [self.beta[d] * (key + self.coupling[d] * gumbel[:, d].to(key.dtype)) for d, key in enumerate(keys)]
+            keys = [key + self.coupling[d] * gumbel[:, d].to(key.dtype) for d, key in enumerate(keys)]
+            keys = [self.beta[d] * self._leftovers.mix(d, key[:, None], self.blend)[:, 0] for d, key in enumerate(keys)]
         levels = [self.candidates(depth, key) for depth, key in enumerate(keys)]
 
         def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:

@@ -25,6 +25,13 @@ class Leftovers:
     def depth(self) -> int:
         return self.keys.shape[1]
 
+    def mix(self, depth: int, keys: Float[Tensor, "row node vocab"], share: float) -> Float[Tensor, "row node vocab"]:
+        """A drafter's own keys for a depth, with `share` of the leftovers' where those are known."""
+        if not share or depth >= self.depth:
+            return keys
+        blend = (1 - share) * keys + share * self.keys[:, depth, None].to(keys.dtype)
+        return torch.where(self.known[:, depth, None, None], blend, keys)
+
     def observe(self, tree: DraftTree, verdict: Verdict, keys: Float[Tensor, "row node vocab"]) -> None:
         """Keep what a round said of places that it did not commit."""
         rows = []
