@@ -15,6 +15,7 @@ from transformers import SuppressTokensLogitsProcessor
 
 from mmspec import drafters
 from mmspec.bench import report
+from mmspec.bench.provenance import provenance
 from mmspec.decode import Generation
 from mmspec.drafters.base import Drafter
 from mmspec.metrics import GenerationStats
@@ -141,6 +142,12 @@ def sweep(results: dict, out: Path, dtypes: Sequence[str], batches: Sequence[int
         for batch in batches:
             results["rows"] += contest(dtype, batch)
             report.write(out, results)
+
+
+def begun(suite: str, model: str, temperature: float | str, device: str) -> dict[str, Any]:
+    """A suite's results before its first row."""
+    origin = {"suite": suite, "model": model, "temperature": temperature, "provenance": provenance(device)}
+    return origin | {"rows": [], "ablations": [], "growth": [], "memory": []}
 
 
 def announce(results: dict, out: Path) -> None:

@@ -7,15 +7,13 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmspec import drafters
 from mmspec.bench import report
-from mmspec.bench.contest import Entrant, Transformers, announce, compare, row, runners, sweep, take_turns
-from mmspec.bench.provenance import provenance
+from mmspec.bench.contest import Entrant, Transformers, announce, begun, compare, row, runners, sweep, take_turns
 from mmspec.decode import Stop, generate
 from mmspec.drafters.base import Drafter
 from mmspec.metrics import GenerationStats
@@ -159,8 +157,7 @@ def run(
     `quick` runs the entrants of `QUICK` and leaves out ablations, growth and memory.
     """
     folder = resolve(model)
-    results: dict[str, Any] = {"suite": "image", "model": model, "temperature": 1.0, "provenance": provenance(device)}
-    results |= {"rows": [], "ablations": [], "growth": [], "memory": []}
+    results = begun("image", model, 1.0, device)
     entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
     sweep(
         results, out, dtypes, batches, lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants)

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from mmspec.bench.contest import Entrant, Transformers, announce, compare, row, runners, sweep, take_turns
-from mmspec.bench.provenance import provenance
+from mmspec.bench.contest import Entrant, Transformers, announce, begun, compare, row, runners, sweep, take_turns
 from mmspec.codecs.base import StreamDecoder
 from mmspec.decode import stream
 from mmspec.drafters.base import Drafter
@@ -164,8 +163,7 @@ def run(
     `quick` runs the entrants of `QUICK`.
     """
     folder = resolve(model)
-    results: dict[str, Any] = {"suite": "speech", "model": model, "temperature": 1.0, "provenance": provenance(device)}
-    results |= {"rows": [], "ablations": [], "growth": [], "memory": []}
+    results = begun("speech", model, 1.0, device)
     entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
     sweep(
         results, out, dtypes, batches, lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants)

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmspec.bench.contest import Entrant, announce, compare, row, runners, sweep, take_turns
-from mmspec.bench.provenance import provenance
+from mmspec.bench.contest import Entrant, announce, begun, compare, row, runners, sweep, take_turns
 from mmspec.decode import Stop, stream
 from mmspec.drafters.base import Drafter
 from mmspec.errors import MmspecError
@@ -152,8 +151,7 @@ def run(
     if list(batches) != [1]:
         raise MmspecError("bench vlm answers one question at a time: leave --batch out")
     folder = resolve(model, bare=True)
-    results: dict[str, Any] = {"suite": "vlm", "model": model, "temperature": "0 and 1", "provenance": provenance(device)}
-    results |= {"rows": [], "ablations": [], "growth": [], "memory": []}
+    results = begun("vlm", model, "0 and 1", device)
     entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
 
     def measure(dtype: str, batch: int) -> list[dict]:

@@ -13,23 +13,14 @@ from mmspec.cli.common import console, quiet_libraries, torch_device, torch_dtyp
 from mmspec.errors import MmspecError
 
 
-@dataclass
-class Ask:
-    """Ask a question about a picture; the answer goes to standard output.
+@dataclass(kw_only=True)
+class Manner:
+    """How to answer."""
 
-    Example: mmspec ask photo.png "How many hearts are there?"
-    """
-
-    image: tyro.conf.Positional[str]
-    """A picture: a path, an http(s) URL, or - for standard input."""
-    question: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="QUESTION")]
-    """What to ask, in quotes or not."""
-    stream: bool = False
-    """Write words as they are verified; in a terminal, what came in one round has one colour."""
     max_new_tokens: int | None = None
     """The model's own default if left out."""
     seed: int | None = None
-    """Same seed, same answer, whatever the drafter. Random if left out, and printed."""
+    """Same seed, same answer, whatever the drafter. Question i of a talk has seed + i. Random if left out, and printed."""
     temperature: float | None = None
     """0 is greedy. The model's own default if left out."""
     top_k: int = 0
@@ -45,10 +36,25 @@ class Ask:
     """A bundled name, a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."""
     device: str = "auto"
     dtype: str = "bf16"
+    quiet: bool = False
+    """Nothing but answers."""
+
+
+@dataclass(kw_only=True)
+class Ask(Manner):
+    """Ask a question about a picture; the answer goes to standard output.
+
+    Example: mmspec ask photo.png "How many hearts are there?"
+    """
+
+    image: tyro.conf.Positional[str]
+    """A picture: a path, an http(s) URL, or - for standard input."""
+    question: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="QUESTION")]
+    """What to ask, in quotes or not."""
+    stream: bool = False
+    """Write words as they are verified; in a terminal, what came in one round has one colour."""
     json: bool = False
     """Answer, seed and statistics as one line of JSON."""
-    quiet: bool = False
-    """Nothing but the answer."""
 
     def run(self) -> int:
         from mmspec.pipelines.image_text_to_text import chats
@@ -66,8 +72,8 @@ class Ask:
         return 0
 
 
-@dataclass
-class Chat:
+@dataclass(kw_only=True)
+class Chat(Manner):
     """Talk about a picture, question after question; an empty line or Ctrl-D ends it.
 
     Example: mmspec chat photo.png
@@ -75,20 +81,6 @@ class Chat:
 
     image: tyro.conf.Positional[str | None] = None
     """A picture: a path or an http(s) URL; none for a talk without one."""
-    max_new_tokens: int | None = None
-    seed: int | None = None
-    """Question i uses seed + i. Random if left out."""
-    temperature: float | None = None
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    drafter: str | None = None
-    acceptance: str = "exact"
-    model: str = "magpie-135"
-    device: str = "auto"
-    dtype: str = "bf16"
-    quiet: bool = False
-    """Nothing but the answers."""
 
     def run(self) -> int:
         from mmspec.picture import read

@@ -1,6 +1,5 @@
 """Image and text to text: a chat with pictures, answered by a vision-language model."""
 
-import inspect
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, Proce
 from mmspec import blocks, drafters, picture, zoo
 from mmspec.accept import acceptance as rule_of
 from mmspec.decode import Stop, stream
-from mmspec.errors import MmspecError, unknown
+from mmspec.errors import MmspecError
 from mmspec.metrics import GenerationStats
-from mmspec.pipelines.loading import HUB_OPTIONS, copy_companions
+from mmspec.pipelines.loading import copy_companions, opened, rename_target
 from mmspec.pipelines.request import repetition, row_seeds
 from mmspec.placement import check_pair, dtype_of
 from mmspec.sampling import Sampling
@@ -92,14 +91,7 @@ class ImageTextToTextPipeline:
 
         Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are refused.
         """
-        folder = zoo.resolve(model, bare=True, **{key: options.pop(key) for key in HUB_OPTIONS if key in options})
-        dtype = dtype_of(options.pop("torch_dtype", None) or options.pop("dtype", None) or torch.float32)
-        known = inspect.signature(cls.__init__).parameters.keys() - {"self"}
-        for name in options.keys() - known:
-            raise unknown("option of from_pretrained", name, [*known, *HUB_OPTIONS, "torch_dtype"])
-        index = zoo.read_index(folder) if (folder / zoo.INDEX).is_file() else {"_class_name": cls.__name__}
-        if index.get("_class_name") != cls.__name__:
-            raise MmspecError(f"{folder} holds a {index.get('_class_name')}, not a {cls.__name__}: give an image-text-to-text model")
+        folder, dtype, index = opened(cls, "an image-text-to-text", model, options, bare=True)
         for name, kind in SETTINGS.items():
             if name in index and not isinstance(index[name], kind):
                 raise MmspecError(f"{folder / zoo.INDEX}: {name} is {index[name]!r}: restore it from the model's source")
@@ -130,6 +122,7 @@ class ImageTextToTextPipeline:
             **{name: getattr(self, name) for name in SETTINGS},
         }
         (goal / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        rename_target(goal, self.target.hash)
 
     def to(self, *args: Any, **kwargs: Any) -> "ImageTextToTextPipeline":
         """Move to a device or a dtype."""

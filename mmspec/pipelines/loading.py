@@ -1,14 +1,38 @@
 """What the pipelines share in reading and writing model folders."""
 
+import inspect
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mmspec.errors import MmspecError
+from mmspec import zoo
+from mmspec.errors import MmspecError, unknown
+from mmspec.placement import dtype_of
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 COMPANIONS = ("README.md", "recipe.yaml", "prompts.jsonl")
+
+
+def opened(cls: type, task: str, model: str | Path, options: dict[str, Any], bare: bool = False) -> tuple[Path, torch.dtype, dict]:
+    """The folder of a model for a pipeline class, the dtype that `options` ask for, and its index (empty for a `bare` folder of transformers).
+
+    Options that `from_pretrained` honours itself are taken out of `options`; any that `cls` does not know is refused.
+    """
+    folder = zoo.resolve(model, bare=bare, **{key: options.pop(key) for key in HUB_OPTIONS if key in options})
+    dtype = dtype_of(options.pop("torch_dtype", None) or options.pop("dtype", None) or torch.float32)
+    known = inspect.signature(cls.__init__).parameters.keys() - {"self"}  # type: ignore[misc]
+    for name in options.keys() - known:
+        raise unknown("option of from_pretrained", name, [*known, *HUB_OPTIONS, "torch_dtype"])
+    if bare and not (folder / zoo.INDEX).is_file():
+        return folder, dtype, {}
+    index = zoo.read_index(folder)
+    if index.get("_class_name") != cls.__name__:
+        raise MmspecError(f"{folder} holds a {index.get('_class_name')}, not a {cls.__name__}: give {task} model")
+    return folder, dtype, index
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -31,3 +55,11 @@ def copy_companions(folder: Path | None, goal: Path) -> None:
             shutil.copyfile(folder / name, goal / name)
     if (folder / "drafters").is_dir():
         shutil.copytree(folder / "drafters", goal / "drafters", dirs_exist_ok=True)
+
+
+def rename_target(goal: Path, name: str) -> None:
+    """Saved in another dtype the same weights have another name: tell it to the drafters of the target `name`."""
+    for path in goal.glob("drafters/*/config.json"):
+        config = json.loads(path.read_text())
+        if config.get("target") == name:
+            path.write_text(json.dumps(config | {"target": zoo.weights_hash(goal / "transformer")}, indent=2) + "\n")

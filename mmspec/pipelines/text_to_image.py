@@ -1,7 +1,6 @@
 """Text to image: a prompt, a decoder-only model over VQ codes, pictures."""
 
 import inspect
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from mmspec.accept import acceptance as rule_of
 from mmspec.decode import Stop, stream
 from mmspec.errors import MmspecError, unknown
 from mmspec.metrics import GenerationStats
-from mmspec.pipelines.loading import HUB_OPTIONS, copy_companions, load_tokenizer
+from mmspec.pipelines.loading import copy_companions, load_tokenizer, opened, rename_target
 from mmspec.pipelines.request import Request
 from mmspec.placement import check_pair, dtype_of
 from mmspec.sampling import Sampling
@@ -108,14 +107,8 @@ class TextToImagePipeline(DiffusionPipeline):
 
         Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are refused.
         """
-        folder = zoo.resolve(model, **{key: options.pop(key) for key in HUB_OPTIONS if key in options})
-        dtype = dtype_of(options.pop("torch_dtype", None) or options.pop("dtype", None) or torch.float32)
+        folder, dtype, index = opened(cls, "a text-to-image", model, options)
         known = inspect.signature(cls.__init__).parameters.keys() - {"self"}
-        for name in options.keys() - known:
-            raise unknown("option of from_pretrained", name, [*known, *HUB_OPTIONS, "torch_dtype"])
-        index = zoo.read_index(folder)
-        if index.get("_class_name") != cls.__name__:
-            raise MmspecError(f"{folder} holds a {index.get('_class_name')}, not a {cls.__name__}: give a text-to-image model")
         parts: dict[str, Any] = {key: value for key, value in index.items() if key in known and not isinstance(value, list)} | options
         if "tokenizer" not in parts:
             parts["tokenizer"] = load_tokenizer(folder)
@@ -138,10 +131,7 @@ class TextToImagePipeline(DiffusionPipeline):
         goal.mkdir(parents=True, exist_ok=True)
         copy_companions(self.folder, goal)
         super().save_pretrained(goal, **options)
-        for path in goal.glob("drafters/*/config.json"):
-            config = json.loads(path.read_text())
-            if config.get("target") == self.target.hash:  # saved in another dtype the same weights have another name
-                path.write_text(json.dumps(config | {"target": zoo.weights_hash(goal / "transformer")}, indent=2) + "\n")
+        rename_target(goal, self.target.hash)
 
     def to(self, *args: Any, **kwargs: Any) -> "TextToImagePipeline":
         """Move to a device, and the transformer to a dtype; the VQ model always decodes in float32."""

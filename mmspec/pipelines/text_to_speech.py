@@ -1,6 +1,5 @@
 """Text to speech: sentences as phonemes, a decoder-only model over codec tokens, a waveform."""
 
-import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from mmspec.codecs.mel import MelCodec
 from mmspec.decode import Stop, stream
 from mmspec.errors import MmspecError, unknown
 from mmspec.metrics import GenerationStats
-from mmspec.pipelines.loading import HUB_OPTIONS, copy_companions, load_tokenizer
+from mmspec.pipelines.loading import copy_companions, load_tokenizer, opened, rename_target
 from mmspec.pipelines.request import repetition, row_seeds
 from mmspec.placement import check_pair, dtype_of
 from mmspec.reading import Reader, Sentence
@@ -154,14 +153,8 @@ class TextToSpeechPipeline:
 
         Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are refused.
         """
-        folder = zoo.resolve(model, **{key: options.pop(key) for key in HUB_OPTIONS if key in options})
-        dtype = dtype_of(options.pop("torch_dtype", None) or options.pop("dtype", None) or torch.float32)
-        known = inspect.signature(cls.__init__).parameters.keys() - {"self"}
-        for name in options.keys() - known:
-            raise unknown("option of from_pretrained", name, [*known, *HUB_OPTIONS, "torch_dtype"])
-        index, path = zoo.read_index(folder), folder / zoo.INDEX
-        if index.get("_class_name") != cls.__name__:
-            raise MmspecError(f"{folder} holds a {index.get('_class_name')}, not a {cls.__name__}: give a text-to-speech model")
+        folder, dtype, index = opened(cls, "a text-to-speech", model, options)
+        path = folder / zoo.INDEX
         for name, kind in SETTINGS.items():
             if not isinstance(index.get(name), kind) and name not in options and (name in index or name == "voices"):
                 raise MmspecError(f"{path}: {name} is {index.get(name)!r}: restore it from the model's source")
@@ -208,10 +201,7 @@ class TextToSpeechPipeline:
             self.codec.save_pretrained(goal / "codec")
             (goal / "codec" / "README.md").unlink(missing_ok=True)  # the hub's empty card
         (goal / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        for path in goal.glob("drafters/*/config.json"):
-            config = json.loads(path.read_text())
-            if config.get("target") == self.target.hash:  # saved in another dtype the same weights have another name
-                path.write_text(json.dumps(config | {"target": zoo.weights_hash(goal / "transformer")}, indent=2) + "\n")
+        rename_target(goal, self.target.hash)
 
     def to(self, *args: Any, **kwargs: Any) -> "TextToSpeechPipeline":
         """Move to a device, and the transformer to a dtype; the codec keeps its own."""

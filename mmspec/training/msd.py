@@ -131,12 +131,9 @@ def loss(
     cache, features = DynamicCache(), batch.before
     if noise:
         features = features + (torch.rand_like(features) - 0.5) * 2 * noise * features.square().mean().sqrt()
-    ahead = places[:, None] - places
-    blocks = []
     terms: dict[str, list[Tensor]] = {"feature": [], "soft": [], "right": []}
     for step in range(steps):
-        blocks = [ahead >= step, *(ahead == step - k for k in range(1, step + 1))]
-        mask = torch.cat(blocks, 1).expand(rows, 1, -1, -1)
+        mask = path_mask(places, step).expand(rows, 1, -1, -1)
         out = drafter.layer(drafter.enter(batch.vectors, features, batch.text), mask, places.expand(rows, -1), cache)
         valid = drafted(batch.wanted, step)
         logits = F.linear(out.to(head.dtype), head).float()
@@ -147,6 +144,13 @@ def loss(
     total = sum(feature * a + soft * b for a, b in zip(terms["feature"], terms["soft"]))
     shown = {name: values[0].detach() for name, values in terms.items()}
     return {"loss": torch.as_tensor(total) / steps, **shown, "last": terms["right"][-1].detach()}
+
+
+def path_mask(places: Tensor, step: int) -> Tensor:
+    """`place (step place)`: what a place sees at `step`, among the keys of all steps so far: true features up to `step` places before it,
+    then of every later step the one place on its own path."""
+    ahead = places[:, None] - places
+    return torch.cat([ahead >= step, *(ahead == step - k for k in range(1, step + 1))], 1)
 
 
 def drafted(wanted: Tensor, step: int) -> Tensor:
@@ -186,14 +190,13 @@ def surprise(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, 
         batch = pack(target, data, [row])
         length = batch.text.shape[1]
         places = torch.arange(length, device=target.device)
-        ahead = places[:, None] - places
         first = int(data.answers[row].nonzero()[0])
         drawn = data.seeds[row] >= 0
         noise = Noise([max(0, data.seeds[row])], target.vocabulary).gumbel([0], len(data.ids[row]) - first)[0].to(target.device) * drawn
         cache, features = DynamicCache(), batch.before.to(drafter.fc.weight.dtype)
         vectors = batch.vectors.to(features.dtype)
         for depth in range(drafter.depth):
-            mask = torch.cat([ahead >= depth, *(ahead == depth - k for k in range(1, depth + 1))], 1)[None, None]
+            mask = path_mask(places, depth)[None, None]
             out = drafter.layer(drafter.enter(vectors, features, batch.text), mask, places[None], cache)
             kept = (drafted(batch.wanted, depth)[0] & (index[batch.ids[0]] >= 0)).nonzero()[:, 0]
             log_q = torch.log_softmax(drafter.logits(head, out[0, kept]).float(), -1)
