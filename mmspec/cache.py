@@ -45,6 +45,17 @@ class TreeLayer(CacheLayerMixin):
         self.keys[rows, :, targets] = self.keys[rows, :, sources]
         self.values[rows, :, targets] = self.values[rows, :, sources]
 
+    def keep(self, rows: Tensor) -> None:
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def join(self, other: "TreeLayer") -> None:
+        for mine, name in ((self.keys, "keys"), (self.values, "values")):
+            theirs = getattr(other, name)
+            whole = mine.new_zeros(len(mine) + len(theirs), mine.shape[1], self.owner.capacity, mine.shape[3])
+            whole[: len(mine), :, : mine.shape[2]] = mine
+            whole[len(mine) :, :, : theirs.shape[2]] = theirs
+            setattr(self, name, whole)
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.owner.visible, 0
 
@@ -69,10 +80,10 @@ class TreeCache(Cache):
     def __init__(self, layers: int, rows: int, capacity: int, device: torch.device | str = "cpu"):
         super().__init__(layers=[TreeLayer(self) for _ in range(layers)])
         self.capacity = capacity
-        self.lengths = [0] * rows
         self.device = torch.device(device)
         self.visible = 0
         self.aligned: int | None = 0
+        self.lengths = [0] * rows
         self.rows = torch.arange(rows, device=device)[:, None]
         self.slots = self.rows
 
@@ -117,6 +128,28 @@ class TreeCache(Cache):
             for layer in self.layers:
                 layer.move(sources, targets)
         self.lengths = [length + len(path) for length, path in zip(self.lengths, paths, strict=True)]
+
+    def keep(self, rows: list[int]) -> None:
+        """These rows in this order; all others leave."""
+        index = torch.tensor(rows, device=self.device)
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keep(index)
+        self._seat([self.lengths[row] for row in rows])
+
+    def join(self, other: "TreeCache") -> None:
+        """The rows of another cache of the same model come after the present ones."""
+        self.capacity = max(self.capacity, other.capacity)
+        for layer, fresh in zip(self.layers, other.layers, strict=True):
+            if layer.is_initialized and fresh.is_initialized:
+                layer.join(fresh)
+            elif layer.is_initialized or fresh.is_initialized:
+                raise MmspecError("a prompt of one token cannot join longer ones: give it a beginning-of-sequence token")
+        self._seat(self.lengths + other.lengths)
+
+    def _seat(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+        self.rows = torch.arange(len(lengths), device=self.device)[:, None]
 
 
 def causal(rows: int, width: int, device: torch.device | str) -> Bool[Tensor, "row node node"]:

@@ -23,10 +23,15 @@ TREE = 64
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round committed: for each row its new tokens (none for a row that has stopped)."""
+    """What one round committed: for each row its new tokens (none for a row that has stopped), which rows go on, and seconds spent."""
 
     tokens: list[list[int]]
     nodes: int
+    running: list[bool]
+    draft: float
+    target: float
+    accept: float
+    total: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,92 @@ class Stop:
         return kept, len(before) + len(kept) >= self.length
 
 
+class Batch:
+    """Rows that are generated together, each with its own prompt, seed, length and end; they may join and leave between rounds.
+
+    What a row says does not depend on the others.
+    """
+
+    def __init__(self, target: Target, drafter: Drafter | None = None, sampling: Sampling = Sampling(), rule: str | Acceptance = "exact"):
+        self.target, self.drafter, self.sampling, self.rule = target, drafter or NoDrafter(), sampling, acceptance(rule)
+        self.state: State | None = None
+        self.stops: list[tuple[Stop, int]] = []
+        self.seeds: list[int] = []
+        self.running: list[bool] = []
+        self._former: list[int | None] = []
+        self._seated = False
+
+    @torch.inference_mode()
+    def join(self, prompts: Any, seeds: list[int], stop: Stop) -> None:
+        """Read prompts; their rows come after the present ones."""
+        fresh = self.target.prefill(prompts, stop.length + max(self.drafter.max_nodes, TREE) + 1, self.drafter.needs_features)
+        if fresh.rows != len(seeds):
+            raise MmspecError(f"{len(seeds)} seeds were given for {fresh.rows} rows: give one each, or a single number")
+        if self.state:
+            self.state.join(fresh)
+        else:
+            self.state = fresh
+        self.stops += [(stop, row) for row in range(len(seeds))]
+        self.seeds += seeds
+        self.running += [stop.length > 0] * len(seeds)
+        self._former += [None] * len(seeds)
+        self._seated = False
+
+    @torch.inference_mode()
+    def keep(self, rows: list[int]) -> None:
+        """All other rows leave."""
+        assert self.state is not None, "nobody has joined"
+        self.state = self.state if rows else None
+        if self.state:
+            self.state.keep(rows)
+        self.stops, self.seeds = [self.stops[row] for row in rows], [self.seeds[row] for row in rows]
+        self.running, self._former = [self.running[row] for row in rows], [self._former[row] for row in rows]
+        self._seated = False
+
+    def _seat(self, state: State) -> None:
+        """Tell the drafter who is there."""
+        self._noise = Noise(self.seeds, self.target.vocabulary, self.target.device, self.sampling.greedy)
+        reseat: Any = getattr(self.drafter, "reseat", None)
+        if reseat and any(row is not None for row in self._former):
+            reseat(state, self._former)
+        else:
+            self.drafter.start(self.target, state, self.sampling, self.rule.drawn)
+        self._former, self._seated = list(range(state.rows)), True
+
+    @torch.inference_mode()
+    def round(self, on_verdict: Callable[[State, DraftTree, Tensor, Verdict], None] | None = None) -> Round:
+        """Draft, verify, accept, commit."""
+        state = self.state
+        assert state is not None, "nobody has joined"
+        t0 = perf_counter()
+        if not self._seated:
+            self._seat(state)
+        noise = self._noise
+        left = max(stop.length - count for (stop, _), count, alive in zip(self.stops, state.counts, self.running) if alive)
+        tree = self.drafter.draft(state, noise, left - 1)
+        t1 = perf_counter()
+        out = self.target.forward(state, tree)
+        t2 = perf_counter()
+        scores = self.sampling.scores(out.logits, Prefixes(state, tree) if self.sampling.processors else None)
+        keys = perturb(tree, scores, noise, state.counts)
+        verdict = self.rule(tree, scores, keys, noise, state.counts)
+        ends = [
+            stop.trim(row, before, found) if alive else ([], True)
+            for (stop, row), before, found, alive in zip(self.stops, state.tokens, verdict.tokens, self.running)
+        ]
+        new = [kept for kept, _ in ends]
+        paths = [path[: len(kept)] for path, kept in zip(verdict.paths, new)]
+        if on_verdict:
+            on_verdict(state, tree, keys, verdict)
+        t3 = perf_counter()
+        state.commit(tree, paths, new, out.hidden)
+        t4 = perf_counter()
+        self.drafter.observe(state, tree, Verdict(paths, new), keys)
+        t5 = perf_counter()
+        self.running = [not over for _, over in ends]
+        return Round(new, tree.size, self.running, t1 - t0 + t5 - t4, t2 - t1, t3 - t2, perf_counter() - t0)
+
+
 @torch.inference_mode()
 def stream(
     target: Target,
@@ -75,53 +166,14 @@ def stream(
     `on_verdict(state, tree, keys, verdict)` sees each verification (keys are log p + g of every node) before it is committed. Closing the iterator or a
     true `cancel()` ends generation between rounds.
     """
-    rule, drafter, stats = acceptance(rule), drafter or NoDrafter(), stats or GenerationStats()
-    seeds = [seeds + row for row in range(rows)] if isinstance(seeds, int) else seeds
-    if len(seeds) != rows:
-        raise MmspecError(f"{len(seeds)} seeds were given for {rows} rows: give one each, or a single number")
+    batch, stats = Batch(target, drafter, sampling, rule), stats or GenerationStats()
     began = perf_counter()
-    noise = Noise(seeds, target.vocabulary, target.device, sampling.greedy)
-    state = target.prefill(prompts, stop.length + max(drafter.max_nodes, TREE) + 1, drafter.needs_features)
-    drafter.start(target, state, sampling, rule.drawn)
-    stats.prefill = perf_counter() - began
-    stats.total += stats.prefill
-    stats.drafter, stats.acceptance, stats.lossless = drafter.name, rule.name, rule.lossless
-    stats.runs = [[] for _ in range(rows)]
-    running = [stop.length > 0] * rows
-    while any(running) and not cancel():
-        t0 = perf_counter()
-        left = max(stop.length - count for count, alive in zip(state.counts, running) if alive)
-        tree = drafter.draft(state, noise, left - 1)
-        t1 = perf_counter()
-        out = target.forward(state, tree)
-        t2 = perf_counter()
-        scores = sampling.scores(out.logits, Prefixes(state, tree) if sampling.processors else None)
-        keys = perturb(tree, scores, noise, state.counts)
-        verdict = rule(tree, scores, keys, noise, state.counts)
-        ends = [
-            stop.trim(row, before, found) if alive else ([], True)
-            for row, (before, found, alive) in enumerate(zip(state.tokens, verdict.tokens, running))
-        ]
-        new = [kept for kept, _ in ends]
-        paths = [path[: len(kept)] for path, kept in zip(verdict.paths, new)]
-        if on_verdict:
-            on_verdict(state, tree, keys, verdict)
-        t3 = perf_counter()
-        state.commit(tree, paths, new, out.hidden)
-        t4 = perf_counter()
-        drafter.observe(state, tree, Verdict(paths, new), keys)
-        t5 = perf_counter()
-        running = [not over for _, over in ends]
-        for runs, kept in zip(stats.runs, new):
-            if kept:
-                runs.append(len(kept))
-        stats.draft += t1 - t0 + t5 - t4
-        stats.target += t2 - t1
-        stats.accept += t3 - t2
-        stats.nodes += tree.size
-        stats.cache_bytes = stats.cache_bytes or state.cache.bytes
-        stats.total += perf_counter() - t0
-        yield Round(new, tree.size)
+    batch.join(prompts, [seeds + row for row in range(rows)] if isinstance(seeds, int) else seeds, stop)
+    stats.begin(batch.drafter.name, batch.rule, rows, perf_counter() - began)
+    while any(batch.running) and not cancel():
+        step = batch.round(on_verdict)
+        stats.add(step, step.tokens, batch.state.cache.bytes if batch.state else 0)
+        yield step
 
 
 def generate(target: Target, prompts: Any, rows: int, stop: Stop, drafter: Drafter | None = None, **options: Any) -> Generation:

@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmspec.accept import Acceptance
+    from mmspec.decode import Round
 
 
 @dataclass(slots=True)
@@ -35,6 +40,25 @@ class GenerationStats:
                 setattr(found, name, getattr(found, name) + getattr(part, name))
             found.cache_bytes = max(found.cache_bytes, part.cache_bytes)
         return found
+
+    def begin(self, drafter: str, rule: "Acceptance", rows: int, prefill: float) -> None:
+        """The prompts of `rows` rows were read."""
+        self.drafter, self.acceptance, self.lossless = drafter, rule.name, rule.lossless
+        self.runs = [[] for _ in range(rows)]
+        self.prefill = prefill
+        self.total += prefill
+
+    def add(self, step: "Round", tokens: list[list[int]], cache_bytes: int) -> None:
+        """A round passed, and committed `tokens` of these rows."""
+        for runs, kept in zip(self.runs, tokens):
+            if kept:
+                runs.append(len(kept))
+        self.draft += step.draft
+        self.target += step.target
+        self.accept += step.accept
+        self.total += step.total
+        self.nodes += step.nodes
+        self.cache_bytes = max(self.cache_bytes, cache_bytes)
 
     @property
     def tokens(self) -> int:

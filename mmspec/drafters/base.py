@@ -27,7 +27,10 @@ class Drafter(Protocol):
     needs_features: bool
 
     def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
-        """A generation begins; `drawn` asks for candidates drawn from laws that the tree then carries."""
+        """A generation begins, or goes on with other rows; `drawn` asks for candidates drawn from laws that the tree then carries.
+
+        A drafter that can carry over what it knows has `reseat(state, former)` too: row i was `former[i]`, or is new if None.
+        """
         ...
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:

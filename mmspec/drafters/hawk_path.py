@@ -95,6 +95,9 @@ class HawkPathDrafter(TrainedDrafter):
         self._length = 3.0
         self._leftovers = Leftovers(state.rows, target.vocabulary, target.device)
 
+    def reseat(self, state: State, former: list[int | None]) -> None:
+        self._leftovers.reseat(former)
+
     def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
         committed = sum(map(len, verdict.paths)) / max(1, sum(map(bool, verdict.paths)))
         self._length += 0.1 * (committed - self._length)

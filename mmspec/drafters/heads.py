@@ -70,11 +70,22 @@ class HeadDrafter(TrainedDrafter):
         self._target, self._drawn = target, drawn
         self._sampling = replace(sampling, processors=[])
         self._leftovers = Leftovers(state.rows, target.vocabulary, target.device)
+        self._wait(state)
+
+    def reseat(self, state: State, former: list[int | None]) -> None:
+        self._leftovers.reseat(former)
+        self._wait(state)
+
+    def _wait(self, state: State) -> None:
+        """The speculation cache, filled from the features that are there."""
         wide = torch.float64 if state.features.dtype == torch.float64 else torch.float32
+        target = self._target
         self._waiting = [
             torch.zeros(state.rows, self.offsets[i] + self.max_nodes, target.vocabulary, device=target.device, dtype=wide)
             for i in self.vertical
         ]
+        for row, count in enumerate(state.counts):
+            self._store(state, row, max(1, count - max(self.offsets)), count)
 
     def propose(self, head: int, features: Tensor) -> Tensor:
         """Logits of one head, `*shape width` to `*shape vocab`."""
@@ -85,15 +96,18 @@ class HeadDrafter(TrainedDrafter):
         if self.blend:
             self._leftovers.observe(tree, verdict, keys)
         for row, (path, count) in enumerate(zip(verdict.paths, state.counts, strict=True)):
-            first = max(1, count - len(path))
-            if not path or first >= count or not self.vertical:
-                continue
-            features = state.features[:, row : row + 1, first:count]
-            for slot, head in enumerate(self.vertical):
-                places = torch.arange(first, count, device=features.device) - 1 + self.offsets[head]
-                logits = self._target.guide(state, self.propose(head, features), places[None])
-                waiting = self._waiting[slot]
-                waiting[row, places % waiting.shape[1]] = logits[0]
+            self._store(state, row, max(1, count - len(path)), count)
+
+    def _store(self, state: State, row: int, first: int, count: int) -> None:
+        """What vertical heads say after the features of the places `first` to `count`."""
+        if first >= count or not self.vertical:
+            return
+        features = state.features[:, row : row + 1, first:count]
+        for slot, head in enumerate(self.vertical):
+            places = torch.arange(first, count, device=features.device) - 1 + self.offsets[head]
+            logits = self._target.guide(state, self.propose(head, features), places[None])
+            waiting = self._waiting[slot]
+            waiting[row, places % waiting.shape[1]] = logits[0]
 
     def pool(self, logits: Float[Tensor, "row source vocab"], known: list[list[bool]], depth: int) -> Float[Tensor, "row vocab"]:
         """Log-linear pool of the proposals for one place; sources that are missing get no weight."""

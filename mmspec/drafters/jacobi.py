@@ -42,6 +42,9 @@ class JacobiDrafter:
         self._guesses: list[list[int]] = [[] for _ in range(state.rows)]
         self._scale = 0.5
 
+    def reseat(self, state: State, former: list[int | None]) -> None:
+        self._guesses = [[] if row is None else self._guesses[row] for row in former]
+
     def length(self) -> int:
         """How many guesses pay."""
         if self.nodes or not self.cost:

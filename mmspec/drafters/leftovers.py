@@ -21,6 +21,12 @@ class Leftovers:
         self.keys = torch.zeros(rows, 0, vocabulary, device=device)
         self.known = torch.zeros(rows, 0, dtype=torch.bool, device=device)
 
+    def reseat(self, former: list[int | None]) -> None:
+        """Row i was `former[i]`; of a new one nothing is known."""
+        rows = [row or 0 for row in former]
+        self.keys = self.keys[rows]
+        self.known = self.known[rows] & torch.tensor([[row is not None] for row in former], device=self.known.device)
+
     @property
     def depth(self) -> int:
         return self.keys.shape[1]

@@ -126,10 +126,10 @@ class MsdDrafter(TrainedDrafter):
         self._length = 3.0
         self._cache = TreeCache(1, state.rows, state.cache.capacity + self.beam * self.depth, target.device)
         self._tail = state.features.new_zeros(state.rows, self.fc.out_features)
-        parts = [
-            self.enter(self.read(target, reading, prompt)[1:], hidden, reading.text[1:])
-            for (reading, hidden), prompt in zip(state.context, state.prompts, strict=True)
-        ]
+        parts = []
+        for row, ((reading, hidden), prompt) in enumerate(zip(state.context, state.prompts, strict=True)):
+            read = self.enter(self.read(target, reading, prompt)[1:], hidden, reading.text[1:])
+            parts.append(torch.cat([read, self._committed(state, row, state.counts[row])]))
         self._ready = min(map(len, parts)) > 0  # a prompt of one token has nothing to read yet
         if max(map(len, parts)):
             self._feed(pad_sequence(parts, batch_first=True), [len(part) for part in parts])
@@ -152,12 +152,15 @@ class MsdDrafter(TrainedDrafter):
         self._length += 0.1 * (committed - self._length)
         if not max(fresh):
             return
-        parts = []
-        for row, (count, new) in enumerate(zip(state.counts, fresh)):
-            tokens = torch.tensor(state.tokens[row][count - new :], dtype=torch.long, device=state.roots.device)
-            parts.append(self.enter(self.embed(self._target, tokens), state.features[0, row, count - new : count]))
+        parts = [self._committed(state, row, new) for row, new in enumerate(fresh)]
         self._feed(pad_sequence(parts, batch_first=True), fresh)
         self._ready = True
+
+    def _committed(self, state: State, row: int, new: int) -> Float[Tensor, "position width"]:
+        """What the layer reads of the last `new` tokens of a row."""
+        count = state.counts[row]
+        tokens = torch.tensor(state.tokens[row][count - new :], dtype=torch.long, device=state.roots.device)
+        return self.enter(self.embed(self._target, tokens), state.features[0, row, count - new : count])
 
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:

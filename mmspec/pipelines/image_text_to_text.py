@@ -13,13 +13,14 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from mmspec import blocks, drafters, picture, zoo
+from mmspec import blocks, picture, zoo
 from mmspec.accept import acceptance as rule_of
-from mmspec.decode import Stop, stream
+from mmspec.decode import Stop
 from mmspec.errors import MmspecError
 from mmspec.metrics import GenerationStats
 from mmspec.pipelines.loading import copy_companions, opened, rename_target
 from mmspec.pipelines.request import repetition, row_seeds
+from mmspec.pipelines.solo import Run, Solo
 from mmspec.placement import check_pair, dtype_of
 from mmspec.sampling import Sampling
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
@@ -82,8 +83,8 @@ class ImageTextToTextPipeline:
         self.drafter, self.temperature, self.max_new_tokens = drafter, temperature, max_new_tokens
         self.folder: Path | None = None  # where the model was loaded from
         self.interrupt = False
+        self.loop: Callable[..., Run] = Solo()
         self._target: tuple[tuple, VisionLanguageTarget] | None = None
-        self._idle: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "ImageTextToTextPipeline":
@@ -142,7 +143,7 @@ class ImageTextToTextPipeline:
         key = (id(model), model.device, model.dtype)
         if self._target is None or self._target[0] != key:
             path = self.folder / "transformer" if self.folder and (self.folder / "transformer").is_dir() else self.folder
-            self._target, self._idle = (key, VisionLanguageTarget(model, zoo.weights_hash(path) if path else "")), {}
+            self._target = key, VisionLanguageTarget(model, zoo.weights_hash(path) if path else "")
         return self._target[1]
 
     @property
@@ -202,8 +203,8 @@ class ImageTextToTextPipeline:
         sampling = Sampling(*law, processors=repetition(repetition_penalty))
         rule, chosen = rule_of(acceptance), self.drafter if drafter is None else drafter
         seeds = row_seeds(0 if seed is None and sampling.greedy else seed, None, len(asked), "chats")
-        prompts, target, name = self.encode(asked), self.target, chosen if isinstance(chosen, str) else ""
-        guesser = drafters.load(self._idle.pop(name, chosen), self.folder, target, prompts, length)
+        prompts = self.encode(asked)
+        run = self.loop(self, chosen, prompts, length)
         out = ImageTextToTextOutput(asked, seeds, [""] * len(asked), [[] for _ in asked])
         self.interrupt = False
 
@@ -211,7 +212,7 @@ class ImageTextToTextPipeline:
             stop, ends = Stop(length, self.ends), self.ends
             law: dict[str, Any] = dict(sampling=sampling, seeds=seeds, rule=rule, cancel=lambda: self.interrupt, stats=out.stats)
             last = [-1] * len(asked)
-            for found in stream(target, prompts, len(asked), stop, guesser, **law):
+            for found in run(prompts, len(asked), stop, **law):
                 out.first_token = out.first_token or perf_counter() - began
                 fresh = []
                 for row, new in enumerate(found.tokens):
@@ -225,8 +226,6 @@ class ImageTextToTextPipeline:
             out.ended = [
                 "end" if token in ends else "length" if len(tokens) == length else "interrupted" for token, tokens in zip(last, out.tokens)
             ]
-            if name:
-                self._idle[name] = guesser
 
         return answer()
 

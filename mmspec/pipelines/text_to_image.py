@@ -17,13 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mmspec import drafters, zoo
+from mmspec import zoo
 from mmspec.accept import acceptance as rule_of
-from mmspec.decode import Stop, stream
+from mmspec.decode import Stop
 from mmspec.errors import MmspecError, unknown
 from mmspec.metrics import GenerationStats
 from mmspec.pipelines.loading import copy_companions, load_tokenizer, opened, rename_target
 from mmspec.pipelines.request import Request
+from mmspec.pipelines.solo import Run, Solo
 from mmspec.placement import check_pair, dtype_of
 from mmspec.sampling import Sampling
 from mmspec.targets.base import Grid
@@ -98,8 +99,8 @@ class TextToImagePipeline(DiffusionPipeline):
         )
         self.folder: Path | None = None  # where the model was loaded from
         self.interrupt = False
+        self.loop: Callable[..., Run] = Solo()
         self._targets: dict[tuple, ImageTarget] = {}
-        self._idle: dict[tuple, Any] = {}
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToImagePipeline":
@@ -156,7 +157,6 @@ class TextToImagePipeline(DiffusionPipeline):
         if key not in self._targets:
             name = zoo.weights_hash(self.folder / "transformer") if self.folder else ""
             self._targets = {key: ImageTarget(model, len(self.tokenizer), self.vqvae.config.num_vq_embeddings, self.grid, name)}
-            self._idle = {}
         return self._targets[key]
 
     def encode(self, prompts: list[str], guidance_scale: float) -> Prompts:
@@ -217,32 +217,18 @@ class TextToImagePipeline(DiffusionPipeline):
         )
         sampling = Sampling(temperature=self.config.temperature if temperature is None else temperature, top_k=top_k, top_p=top_p)
         rule, prompts = rule_of(acceptance), self.encode(request.prompts, request.guidance)
-        return self._rounds(request.seeds, prompts, sampling, drafter if drafter is not None else self.config.drafter, rule)
+        run = self.loop(self, self.config.drafter if drafter is None else drafter, prompts, self.grid.tokens)
+        return self._rounds(request.seeds, run, prompts, sampling=sampling, rule=rule)
 
-    def _rounds(self, seeds: list[int], prompts: Prompts, sampling: Sampling, drafter: Any, rule: Any) -> Iterator[Partial]:
+    def _rounds(self, seeds: list[int], run: Run, prompts: Prompts, **options: Any) -> Iterator[Partial]:
         self.interrupt = False
-        target, stats, rows = self.target, GenerationStats(), len(seeds)
+        stats, total = GenerationStats(), self.grid.tokens
         tokens: list[list[int]] = [[] for _ in seeds]
-        key = (drafter, rows) if isinstance(drafter, str) else None
-        guesser = (self._idle.pop(key, None) if key else None) or drafters.load(drafter, self.folder, target, prompts, target.grid.tokens)
-        rounds = stream(
-            target,
-            prompts,
-            rows,
-            Stop(target.grid.tokens),
-            guesser,
-            sampling=sampling,
-            seeds=seeds,
-            rule=rule,
-            cancel=lambda: self.interrupt,
-            stats=stats,
-        )
+        rounds = run(prompts, len(seeds), Stop(total), seeds=seeds, cancel=lambda: self.interrupt, stats=stats, **options)
         for step, found in enumerate(rounds):
             for row, new in zip(tokens, found.tokens):
                 row.extend(new)
-            yield Partial(step, [list(row) for row in tokens], found.tokens, stats, seeds, target.grid.tokens, self.paint)
-        if key:
-            self._idle[key] = guesser
+            yield Partial(step, [list(row) for row in tokens], found.tokens, stats, seeds, total, self.paint)
 
     def __call__(
         self,

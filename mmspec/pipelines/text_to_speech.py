@@ -16,16 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mmspec import drafters, picture, sound, zoo
+from mmspec import picture, sound, zoo
 from mmspec.accept import acceptance as rule_of
 from mmspec.codecs.base import Codec, StreamDecoder
 from mmspec.codecs.hub import HubCodec, family_of
 from mmspec.codecs.mel import MelCodec
-from mmspec.decode import Stop, stream
+from mmspec.decode import Stop
 from mmspec.errors import MmspecError, unknown
 from mmspec.metrics import GenerationStats
 from mmspec.pipelines.loading import copy_companions, load_tokenizer, opened, rename_target
 from mmspec.pipelines.request import repetition, row_seeds
+from mmspec.pipelines.solo import Run, Solo
 from mmspec.placement import check_pair, dtype_of
 from mmspec.reading import Reader, Sentence
 from mmspec.sampling import Sampling
@@ -144,8 +145,8 @@ class TextToSpeechPipeline:
         self.silence = frozenset(silence or ())
         self.folder: Path | None = None  # where the model was loaded from
         self.interrupt = False
+        self.loop: Callable[..., Run] = Solo()
         self._target: tuple[tuple, SpeechTarget] | None = None
-        self._idle: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToSpeechPipeline":
@@ -235,7 +236,7 @@ class TextToSpeechPipeline:
         key = (id(model), model.device, model.dtype)
         if self._target is None or self._target[0] != key:
             name = zoo.weights_hash(self.folder / "transformer") if self.folder else ""
-            self._target, self._idle = (key, SpeechTarget(model, len(self.tokenizer), self.codec, name)), {}
+            self._target = key, SpeechTarget(model, len(self.tokenizer), self.codec, name)
         return self._target[1]
 
     def encode(self, phonemes: list[str], voice: str) -> Prompts:
@@ -310,29 +311,26 @@ class TextToSpeechPipeline:
         seeds = row_seeds(seed, None, len(reading.sentences), "sentences")
         prompts = [self.encode([one.phonemes], self.voices[0] if voice is None else voice) for one in reading.sentences]
         longest = max(self.longest(one.phonemes) for one in reading.sentences)
-        target, name = self.target, chosen if isinstance(chosen, str) else ""
-        guesser = drafters.load(self._idle.pop(name, chosen), self.folder, target, prompts[0], longest)
+        run = self.loop(self, chosen, prompts[0], longest)
         out = TextToSpeechOutput(self.codec.sampling_rate, reading.sentences, seeds, reading.unsaid)
         self.interrupt = False
 
         def speak() -> Iterator[Chunk]:
             for number, prompt in enumerate(prompts):
-                for audio in self._say(out, number, prompt, piece, callback, drafter=guesser, sampling=sampling, rule=rule):
+                for audio in self._say(out, number, run, prompt, piece, callback, sampling=sampling, rule=rule):
                     if len(audio) and out.tokens[number] and not out.first_audio:
                         out.first_audio = perf_counter() - began
                     out.parts.append(audio)
                     yield Chunk(audio, number, out)
                 if self.interrupt:
                     break
-            if name:
-                self._idle[name] = guesser
             if not any(out.tokens) and not self.interrupt:
                 raise MmspecError(f"the model said nothing for {text!r} with seed {seeds[0]}: try another seed or a longer text")
 
         return speak()
 
     def _say(
-        self, out: TextToSpeechOutput, number: int, prompt: Prompts, piece: float | None, callback: Any, **options: Any
+        self, out: TextToSpeechOutput, number: int, run: Run, prompt: Prompts, piece: float | None, callback: Any, **options: Any
     ) -> Iterator[Tensor]:
         """One sentence, piece by piece; the last piece always comes, with the pause after it."""
         sentence, seed = out.sentences[number], out.seeds[number]
@@ -342,7 +340,7 @@ class TextToSpeechPipeline:
         out.stats.append(stats)
         length = self.longest(sentence.phonemes)
         stop = self.stop(length)
-        for found in stream(self.target, prompt, 1, stop, seeds=[seed], cancel=lambda: self.interrupt, stats=stats, **options):
+        for found in run(prompt, 1, stop, seeds=[seed], cancel=lambda: self.interrupt, stats=stats, **options):
             last = found.tokens[0][-1]
             tokens += [token for token in found.tokens[0] if token != self.end]
             if callback:

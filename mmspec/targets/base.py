@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmspec.cache import TreeCache
+from mmspec.errors import MmspecError
 from mmspec.tree import DraftTree
 
 
@@ -83,6 +84,40 @@ class State:
         for row, new in enumerate(tokens):
             self.tokens[row].extend(new)
         self.roots = torch.tensor([row[-1] if row else int(root) for row, root in zip(self.tokens, self.roots)], device=self.roots.device)
+
+    def keep(self, rows: list[int]) -> None:
+        """These rows in this order; all others leave."""
+        sequences = [stream * self.rows + row for stream in range(self.streams) for row in rows]
+        self.cache.keep(sequences)
+        self.shift = self.shift[sequences]
+        self.context = [self.context[sequence] for sequence in sequences] if self.context else []
+        self.roots, self.features = self.roots[rows], self.features[:, rows]
+        self.tokens, self.prompts = [self.tokens[row] for row in rows], [self.prompts[row] for row in rows]
+
+    def join(self, other: "State") -> None:
+        """The rows of another state of the same target come after the present ones."""
+        if self.streams != other.streams or self.options != other.options:
+            raise MmspecError("rows with different guidance cannot be generated together: make a batch of each")
+        mine, theirs, streams = self.rows, other.rows, self.streams
+        self.cache.join(other.cache)
+        self.shift = torch.cat([self.shift, other.shift])
+        self.context = self.context + other.context
+        self.roots = torch.cat([self.roots, other.roots])
+        room = max(self.features.shape[2], other.features.shape[2])
+        features = self.features.new_zeros(streams, mine + theirs, room, self.features.shape[3])
+        features[:, :mine, : self.features.shape[2]] = self.features
+        features[:, mine:, : other.features.shape[2]] = other.features
+        self.features = features
+        self.tokens, self.prompts = self.tokens + other.tokens, self.prompts + other.prompts
+        if streams > 1:  # stream by stream again
+            order = [
+                i
+                for s in range(streams)
+                for i in (*range(s * mine, (s + 1) * mine), *range(streams * mine + s * theirs, streams * mine + (s + 1) * theirs))
+            ]
+            self.cache.keep(order)
+            self.shift = self.shift[order]
+            self.context = [self.context[i] for i in order] if self.context else []
 
 
 @dataclass(frozen=True, slots=True)
