@@ -1,4 +1,4 @@
-"""The command line: `mmspec image · speak · ask · chat · verify · bench · train · info`.
+"""The command line: `mmspec image · speak · ask · chat · verify · bench · train · info · serve`.
 
 Exit codes, for every command: 0 done, 1 a check failed, 2 wrong input (what is wrong and what to do, on standard error, no traceback), 130 interrupted.
 """
@@ -14,6 +14,7 @@ from mmspec.cli.bench import Bench
 from mmspec.cli.common import console
 from mmspec.cli.image import Image
 from mmspec.cli.info import Info
+from mmspec.cli.serve import Serve
 from mmspec.cli.speak import Speak
 from mmspec.cli.train import Train
 from mmspec.cli.verify import Verify
@@ -28,6 +29,7 @@ Command = (
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
 )
 
 

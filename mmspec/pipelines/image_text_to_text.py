@@ -44,6 +44,7 @@ class ImageTextToTextOutput:
     stats: GenerationStats = field(default_factory=GenerationStats)
     ended: list[str] = field(default_factory=list)
     first_token: float = 0.0
+    prompt_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -205,7 +206,7 @@ class ImageTextToTextPipeline:
         seeds = row_seeds(0 if seed is None and sampling.greedy else seed, None, len(asked), "chats")
         prompts = self.encode(asked)
         run = self.loop(self, chosen, prompts, length)
-        out = ImageTextToTextOutput(asked, seeds, [""] * len(asked), [[] for _ in asked])
+        out = ImageTextToTextOutput(asked, seeds, [""] * len(asked), [[] for _ in asked], prompt_tokens=sum(map(len, prompts.conditional)))
         self.interrupt = False
 
         def answer() -> Iterator[Words]:

@@ -1,6 +1,6 @@
 """Any decoder-only transformers model as a target, unmodified."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,10 @@ class Prompts:
         """Some of the rows, guided if they have unconditional twins and guidance is not 1."""
         twins = self.unconditional[rows] if self.unconditional and guidance != 1 else None
         return Prompts(self.conditional[rows], twins, guidance if twins else 1.0)
+
+    def alike(self, rows: int) -> "Prompts":
+        """The first row, `rows` times."""
+        return replace(self, conditional=self.conditional[:1] * rows, unconditional=self.unconditional and self.unconditional[:1] * rows)
 
 
 def refuse(model: PreTrainedModel) -> None:

@@ -25,6 +25,9 @@ class VisualPrompts(Prompts):
     def part(self, rows: slice, guidance: float) -> "VisualPrompts":
         return VisualPrompts(self.conditional[rows], images=self.images[rows])
 
+    def alike(self, rows: int) -> "VisualPrompts":
+        return VisualPrompts(self.conditional[:1] * rows, images=self.images[:1] * rows)
+
     @classmethod
     def of(cls, rows: list[dict[str, Tensor]]) -> "VisualPrompts":
         """From a processor's output for each row alone (`return_tensors="pt"`)."""

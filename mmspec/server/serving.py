@@ -1,0 +1,252 @@
+"""What every endpoint shares: models, limits, errors, and following a generation from an event loop."""
+
+import asyncio
+import copy
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from time import monotonic, time
+from typing import Any, TypeVar
+
+import torch
+from anyio import CapacityLimiter, to_thread
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from pydantic import BaseModel, ConfigDict
+
+from mmspec import zoo
+from mmspec.batching import Batcher, Busy
+from mmspec.errors import MmspecError
+from mmspec.metrics import GenerationStats
+from mmspec.pipelines import pipeline, task_of
+
+Part = TypeVar("Part")
+
+# Seconds between looks whether a client is still there.
+LOOK = 0.2
+
+
+class Refusal(MmspecError):
+    """A request that is answered with an error of this HTTP status."""
+
+    def __init__(self, status: int, message: str, code: str | None = None):
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class Shape(BaseModel):
+    """A request body: a field that is not known is an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """What every error looks like."""
+
+    error: Problem
+
+
+# What any endpoint may answer beside what was asked for.
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "The request is wrong; the message says how."},
+    401: {"model": ErrorBody, "description": "The API key is missing or wrong."},
+    404: {"model": ErrorBody, "description": "No such model."},
+    413: {"model": ErrorBody, "description": "The body is too large."},
+    429: {"model": ErrorBody, "description": "The queue is full: ask again after Retry-After seconds."},
+    503: {"model": ErrorBody, "description": "The server is shutting down, or a part of the model cannot be read."},
+    504: {"model": ErrorBody, "description": "The request took longer than the server allows."},
+}
+
+
+class Speculation(BaseModel):
+    """What drafting gained, for one request."""
+
+    drafter: str
+    acceptance: str
+    lossless: bool
+    tokens: int
+    rounds: int
+    mean_acceptance_length: float
+    accepted_draft_tokens: int
+    nodes_per_round: float
+    tokens_per_second: float
+    seconds: dict[str, float]
+
+
+class Metrics(BaseModel):
+    speculative_decoding: Speculation
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Rows in a batch and calls that wait for each model, seconds for a request, bytes of a body, characters of a text, pixels of a picture."""
+
+    rows: int = 16
+    waiting: int = 64
+    seconds: float = 300.0
+    body: int = 20_000_000
+    text: int = 4000
+    pixels: int = 16_000_000
+
+
+class Gauges:
+    """What Prometheus reads, in a registry of its own."""
+
+    def __init__(self, models: "dict[str, Model]"):
+        self.registry = CollectorRegistry()
+        home = self.registry
+        self.requests = Counter("mmspec_requests", "Requests by path and status", ("path", "status"), registry=home)
+        self.seconds = Histogram("mmspec_request_seconds", "Seconds until a request was answered", ("path",), registry=home)
+        self.tokens = Counter("mmspec_tokens", "Tokens generated", ("model",), registry=home)
+        self.rounds = Counter("mmspec_rounds", "Target passes that committed tokens of a request", ("model",), registry=home)
+        running = Gauge("mmspec_rows_running", "Rows that are generated now", ("model",), registry=home)
+        waiting = Gauge("mmspec_requests_waiting", "Calls that wait for a place", ("model",), registry=home)
+        for name, model in models.items():
+            running.labels(name).set_function(partial(lambda batcher: batcher.load[0], model.batcher))
+            waiting.labels(name).set_function(partial(lambda batcher: batcher.load[1], model.batcher))
+
+
+@dataclass(slots=True)
+class Model:
+    """A pipeline that is served, its task, and the batcher that all of its requests go through."""
+
+    name: str
+    task: str
+    pipe: Any
+    batcher: Batcher
+    since: int = field(default_factory=lambda: int(time()))
+
+    def seat(self) -> Any:
+        """The pipeline for one request: the same parts, with an `interrupt` of its own."""
+        return copy.copy(self.pipe)
+
+
+class Serving:
+    """Models by name, limits, and who may fetch what."""
+
+    def __init__(self, pipes: dict[str, tuple[str, Any]], limits: Limits = Limits(), api_key: str | None = None, urls: bool = False):
+        self.limits, self.api_key, self.urls = limits, api_key, urls
+        self.models: dict[str, Model] = {}
+        for name, (task, pipe) in pipes.items():
+            pipe.loop = Batcher(limits.rows, limits.waiting)
+            self.models[name] = Model(name, task, pipe, pipe.loop)
+        self.gauges = Gauges(self.models)
+        self._threads: CapacityLimiter | None = None
+
+    def model(self, name: str | None, task: str) -> Model:
+        """The model of that name, the task's first if None."""
+        known = {key: model for key, model in self.models.items() if model.task == task}
+        if name is None and known:
+            return next(iter(known.values()))
+        if name not in known:
+            has = ", ".join(known) or "none"
+            raise Refusal(404, f"no model {name!r} for {task} is served here: there is {has}", "model_not_found")
+        return known[name]
+
+    def text(self, name: str, text: str) -> str:
+        """A text of a request that is not too long."""
+        if len(text) > self.limits.text:
+            raise Refusal(400, f"{name} has {len(text)} characters, and {self.limits.text} are the most: shorten it")
+        return text
+
+    async def follow(self, request: Request | None, pipe: Any, make: Callable[[], Iterator[Part]]) -> AsyncIterator[Part]:
+        """The parts of a blocking iterator, made and advanced in threads. It is interrupted when the client of `request` leaves, if
+        given, or time is up; then this raises."""
+        until, end = monotonic() + self.limits.seconds, object()
+
+        async def step(work: Callable[[], Any]) -> Any:
+            task = asyncio.ensure_future(self.thread(work))
+            while not task.done():
+                await asyncio.wait({task}, timeout=LOOK)
+                if monotonic() > until or (request and await request.is_disconnected()):
+                    pipe.interrupt = True
+            found = task.result()
+            if pipe.interrupt:
+                raise Refusal(504, f"the request took more than {self.limits.seconds:g} s and was ended: ask for less")
+            return found
+
+        try:
+            iterator = await step(make)
+            while (part := await step(lambda: next(iterator, end))) is not end:
+                yield part
+        finally:
+            pipe.interrupt = True
+
+    async def thread(self, work: Callable[[], Part]) -> Part:
+        """What `work` returns, run in a thread."""
+        self._threads = self._threads or CapacityLimiter(4 * (self.limits.rows + self.limits.waiting))
+        return await to_thread.run_sync(work, limiter=self._threads)
+
+    def report(self, model: Model, stats: GenerationStats) -> Metrics:
+        """Statistics of a request that is done, counted once."""
+        self.gauges.tokens.labels(model.name).inc(stats.tokens)
+        self.gauges.rounds.labels(model.name).inc(stats.rounds)
+        taken = sum(map(len, stats.runs))
+        facts = stats.as_dict()
+        return Metrics(
+            speculative_decoding=Speculation(
+                **{name: facts[name] for name in Speculation.model_fields.keys() & facts.keys()},
+                accepted_draft_tokens=stats.tokens - taken,
+            )
+        )
+
+
+def load(names: Sequence[str], device: str, dtype: torch.dtype) -> dict[str, tuple[str, Any]]:
+    """Tasks and pipelines of models by name; of every bundled one if none is named."""
+    found = {}
+    for name in names or zoo.bundled():
+        task = task_of(zoo.resolve(name, bare=True))
+        found[Path(name).name] = (task, pipeline(task, name, device=device, dtype=dtype))
+    if not found:
+        raise MmspecError("no model is bundled here: name one")
+    return found
+
+
+def event(data: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(data)}\n\n"
+
+
+async def last(parts: AsyncIterator[Part]) -> Part:
+    """The last part, when all have come."""
+    found = await anext(parts)
+    async for part in parts:
+        found = part
+    return found
+
+
+async def started(parts: AsyncIterator[Part]) -> AsyncIterator[Part]:
+    """The same parts once the first is there: what goes wrong before it has a status, what goes wrong later is the last event."""
+    first = await anext(parts)
+
+    async def rest() -> AsyncIterator[Any]:
+        yield first
+        try:
+            async for part in parts:
+                yield part
+        except MmspecError as error:
+            if isinstance(first, str):
+                yield f"data: {bytes(refused(error).body).decode()}\n\n"
+
+    return rest()
+
+
+def refused(error: Exception) -> JSONResponse:
+    """The answer to a request that failed."""
+    status, code, headers = 400, None, {}
+    if isinstance(error, Refusal):
+        status, code = error.status, error.code
+    elif isinstance(error, Busy):
+        status, code, headers = 429, "queue_full", {"Retry-After": "2"}
+    kind = "invalid_request_error" if status < 429 else "rate_limit_error" if status == 429 else "server_error"
+    return JSONResponse({"error": {"message": str(error), "type": kind, "param": None, "code": code}}, status, headers)
