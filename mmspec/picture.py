@@ -19,6 +19,8 @@ from mmspec.errors import MmspecError
 STILL = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOVING = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 
+DRAFTED, BONUS = ((30, 160, 80), (120, 210, 150)), (233, 140, 30)
+
 # Most pixels of a picture that is read, and most bytes that are fetched for one.
 PIXELS, BYTES = 64_000_000, 50_000_000
 
@@ -144,10 +146,26 @@ def filling(image: Image.Image, runs: list[int], height: int, width: int, stride
         frame = shown.copy()
         pen = ImageDraw.Draw(frame)
         for (left, top, right, bottom), bonus in cells:
-            pen.rectangle((left, top, right - 1, bottom - 1), outline=(233, 140, 30) if bonus else (30, 160, 80), width=max(2, scale // 2))
+            pen.rectangle((left, top, right - 1, bottom - 1), outline=BONUS if bonus else DRAFTED[0], width=max(2, scale // 2))
         frames.append(frame)
         done += run
     return [*frames, big]
+
+
+def tinted(image: Image.Image, runs: list[int], height: int, width: int, stride: int) -> Image.Image:
+    """`image` with what each round committed outlined: drafted tokens in green, round by round light and dark, bonus tokens in orange."""
+    cell_x, cell_y = image.width / width, image.height / height
+    shown = image.copy()
+    pen, done = ImageDraw.Draw(shown), 0
+    for number, run in enumerate(runs):
+        for place in range(done, done + run):
+            row, column = divmod(place, stride)
+            if column < width:
+                colour = BONUS if place == done + run - 1 else DRAFTED[number % 2]
+                box = (round(column * cell_x), round(row * cell_y), round((column + 1) * cell_x) - 1, round((row + 1) * cell_y) - 1)
+                pen.rectangle(box, outline=colour, width=2)
+        done += run
+    return shown
 
 
 def animate(frames: list[Image.Image], path: Path, milliseconds: int = 120) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `mmspec image · speak · ask · chat · verify · bench · train · info · serve`.
+"""The command line: `mmspec image · speak · ask · chat · verify · bench · train · info · serve · demo`.
 
 Exit codes, for every command: 0 done, 1 a check failed, 2 wrong input (what is wrong and what to do, on standard error, no traceback), 130 interrupted.
 """
@@ -12,6 +12,7 @@ from mmspec import __version__
 from mmspec.cli.ask import Ask, Chat
 from mmspec.cli.bench import Bench
 from mmspec.cli.common import console
+from mmspec.cli.demo import Demo
 from mmspec.cli.image import Image
 from mmspec.cli.info import Info
 from mmspec.cli.serve import Serve
@@ -29,6 +30,7 @@ Command = (
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
 )
 

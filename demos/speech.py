@@ -1,0 +1,6 @@
+"""The speech demo alone: python demos/speech.py"""
+
+from mmspec.demo.app import launch
+from mmspec.demo.stage import Stage
+
+launch(Stage(), ["Speech"])

@@ -1,0 +1,80 @@
+"""The ask tab: a picture and a chat about it, words as they are verified."""
+
+from typing import Any
+
+import gradio as gr
+
+from mmspec import picture
+from mmspec.demo.stage import Stage, chosen
+from mmspec.errors import MmspecError
+
+QUESTIONS = ["What is in the picture?", "How many are there?", "Describe the picture."]
+
+
+def tab(stage: Stage) -> None:
+    """Build the tab."""
+    player = stage.player("image-text-to-text")
+    with gr.Row():
+        with gr.Column():
+            image = gr.Image(label="Picture", type="filepath", height=320, sources=["upload", "clipboard"])
+            found = examples(player.pipe.folder)
+            if found:
+                gr.Examples(found, image, label="Example pictures")
+            with gr.Accordion("Settings", open=False):
+                seed = gr.Number(7, label="Seed", info="The same seed gives the same answer with any drafter; empty draws one", precision=0)
+                temperature = gr.Slider(0, 1.5, player.pipe.temperature, step=0.1, label="Temperature", info="0 is greedy")
+                length = gr.Slider(8, 512, player.pipe.max_new_tokens, step=8, label="Most new tokens")
+                drafter = gr.Dropdown(player.drafters, value=player.pipe.drafter, label="Drafter", info="changes the speed alone")
+        with gr.Column():
+            talk = gr.Chatbot(label="Chat", height=300, sanitize_html=True, buttons=["copy"])
+            question = gr.Textbox(QUESTIONS[0], label="Question", max_lines=3)
+            gr.Examples(QUESTIONS, question, label="Examples")
+            with gr.Row():
+                go, stop, clear = gr.Button("Ask", variant="primary"), gr.Button("Stop"), gr.Button("New chat")
+            runs = gr.HighlightedText(
+                label="Accepted runs of the last answer: what came in one round has one colour",
+                color_map={"a": "#7dcf9f", "b": "#f9cf9a"},
+                show_inline_category=False,
+            )
+            numbers = gr.Markdown(label="Live numbers")
+
+    def ask(path: str | None, question: str, talk: list, seed: float, temperature: float, length: int, drafter: str, request: gr.Request):
+        with player.seat(request.session_hash) as pipe:
+            if not question.strip():
+                raise MmspecError("there is no question: type one, such as 'How many are there?'")
+            said = [{"role": one["role"], "content": text_of(one["content"])} for one in talk]
+            chat: list[dict] = [*said, {"role": "user", "content": question}]
+            if path:
+                chat[0] = {
+                    "role": "user",
+                    "content": [{"type": "image", "image": picture.read(path)}, {"type": "text", "text": chat[0]["content"]}],
+                }
+            talk = [*talk, {"role": "user", "content": question}, {"role": "assistant", "content": ""}]
+            options: dict[str, Any] = dict(temperature=temperature, max_new_tokens=int(length), drafter=drafter)
+            coloured: list[tuple[str, str]] = []
+            for step, words in enumerate(pipe.stream(chat, seed=chosen(seed), **options)):
+                coloured.append((words.texts[0], "ab"[step % 2]))
+                talk[-1] = {"role": "assistant", "content": words.output.text}
+                yield talk, coloured, player.numbers(words.output.stats), gr.skip()
+            yield talk, coloured, player.numbers(words.output.stats), ""
+
+    inputs = [image, question, talk, seed, temperature, length, drafter]
+    outputs = [talk, runs, numbers, question]
+    gr.on([go.click, question.submit], ask, inputs, outputs, concurrency_limit=8, api_name="ask", show_progress="hidden")
+    stop.click(stage.stop, api_visibility="private", queue=False)
+    clear.click(lambda: ([], [], ""), None, [talk, runs, numbers], api_visibility="private")
+    image.change(lambda: ([], [], ""), None, [talk, runs, numbers], api_visibility="private")
+
+
+def text_of(content: Any) -> str:
+    """The words of a message as the chat component gives it back."""
+    parts = content if isinstance(content, list) else [content]
+    return "".join(part if isinstance(part, str) else part.get("text", "") for part in parts)
+
+
+def examples(folder: Any) -> list[str]:
+    """Pictures that the model's folder brings."""
+    from mmspec.demo.stage import lines
+
+    named = dict.fromkeys(row["image"] for row in lines(folder) if row.get("image"))
+    return [str(folder / name) for name in named][:4]

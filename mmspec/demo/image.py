@@ -1,0 +1,80 @@
+"""The image tab: a picture that fills in as its tokens are verified."""
+
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from mmspec import picture
+from mmspec.demo.stage import Stage, chosen
+
+EXAMPLES = ["a red heart, 3d style", "a cat face, flat style", "a sunflower, 3d style", "a strawberry, noto style"]
+
+# Pixels of the picture's longer side on the page.
+SIDE = 448
+
+
+def tab(stage: Stage) -> None:
+    """Build the tab."""
+    player = stage.player("text-to-image")
+    grid = player.pipe.grid
+    with gr.Row():
+        with gr.Column(scale=2):
+            prompt = gr.Textbox(EXAMPLES[0], label="What to draw", max_lines=2)
+            gr.Examples(EXAMPLES, prompt, label="Examples")
+            with gr.Row():
+                go, stop = gr.Button("Draw", variant="primary"), gr.Button("Stop")
+            overlay = gr.Checkbox(True, label="Show accepted runs", info="green: drafted and accepted, orange: the target's own token")
+            with gr.Accordion("Settings", open=False):
+                seed = gr.Number(
+                    7, label="Seed", info="The same seed draws the same picture with any drafter; empty draws one", precision=0
+                )
+                count = gr.Slider(1, 4, 1, step=1, label="Pictures", info="of this seed and the ones after it")
+                guidance = gr.Slider(0, 6, player.pipe.config.guidance_scale, step=0.5, label="Guidance", info="1 is none")
+                temperature = gr.Slider(0, 1.5, player.pipe.config.temperature, step=0.1, label="Temperature", info="0 is greedy")
+                drafter = gr.Dropdown(player.drafters, value=player.pipe.config.drafter, label="Drafter", info="changes the speed alone")
+        with gr.Column(scale=3):
+            canvas = gr.Image(label="The picture as its tokens are verified", height=SIDE, format="png", interactive=False)
+            numbers = gr.Markdown(label="Live numbers")
+            gallery = gr.Gallery(label="Pictures of this visit, newest first", columns=4, height=200, format="png")
+            drawn = gr.State([])
+
+    def draw(
+        prompt: str,
+        seed: float,
+        count: int,
+        guidance: float,
+        temperature: float,
+        drafter: str,
+        overlay: bool,
+        drawn: list,
+        request: gr.Request,
+    ):
+        with player.seat(request.session_hash) as pipe:
+            options: dict[str, Any] = dict(guidance_scale=guidance, temperature=temperature, drafter=drafter)
+            for part in pipe.stream(prompt, seed=chosen(seed), num_images_per_prompt=int(count), **options):
+                runs = part.stats.runs
+                shown = [large(image, runs[row] if overlay else [], grid) for row, image in enumerate(part.images())]
+                yield picture.sheet(shown), player.numbers(part.stats), gr.skip(), gr.skip()
+            done = [(image.resize((256, 256)), f"{prompt}, seed {seed}") for image, seed in zip(part.images(), part.seeds)]
+            drawn = [*done, *drawn][:24]
+            yield picture.sheet(shown), player.numbers(part.stats), drawn, drawn
+
+    inputs = [prompt, seed, count, guidance, temperature, drafter, overlay, drawn]
+    gr.on(
+        [go.click, prompt.submit],
+        draw,
+        inputs,
+        [canvas, numbers, gallery, drawn],
+        concurrency_limit=8,
+        api_name="draw",
+        show_progress="minimal",
+    )
+    stop.click(stage.stop, api_visibility="private", queue=False)
+
+
+def large(image: Image.Image, runs: list[int], grid: Any) -> Image.Image:
+    """The picture on the page's scale, with the runs tinted."""
+    scale = max(1, SIDE // max(image.size))
+    big = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    return picture.tinted(big, runs, grid.height, grid.width, grid.stride) if runs else big

@@ -1,0 +1,108 @@
+"""The race tab: one seed with and without speculation, side by side."""
+
+import html
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from mmspec.demo.image import large
+from mmspec.demo.stage import Player, Stage, chosen
+
+KINDS = {"Image": "text-to-image", "Speech": "text-to-speech", "Ask": "image-text-to-text"}
+PROMPTS = {
+    "Image": "a red heart, 3d style",
+    "Speech": "Who is the fastest of them all? Nobody knows.",
+    "Ask": "What is the capital of France?",
+}
+
+# What a runner shows: tokens so far, statistics, and the output as the page shows it.
+Step = tuple[list[list[int]], Any, dict[str, Any]]
+
+
+def image_steps(pipe: Any, prompt: str, seed: int, drafter: str) -> Iterator[Step]:
+    for part in pipe.stream(prompt, seed=seed, drafter=drafter):
+        yield part.tokens, part.stats, {"image": large(part.images()[0], part.stats.runs[0], pipe.grid)}
+
+
+def speech_steps(pipe: Any, prompt: str, seed: int, drafter: str) -> Iterator[Step]:
+    for chunk in pipe.stream(prompt, seed=seed, drafter=drafter):
+        out = chunk.output
+        yield [list(row) for row in out.tokens], out.total, {"text": f"{out.seconds:.1f} s of speech"}
+
+
+def ask_steps(pipe: Any, prompt: str, seed: int, drafter: str) -> Iterator[Step]:
+    for words in pipe.stream(None, prompt, seed=seed, drafter=drafter, temperature=1.0):
+        yield [list(words.output.tokens[0])], words.output.stats, {"text": words.output.text}
+
+
+STEPS: dict[str, Callable[..., Iterator[Step]]] = {"Image": image_steps, "Speech": speech_steps, "Ask": ask_steps}
+
+
+def race(runners: list[Iterator[Step]]) -> Iterator[list[Step]]:
+    """Whose clock is behind goes on: each runner's clock counts its own rounds, so that sharing a machine slows neither."""
+    steps, over = [next(runner) for runner in runners], [False] * len(runners)
+    yield steps
+    while not all(over):
+        behind = min((i for i in range(len(runners)) if not over[i]), key=lambda i: steps[i][1].total)
+        found = next(runners[behind], None)
+        over[behind] = found is None
+        if found is not None:
+            steps = [*steps[:behind], found, *steps[behind + 1 :]]
+            yield steps
+
+
+def tab(stage: Stage) -> None:
+    """Build the tab."""
+    kinds = [kind for kind, task in KINDS.items() if task in stage.players]
+    players = {kind: stage.players[KINDS[kind]] for kind in kinds}
+    with gr.Row():
+        kind = gr.Radio(kinds, value=kinds[0], label="What")
+        prompt = gr.Textbox(PROMPTS[kinds[0]], label="Prompt", max_lines=2, scale=3)
+        seed = gr.Number(7, label="Seed", precision=0)
+    with gr.Row():
+        go, stop = gr.Button("Race", variant="primary"), gr.Button("Stop")
+    result = gr.Markdown("The same model and the same seed, with drafting and without.", label="Result")
+    boards = []
+    with gr.Row():
+        for name in ("With speculation", "Plain decoding"):
+            with gr.Column():
+                clock = gr.Markdown(f"### {name}", label=f"{name}: clock")
+                image = gr.Image(label=f"{name}: picture", height=320, format="png", interactive=False, visible=kinds[0] == "Image")
+                text = gr.Textbox(label=f"{name}: output", lines=4, interactive=False, visible=kinds[0] != "Image")
+                boards += [clock, image, text]
+
+    def show(name: str, player: Player, step: Step) -> list[Any]:
+        tokens, stats, shown = step
+        count = sum(map(len, tokens))
+        line = f"### {name}\n**{stats.total:.2f} s** · {count} tokens · {count / max(stats.total, 1e-9):.0f} tokens/s"
+        return [line, shown.get("image", gr.skip()), shown.get("text", gr.skip())]
+
+    def run(kind: str, prompt: str, seed: float, request: gr.Request):
+        player, number = players[kind], chosen(seed)
+        number = 0 if number is None else number
+        default = getattr(player.pipe, "config", player.pipe).drafter
+        with stage.racing, player.seat(request.session_hash, alone=True) as pipe:
+            runners = [STEPS[kind](pipe, prompt, number, drafter) for drafter in (default, "none")]
+            for steps in race(runners):
+                boards = [one for name, step in zip((f"With {default}", "Plain decoding"), steps) for one in show(name, player, step)]
+                yield "…", *boards
+            (ours, fast, _), (plain, slow, _) = steps
+            same = "yes" if ours == plain else "NO"
+            times = f"{fast.total:.2f} s against {slow.total:.2f} s: **{slow.total / fast.total:.2f} ×**"
+            yield f"## identical: {same}\n{times}, seed {number}, {html.escape(player.name)}", *boards
+
+    def switch(kind: str):
+        return PROMPTS[kind], *[gr.update(visible=(kind == "Image") == (i % 3 == 1)) if i % 3 else gr.skip() for i in range(6)]
+
+    kind.change(switch, kind, [prompt, *boards], api_visibility="private")
+    gr.on(
+        [go.click, prompt.submit],
+        run,
+        [kind, prompt, seed],
+        [result, *boards],
+        concurrency_limit=8,
+        api_name="race",
+        show_progress="hidden",
+    )
+    stop.click(stage.stop, api_visibility="private", queue=False)

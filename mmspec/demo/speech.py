@@ -1,0 +1,98 @@
+"""The speech tab: sound that starts before all is said."""
+
+import base64
+import json
+from typing import Any
+from uuid import uuid4
+
+import gradio as gr
+
+from mmspec import sound
+from mmspec.demo.stage import Stage, chosen
+
+EXAMPLES = [
+    "Hello there. This voice starts before its sentence is finished.",
+    "The train leaves at 7:45 and costs $12.50.",
+    "Who is the fastest of them all? Nobody knows.",
+]
+
+# Plays pieces of sound one after the other. Every message repeats the last few pieces, so that one that the page skips is not missed.
+PLAY = """
+(message) => {
+  if (!message) return;
+  const {id, rate, first, pieces} = JSON.parse(message);
+  const page = window.mmspec = window.mmspec || {};
+  if (page.id !== id) {
+    if (page.context) page.context.close();
+    Object.assign(page, {id, next: 0, played: 0, context: new AudioContext({sampleRate: rate})});
+  }
+  pieces.forEach((piece, i) => {
+    if (first + i < page.played) return;
+    const bytes = Uint8Array.from(atob(piece), (c) => c.charCodeAt(0));
+    const samples = Float32Array.from(new Int16Array(bytes.buffer), (v) => v / 32768);
+    page.played = first + i + 1;
+    if (!samples.length) return;
+    const buffer = page.context.createBuffer(1, samples.length, rate);
+    buffer.copyToChannel(samples, 0);
+    const source = page.context.createBufferSource();
+    source.buffer = buffer;
+    source.connect(page.context.destination);
+    page.next = Math.max(page.next, page.context.currentTime + 0.05);
+    source.start(page.next);
+    page.next += buffer.duration;
+  });
+}
+"""
+HUSH = "() => { if (window.mmspec && window.mmspec.context) { window.mmspec.context.close(); window.mmspec = {}; } }"
+
+# Pieces in one message.
+REPEATED = 8
+
+
+def tab(stage: Stage) -> None:
+    """Build the tab."""
+    player = stage.player("text-to-speech")
+    rate = player.pipe.codec.sampling_rate
+    with gr.Row():
+        with gr.Column():
+            text = gr.Textbox(EXAMPLES[0], label="What to say", lines=3)
+            gr.Examples(EXAMPLES, text, label="Examples")
+            voice = gr.Radio(player.pipe.voices, value=player.pipe.voices[0], label="Voice")
+            tolerance = gr.Slider(
+                1,
+                8,
+                1,
+                step=1,
+                label="Tolerance",
+                info="1 is exact. Above, tokens among so many best are accepted: faster, and NOT the same speech",
+            )
+            with gr.Row():
+                go, stop = gr.Button("Speak", variant="primary"), gr.Button("Stop")
+            with gr.Accordion("Settings", open=False):
+                seed = gr.Number(7, label="Seed", info="The same seed says it the same way with any drafter; empty draws one", precision=0)
+                temperature = gr.Slider(0, 1.5, player.pipe.temperature, step=0.1, label="Temperature", info="0 is greedy")
+                drafter = gr.Dropdown(player.drafters, value=player.pipe.drafter, label="Drafter", info="changes the speed alone")
+        with gr.Column():
+            progress = gr.Markdown("Sound starts as soon as its first tokens are verified.", label="Progress")
+            whole = gr.Audio(label="All that was said", format="wav", interactive=False)
+            numbers = gr.Markdown(label="Live numbers")
+            pieces = gr.Textbox(visible="hidden", label="Pieces of sound")
+
+    def speak(text: str, voice: str, tolerance: int, seed: float, temperature: float, drafter: str, request: gr.Request):
+        with player.seat(request.session_hash) as pipe:
+            options: dict[str, Any] = dict(voice=voice, temperature=temperature, drafter=drafter, acceptance=f"tolerance:{int(tolerance)}")
+            call, told = uuid4().hex, []
+            for chunk in pipe.stream(text, seed=chosen(seed), **options):
+                told.append(base64.b64encode(sound.pcm(chunk.audio).numpy().astype("<i2").tobytes()).decode())
+                first, out = max(0, len(told) - REPEATED), chunk.output
+                message = json.dumps({"id": call, "rate": rate, "first": first, "pieces": told[first:]})
+                spent = sum(stats.total for stats in out.stats)
+                line = f"{out.seconds:.1f} s of speech after {spent:.1f} s of work; the first sound came after {out.first_audio:.2f} s"
+                yield message, line, player.numbers(out.total), gr.skip()
+            yield gr.skip(), line, player.numbers(out.total), (rate, sound.pcm(out.audio).numpy())
+
+    inputs = [text, voice, tolerance, seed, temperature, drafter]
+    outputs = [pieces, progress, numbers, whole]
+    gr.on([go.click, text.submit], speak, inputs, outputs, concurrency_limit=8, api_name="speak", show_progress="hidden")
+    pieces.change(None, pieces, None, js=PLAY, api_visibility="private")
+    stop.click(stage.stop, js=HUSH, api_visibility="private", queue=False)
