@@ -121,20 +121,33 @@ def pipeline(run: Run) -> TextToSpeechPipeline:
     return TextToSpeechPipeline.from_pretrained(run.out.absolute(), torch_dtype=torch.bfloat16).to(run.device or "cpu")
 
 
+def spliced(chance: random.Random, texts: list[str]) -> str:
+    """The first half of one text and the second half of another, cut between words."""
+    first, second = (chance.choice(texts).split(" ") for _ in range(2))
+    return " ".join([*first[: (len(first) + 1) // 2], *second[(len(second) + 1) // 2 :]])
+
+
 def captured(run: Run) -> Captured:
-    """Features of sampled and of true sequences, made once for all drafters."""
+    """Features of sampled and of true sequences, made once for all drafters.
+
+    Samples follow texts that the target has not seen, as those of its users will be: it is surer of the ones that it has.
+    """
     stage, goal = run.recipe["capture"], pipeline(run)
     goal.target.narrowest = 1
     chance = random.Random(0)
-    found = [one for said, one in spoken(run)[0] if not said.held_out]
-    chosen = [chance.choice(found) for _ in range(stage["sampled"] + stage["taken"])]
-    chosen.sort(key=lambda one: len(one.codes))  # rows of a batch end at about the same time
-    batches = [chosen[start : start + stage["batch"]] for start in range(0, len(chosen), stage["batch"])]
-    chance.shuffle(batches)
-    count = stage["sampled"] // stage["batch"]
-    asked = (Prompts([one.prompt for one in batch]) for batch in batches[:count])
-    given = ((Prompts([one.prompt for one in batch]), [one.codes.long() for one in batch]) for batch in batches[count:])
-    stop = Stop(max(len(one.codes) for one in found), frozenset({goal.end}))
+    found = [(said, one) for said, one in spoken(run)[0] if not said.held_out]
+    texts = sorted((spliced(chance, [said.phonemes for said, _ in found]) for _ in range(stage["sampled"])), key=len)
+    taken = sorted((chance.choice(found)[1] for _ in range(stage["taken"])), key=lambda one: len(one.codes))
+
+    def batches(rows: list) -> list[list]:
+        """Rows of a batch end at about the same time."""
+        parts = [rows[start : start + stage["batch"]] for start in range(0, len(rows), stage["batch"])]
+        chance.shuffle(parts)
+        return parts
+
+    asked = [Prompts([goal.encode([text], chance.choice(goal.voices)).conditional[0] for text in part]) for part in batches(texts)]
+    given = [(Prompts([one.prompt for one in part]), [one.codes.long() for one in part]) for part in batches(taken)]
+    stop = Stop(max(len(one.codes) for _, one in found), frozenset({goal.end}))
     return capture(goal.target, asked, stop, given, run.file("captured", goal.target.hash, stage))
 
 
