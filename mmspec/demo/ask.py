@@ -60,10 +60,12 @@ def tab(stage: Stage) -> None:
 
     inputs = [image, question, talk, seed, temperature, length, drafter]
     outputs = [talk, runs, numbers, question]
-    gr.on([go.click, question.submit], ask, inputs, outputs, concurrency_limit=8, api_name="ask", show_progress="hidden")
+    asked = gr.on([go.click, question.submit], ask, inputs, outputs, concurrency_limit=8, api_name="ask", show_progress="hidden")
     stop.click(stage.stop, api_visibility="private", queue=False)
-    clear.click(lambda: ([], [], ""), None, [talk, runs, numbers], api_visibility="private")
-    image.change(lambda: ([], [], ""), None, [talk, runs, numbers], api_visibility="private")
+    for anew in (clear.click, image.change):
+        anew(stage.stop, cancels=asked, api_visibility="private", queue=False).then(
+            lambda: ([], [], ""), None, [talk, runs, numbers], api_visibility="private"
+        )
 
 
 def text_of(content: Any) -> str:

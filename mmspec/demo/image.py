@@ -52,9 +52,11 @@ def tab(stage: Stage) -> None:
     ):
         with player.seat(request.session_hash) as pipe:
             options: dict[str, Any] = dict(guidance_scale=guidance, temperature=temperature, drafter=drafter)
+            runs: list[list[int]] = [[] for _ in range(int(count))]
             for part in pipe.stream(prompt, seed=chosen(seed), num_images_per_prompt=int(count), **options):
-                runs = part.stats.runs
-                shown = [large(image, runs[row] if overlay else [], grid) for row, image in enumerate(part.images())]
+                for row, new in zip(runs, part.new):
+                    row += [len(new)] if new else []
+                shown = [large(image, run if overlay else [], grid) for image, run in zip(part.images(), runs)]
                 yield picture.sheet(shown), player.numbers(part.stats), gr.skip(), gr.skip()
             done = [(image.resize((256, 256)), f"{prompt}, seed {seed}") for image, seed in zip(part.images(), part.seeds)]
             drawn = [*done, *drawn][:24]

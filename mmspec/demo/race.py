@@ -87,6 +87,9 @@ def tab(stage: Stage) -> None:
             for steps in race(runners):
                 boards = [one for name, step in zip((f"With {default}", "Plain decoding"), steps) for one in show(name, player, step)]
                 yield "…", *boards
+            if pipe.interrupt:
+                yield "Stopped.", *boards
+                return
             (ours, fast, _), (plain, slow, _) = steps
             same = "yes" if ours == plain else "NO"
             times = f"{fast.total:.2f} s against {slow.total:.2f} s: **{slow.total / fast.total:.2f} ×**"
