@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +26,7 @@ from PIL import Image
 import mmspec
 
 openai = pytest.importorskip("openai")
+schemathesis = pytest.importorskip("schemathesis")
 pytest.importorskip("fastapi")
 
 PROMPT, TEXT, KEY = "a red heart, 3d style", "Hello there. And you?", "correct horse"
@@ -342,3 +345,60 @@ def test_addresses_that_are_not_public() -> None:
             fetch(url, 100, 1.0)
     with pytest.raises(MmspecError, match="starts with data:, http"):
         fetch("file:///etc/passwd", 100, 1.0)
+
+
+@pytest.fixture(scope="module")
+def description(address: str):
+    return schemathesis.openapi.from_url(f"{address}/openapi.json")
+
+
+@schemathesis.pytest.from_fixture("description").parametrize()
+@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+def test_what_is_described(case) -> None:
+    """Requests made up from the OpenAPI description, right and wrong: answers are as described, and never a server error."""
+    case.call_and_validate(timeout=60)
+
+
+def test_a_killed_server(folders, tmp_path: Path) -> None:
+    """A client sees a broken connection, no half answer that looks whole; the next server serves the same request."""
+    body = {"messages": chat("hello there"), "seed": 5, "temperature": 1.0, "stream": True}
+    command = [sys.executable, "-m", "mmspec", "serve", "--port", "0", "--dtype", "fp64", "--device", "cpu", "--models", folders[2]]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    found = next(match[1] for line in process.stderr if (match := re.search(r"at (http://\S+)", line)))
+    with pytest.raises(httpx.TransportError), httpx.stream("POST", f"{found}/v1/chat/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        process.kill()
+        assert "data: [DONE]" not in list(lines)
+    process.wait(60)
+    with serving(tmp_path / "log", "--models", folders[2]) as address:
+        assert "data: [DONE]" in httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).text
+
+
+def test_a_model_folder_that_vanishes(folders, tmp_path: Path) -> None:
+    """What is loaded goes on; a drafter that is not is named; starting without the folder is an error."""
+    folder = shutil.copytree(folders[1], tmp_path / "model")
+    with serving(tmp_path / "log", "--models", str(folder)) as address:
+        shutil.rmtree(folder)
+        answer = httpx.post(f"{address}/v1/audio/speech", json={"input": TEXT, "seed": 1}, timeout=60)
+        assert answer.status_code == 200 and len(answer.content) > 1000
+        answer = httpx.post(f"{address}/v1/audio/speech", json={"input": TEXT, "drafter": "vadusa"}, timeout=60)
+        assert answer.status_code in (400, 503) and "vadusa" in answer.json()["error"]["message"]
+    found = subprocess.run([sys.executable, "-m", "mmspec", "serve", "--models", str(folder)], capture_output=True, text=True)
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+
+
+def test_memory_comes_back(folders, tmp_path: Path) -> None:
+    """After many requests at once the server holds about what it held after one round of them."""
+    from mmspec.bench.serving import memory, server
+
+    with server("--models", folders[0], "--rows", "8") as (address, pid):
+
+        def load() -> int:
+            ask = lambda seed: httpx.post(f"{address}/v1/images/generations", json={"prompt": PROMPT, "seed": seed, "n": 4}, timeout=120)  # noqa: E731
+            with ThreadPoolExecutor(16) as pool:
+                assert {answer.status_code for answer in pool.map(ask, range(32))} == {200}
+            return memory(pid)
+
+        first = load()
+        assert max(load() for _ in range(2)) < first + 60e6

@@ -1,0 +1,152 @@
+"""How the server bears load: `python -m mmspec.bench.serving --help`."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from mmspec.bench.provenance import provenance
+from mmspec.errors import MmspecError
+from mmspec.picture import replace
+
+console = Console(stderr=True)
+
+PROMPTS = ("a red heart, 3d style", "a cat face, flat style", "a sunflower, 3d style", "a strawberry, cartoon style")
+
+
+@contextmanager
+def server(*options: str) -> Iterator[tuple[str, int]]:
+    """Address and process number of `mmspec serve` with these options, ended afterwards."""
+    command = [sys.executable, "-m", "mmspec", "serve", "--port", "0", "--quiet", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if found := re.search(r"at (http://\S+)", line):
+                yield found[1], process.pid
+                return
+        raise MmspecError(f"the server did not start: {''.join(said[-5:])}")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def memory(pid: int) -> int:
+    """Resident bytes of a process."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def draw(address: str, number: int) -> tuple[str, float, dict]:
+    """The picture of request `number` in base64, the seconds it took (busy answers are asked again), and its statistics."""
+    body = {"prompt": PROMPTS[number % len(PROMPTS)], "seed": number}
+    began = time.perf_counter()
+    while True:
+        asked = Request(f"{address}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"})
+        try:
+            with urlopen(asked, timeout=600) as answer:
+                found = json.load(answer)
+            return found["data"][0]["b64_json"], time.perf_counter() - began, found["metrics"]["speculative_decoding"]
+        except HTTPError as error:
+            if error.code != 429:
+                raise
+            time.sleep(float(error.headers["Retry-After"]))
+
+
+def measure(address: str, clients: int, requests: int, wanted: list[str]) -> dict[str, Any]:
+    """`requests` pictures asked for by `clients` at once, each compared with what one client got alone."""
+    latencies, errors, wrong, lengths = [], 0, 0, []
+    began = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        for number, call in enumerate([pool.submit(draw, address, number % len(wanted)) for number in range(requests)]):
+            try:
+                picture, seconds, stats = call.result()
+            except OSError:
+                errors += 1
+                continue
+            latencies.append(seconds)
+            lengths.append(stats["mean_acceptance_length"])
+            wrong += picture != wanted[number % len(wanted)]
+    spent = time.perf_counter() - began
+    return {
+        "clients": clients,
+        "requests": requests,
+        "errors": errors,
+        "different": wrong,
+        "pictures_per_second": len(latencies) / spent,
+        "tokens_per_second": 256 * len(latencies) / spent,
+        "p50": float(np.percentile(latencies, 50)),
+        "p95": float(np.percentile(latencies, 95)),
+        "mean_acceptance_length": float(np.mean(lengths)),
+    }
+
+
+def markdown(results: dict) -> str:
+    """The table."""
+    heads = ("rows", "clients", "requests", "errors", "different", "pictures/s", "tokens/s", "p50", "p95", "accepted length")
+    origin = ", ".join(f"{key} {value}" for key, value in results["provenance"].items())
+    lines = [
+        f"| {row['rows']} | {row['clients']} | {row['requests']} | {row['errors']} | {row['different']} | {row['pictures_per_second']:.2f} "
+        f"| {row['tokens_per_second']:.0f} | {row['p50']:.2f} s | {row['p95']:.2f} s | {row['mean_acceptance_length']:.2f} |"
+        for row in results["rows"]
+    ]
+    table = "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines])
+    levels = ", ".join(f"{size / 1e6:.0f} MB" for size in results["memory"])
+    return f"# Server under load, {results['model']}, {results['dtype']}\n\n{origin}\n\n{table}\n\nMemory of the server before and after each line: {levels}\n"
+
+
+def main(
+    out: Path = Path("docs/results/server"),
+    model: str = "emoji-64",
+    clients: Sequence[int] = (1, 4, 16, 64),
+    rows: Sequence[int] = (16, 1),
+    pictures: int = 16,
+    dtype: str = "bf16",
+) -> None:
+    """Ask a server for pictures from many clients at once; compare each with what one client alone gets. Writes load.json and load.md.
+
+    Args:
+        clients: how many ask at once.
+        rows: how many pictures share a pass; 1 is one after the other.
+        pictures: how many different ones are asked for; each client asks for at least one.
+    """
+    results: dict[str, Any] = {"model": model, "dtype": dtype, "provenance": provenance("cpu"), "rows": [], "memory": []}
+    out.mkdir(parents=True, exist_ok=True)
+    wanted: list[str] = []
+    for most in rows:
+        with server("--models", model, "--dtype", dtype, "--rows", str(most), "--queue", "64") as (address, pid):
+            found = [draw(address, number)[0] for number in range(pictures)]
+            wanted = wanted or found
+            results["memory"].append(memory(pid))
+            for count in clients:
+                results["rows"].append({"rows": most} | measure(address, count, max(count, pictures), wanted))
+                results["memory"].append(memory(pid))
+                console.print(results["rows"][-1])
+                for path, text in ((out / "load.json", json.dumps(results, indent=1) + "\n"), (out / "load.md", markdown(results))):
+                    replace(path, partial(Path.write_text, data=text))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        tyro.cli(main)
+    except MmspecError as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        raise SystemExit(2) from None
