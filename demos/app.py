@@ -1,6 +1,7 @@
-"""All demos on one page, as `mmspec demo` shows them: python demos/app.py"""
+"""All demos on one page: python demos/app.py"""
 
-from mmspec.demo.app import launch
-from mmspec.demo.stage import Stage
+import sys
 
-launch(Stage())
+from mmspec.cli import main
+
+main(["demo", *sys.argv[1:]])

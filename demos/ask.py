@@ -1,6 +1,7 @@
 """The ask demo alone: python demos/ask.py"""
 
-from mmspec.demo.app import launch
-from mmspec.demo.stage import Stage
+import sys
 
-launch(Stage(), ["Ask"])
+from mmspec.cli import main
+
+main(["demo", "--tabs", "ask", *sys.argv[1:]])

@@ -1,6 +1,7 @@
 """The image demo alone: python demos/image.py"""
 
-from mmspec.demo.app import launch
-from mmspec.demo.stage import Stage
+import sys
 
-launch(Stage(), ["Image"])
+from mmspec.cli import main
+
+main(["demo", "--tabs", "image", *sys.argv[1:]])

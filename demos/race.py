@@ -1,6 +1,7 @@
 """The race demo alone: python demos/race.py"""
 
-from mmspec.demo.app import launch
-from mmspec.demo.stage import Stage
+import sys
 
-launch(Stage(), ["Race"])
+from mmspec.cli import main
+
+main(["demo", "--tabs", "race", *sys.argv[1:]])

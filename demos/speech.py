@@ -1,6 +1,7 @@
 """The speech demo alone: python demos/speech.py"""
 
-from mmspec.demo.app import launch
-from mmspec.demo.stage import Stage
+import sys
 
-launch(Stage(), ["Speech"])
+from mmspec.cli import main
+
+main(["demo", "--tabs", "speech", *sys.argv[1:]])

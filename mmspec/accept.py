@@ -187,8 +187,8 @@ def acceptance(name: "str | Acceptance") -> Acceptance:
         raise MmspecError(f"acceptance {base!r} takes no options: give {base!r} alone")
     if base == "tolerance":
         tau = values[0] if values else 2.0
-        if len(values) > 1 or not tau.is_integer() or tau < 1:
-            raise MmspecError(f"acceptance {name!r}: tolerance takes one whole number from 1 up, as in 'tolerance:3'")
+        if len(values) > 1 or not tau.is_integer() or not 1 <= tau <= 64:
+            raise MmspecError(f"acceptance {name!r}: tolerance takes one whole number from 1 to 64, as in 'tolerance:3'")
         return Acceptance(f"tolerance:{int(tau)}", tau == 1, tolerance, options=(int(tau),))
     if base == "typical" and (len(values) not in (0, 2) or any(not 0 < value <= 1 for value in values)):
         raise MmspecError(f"acceptance {name!r}: typical takes epsilon and delta in (0, 1], as in 'typical:0.3,0.09'")

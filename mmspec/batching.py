@@ -1,7 +1,10 @@
 """Continuous batching: generations that are asked for at different times share the target's passes."""
 
+import copy
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Condition, Thread
 from time import perf_counter
@@ -10,7 +13,7 @@ from typing import Any
 from mmspec import drafters
 from mmspec.accept import Acceptance
 from mmspec.decode import Batch, Round, Stop
-from mmspec.drafters.cost import measured
+from mmspec.drafters.cost import Cost, measured
 from mmspec.errors import MmspecError
 from mmspec.metrics import GenerationStats
 from mmspec.pipelines.solo import Run
@@ -24,12 +27,15 @@ class Busy(MmspecError):
     """The queue is full: ask again later."""
 
 
+class Closing(MmspecError):
+    """Nothing is served any more."""
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """One call of the loop: rows that wait or are generated; `gone` once nobody listens any more."""
 
     law: tuple
-    pipe: Any
     prompts: Any
     stop: Stop
     seeds: list[int]
@@ -49,27 +55,39 @@ class Shared:
 
 
 class Batcher:
-    """A pipeline's `loop` that serves many threads at once. Rows join and leave between rounds, `rows` of them at most at a time.
+    """The `loop` of a pipeline that many threads use at once. Rows join and leave between rounds, `rows` of them at most at a time.
 
     Calls of one law (drafter, sampling, acceptance, guidance) share a batch; different laws take turns, round by round. Calls that
     find no place wait, `waiting` of them at most; one more raises `Busy`. Each call gets the tokens that it would have got alone.
-    One thread does all work on the target; `close` ends it.
+    All drafters are loaded at once. One thread does all work on the target; `close` ends it.
     """
 
-    def __init__(self, rows: int = 16, waiting: int = 64):
+    def __init__(self, pipe: Any, rows: int = 16, waiting: int = 64):
         self.rows, self.waiting = rows, waiting
+        self.target = pipe.target
+        self.drafters = {name: drafters.by_name(name, pipe.folder, self.target) for name in drafters.usable(pipe.folder)}
+        self.costs: dict[tuple[int, int], Cost] = {}
         self._queue: list[Job] = []
         self._batches: dict[tuple, Shared] = {}
-        self._idle: dict[tuple, list[Any]] = {}
+        self._taken = 0
         self._changed = Condition()
         self._open = True
         self._thread = Thread(target=self._work, name="mmspec-batcher", daemon=True)
         self._thread.start()
 
+    def measure(self, pipe: Any, prompts: Any, length: int) -> None:
+        """Measure what passes cost here for 1, 2, 4, ... rows like the first of `prompts`: drafters spend their nodes by it. To be
+        called before there is anything to do."""
+        rows = 1
+        while rows <= self.rows:
+            each = prompts.alike(rows)
+            self.costs[len(each.streams) // rows, rows] = measured(self.target, each, str(pipe.folder), length)
+            rows *= 2
+
     @property
     def load(self) -> tuple[int, int]:
         """Rows that are generated, and calls that wait."""
-        return sum(len(shared.seats) for shared in list(self._batches.values())), len(self._queue)
+        return self._taken, len(self._queue)
 
     @property
     def alive(self) -> bool:
@@ -77,13 +95,12 @@ class Batcher:
         return self._thread.is_alive()
 
     def __call__(self, pipe: Any, drafter: Any, prompts: Any, length: int) -> Run:
-        """See `pipelines.solo.Solo`; drafters go by name here, since one instance serves many calls."""
+        """See `pipelines.solo.Solo`; drafters go by name here, since one serves many calls."""
         if not isinstance(drafter, str):
             raise MmspecError("calls in a batch share a drafter: give its name, not an instance")
-        with self._changed:
-            if (drafter, id(pipe.target)) not in self._idle:
-                self._idle[drafter, id(pipe.target)] = [drafters.by_name(drafter, pipe.folder, pipe.target)]
-
+        if drafter not in self.drafters:
+            drafters.by_name(drafter, pipe.folder, self.target)  # says what is wrong
+            raise MmspecError(f"drafter {drafter!r} was not there when the model was loaded: load it again")
         known = False
 
         def run(
@@ -97,13 +114,13 @@ class Batcher:
             stats: GenerationStats,
             cancel: Callable[[], bool] = lambda: False,
         ) -> Iterator[Round]:
+            nonlocal known
             if rows > self.rows:
                 raise MmspecError(f"{rows} rows were asked for and a batch has {self.rows}: ask for fewer at once")
             warped = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
             processors = tuple((type(one).__name__, repr(vars(one))) for one in sampling.processors)
-            law = (id(pipe.target), drafter, warped, processors, rule.name, rule.options, len(prompts.streams) // rows, prompts.guidance)
-            job = Job(law, pipe, prompts, stop, seeds, sampling, rule, stats)
-            nonlocal known
+            law = (drafter, warped, processors, rule.name, rule.options, len(prompts.streams) // rows, prompts.guidance)
+            job = Job(law, prompts, stop, seeds, sampling, rule, stats)
             self._submit(job, known)
             known = True
             try:
@@ -133,55 +150,65 @@ class Batcher:
         """Queue a job; what a call goes on with after its first job (`known`) is never turned away."""
         with self._changed:
             if not self._open:
-                raise Busy("the server is shutting down: ask again later")
-            if not known and len(self._queue) >= self.waiting + self.rows - self.load[0]:
+                raise Closing("nothing is served any more: ask again when the server is back")
+            fits = not self._queue and self._taken + len(job.seeds) <= self.rows
+            if not (known or fits) and len(self._queue) >= self.waiting:
                 raise Busy(f"{len(self._queue)} calls are waiting already: ask again later")
             self._queue.append(job)
             self._changed.notify()
 
     def _work(self) -> None:
-        while True:
+        joining: list[Job] = []
+        try:
+            while True:
+                with self._changed:
+                    while self._open and not self._queue and not self._batches:
+                        self._changed.wait()
+                    if not self._open:
+                        return
+                    joining = self._next()
+                for job in joining:
+                    self._admit(job)
+                for law in list(self._batches):
+                    self._turn(law)
+        finally:
             with self._changed:
-                while self._open and not self._queue and not self._batches:
-                    self._changed.wait()
-                if not self._open:
-                    break
-                joining = self._next()
-            for job in joining:
-                self._admit(job)
-            for law in list(self._batches):
-                self._turn(law)
-        for job in [*self._queue, *(job for shared in self._batches.values() for job, _ in shared.seats)]:
-            job.rounds.put(Busy("the server is shutting down: ask again later"))
+                self._open = False
+            self._fail([*joining, *self._queue, *(job for shared in self._batches.values() for job, _ in shared.seats)], None)
 
     def _next(self) -> list[Job]:
         """Take from the queue, in order, what finds a place."""
-        room, found, left = self.rows - self.load[0], [], []
+        found: list[Job] = []
+        left: list[Job] = []
         for job in self._queue:
             if job.gone:
                 continue
-            if len(job.seeds) <= room:
-                room -= len(job.seeds)
+            if not left and self._taken + len(job.seeds) <= self.rows:
+                self._taken += len(job.seeds)
                 found.append(job)
             else:
-                room = 0  # nobody overtakes
                 left.append(job)
         self._queue = left
         return found
 
     def _admit(self, job: Job) -> None:
-        shared, began = self._batches.get(job.law), perf_counter()
+        """Its rows join the batch of its law. If that fails midway the batch is lost, with all who are in it."""
+        began = perf_counter()
+        known = job.law in self._batches
+        shared = self._batches.get(job.law) or Shared(Batch(self.target, copy.copy(self.drafters[job.law[0]]), job.sampling, job.rule))
+        seats = [(job, row) for row in range(len(job.seeds))]
         try:
-            if shared is None:
-                shared = Shared(Batch(job.pipe.target, self._guesser(job.law[1], job.pipe), job.sampling, job.rule))
             shared.batch.join(job.prompts, job.seeds, job.stop)
+            self._budget(shared.batch)
         except Exception as error:
-            job.rounds.put(error)
+            self._taken -= len(seats)
+            self._fail([job], error)
+            if known and shared.batch.state is None:
+                self._lose(job.law, error)
             return
+        job.stats.begin(shared.batch.drafter.name, job.rule, len(seats), perf_counter() - began)
+        shared.seats += seats
         self._batches[job.law] = shared
-        shared.seats += [(job, row) for row in range(len(job.seeds))]
-        job.stats.begin(shared.batch.drafter.name, job.rule, len(job.seeds), perf_counter() - began)
-        self._budget(shared, job)
 
     def _turn(self, law: tuple) -> None:
         """A round of one batch: everybody gets what is theirs, and those who are done leave."""
@@ -189,36 +216,62 @@ class Batcher:
         batch, seats = shared.batch, shared.seats
         try:
             step = batch.round()
+            staying = [place for place, (job, _) in enumerate(seats) if step.running[place] and not job.gone]
+            held = batch.state.cache.bytes if batch.state else 0
+            if len(staying) < len(seats):
+                batch.keep(staying)
+                self._budget(batch)
         except Exception as error:
-            for job in {job for job, _ in seats}:
-                job.rounds.put(error)
-            del self._batches[law]
+            self._lose(law, error)
             return
         parts: dict[Job, list[list[int]]] = {}
         for (job, row), new in zip(seats, step.tokens):
             parts.setdefault(job, [[] for _ in job.seeds])[row] = new
-        staying = [place for place, (job, _) in enumerate(seats) if step.running[place] and not job.gone]
         shared.seats = [seats[place] for place in staying]
+        self._taken -= len(seats) - len(staying)
         going_on = {job for job, _ in shared.seats}
-        held = batch.state.cache.bytes if batch.state else 0
         for job, tokens in parts.items():
             job.stats.add(step, tokens, held)
             job.rounds.put(replace(step, tokens=tokens))
             if job not in going_on:
                 job.rounds.put(None)
-        if len(staying) < len(seats):
-            batch.keep(staying)
         if not staying:
             del self._batches[law]
-            self._idle[law[1], law[0]].append(batch.drafter)
 
-    def _guesser(self, name: str, pipe: Any) -> Any:
-        idle = self._idle[name, id(pipe.target)]
-        return idle.pop() if idle else drafters.by_name(name, pipe.folder, pipe.target)
+    def _lose(self, law: tuple, error: Exception) -> None:
+        shared = self._batches.pop(law)
+        self._taken -= len(shared.seats)
+        self._fail([job for job, _ in shared.seats], error)
 
-    def _budget(self, shared: Shared, job: Job) -> None:
-        """Tell a drafter that spends a node budget what passes of so many rows cost here."""
-        guesser: Any = shared.batch.drafter
-        if hasattr(guesser, "cost") and not guesser.nodes:
-            rows = 1 << (len(shared.seats) - 1).bit_length()
-            guesser.cost = measured(job.pipe.target, job.prompts.alike(rows), str(job.pipe.folder), job.stop.length)
+    def _fail(self, jobs: list[Job], error: Exception | None) -> None:
+        for job in dict.fromkeys(jobs):
+            job.rounds.put(error or Closing("nothing is served any more: ask again when the server is back"))
+
+    def _budget(self, batch: Batch) -> None:
+        """Tell a drafter that spends a node budget what passes of about so many rows cost here."""
+        guesser: Any = batch.drafter
+        state = batch.state
+        if state and hasattr(guesser, "cost") and not guesser.nodes:
+            near = min(
+                (rows for streams, rows in self.costs if streams == state.streams), key=lambda rows: abs(rows - state.rows), default=0
+            )
+            guesser.cost = self.costs.get((state.streams, near))
+
+
+def share(pipe: Any, rows: int, waiting: int) -> Batcher:
+    """Make a pipeline ready for many at once: its batcher, what its copies share, and what passes cost here."""
+    batcher = Batcher(pipe, rows, waiting)
+    if hasattr(pipe, "voices"):
+        _ = pipe.reader  # built now, for all copies
+    prompts, stop = pipe.rows([example(pipe.folder)])
+    for guidance in (0.0, 1.0):  # with and without a second stream, where there is one
+        batcher.measure(pipe, prompts.part(slice(None), guidance), stop.length)
+    pipe.loop = batcher
+    return batcher
+
+
+def example(folder: Path | None) -> dict:
+    """A prompt of a model folder."""
+    path = folder / "prompts.jsonl" if folder else None
+    lines = path.read_text().splitlines() if path and path.is_file() else []
+    return json.loads(lines[0]) if lines else {"prompt": "a red heart"}

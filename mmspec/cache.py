@@ -139,12 +139,12 @@ class TreeCache(Cache):
 
     def join(self, other: "TreeCache") -> None:
         """The rows of another cache of the same model come after the present ones."""
+        if any(layer.is_initialized != fresh.is_initialized for layer, fresh in zip(self.layers, other.layers, strict=True)):
+            raise MmspecError("a prompt of one token cannot join longer ones: give it a beginning-of-sequence token")
         self.capacity = max(self.capacity, other.capacity)
-        for layer, fresh in zip(self.layers, other.layers, strict=True):
-            if layer.is_initialized and fresh.is_initialized:
+        for layer, fresh in zip(self.layers, other.layers):
+            if layer.is_initialized:
                 layer.join(fresh)
-            elif layer.is_initialized or fresh.is_initialized:
-                raise MmspecError("a prompt of one token cannot join longer ones: give it a beginning-of-sequence token")
         self._seat(self.lengths + other.lengths)
 
     def _seat(self, lengths: list[int]) -> None:

@@ -81,10 +81,10 @@ class Batch:
         fresh = self.target.prefill(prompts, stop.length + max(self.drafter.max_nodes, TREE) + 1, self.drafter.needs_features)
         if fresh.rows != len(seeds):
             raise MmspecError(f"{len(seeds)} seeds were given for {fresh.rows} rows: give one each, or a single number")
-        if self.state:
-            self.state.join(fresh)
-        else:
-            self.state = fresh
+        present, self.state = self.state, None  # a join that fails midway leaves nothing that could go on
+        if present:
+            present.join(fresh)
+        self.state = present or fresh
         self.stops += [(stop, row) for row in range(len(seeds))]
         self.seeds += seeds
         self.running += [stop.length > 0] * len(seeds)

@@ -21,6 +21,9 @@ MOVING = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 
 DRAFTED, BONUS = ((30, 160, 80), (120, 210, 150)), (233, 140, 30)
 
+# Formats that are read, and no others: some of Pillow's start other programs.
+READ = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "TGA")
+
 # Most pixels of a picture that is read, and most bytes that are fetched for one.
 PIXELS, BYTES = 64_000_000, 50_000_000
 
@@ -34,7 +37,7 @@ def read(source: Any) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = source if isinstance(source, Image.Image) else Image.open(_bytes(source))
+            image = source if isinstance(source, Image.Image) else Image.open(_bytes(source), formats=READ)
             if image.width * image.height > PIXELS:
                 raise MmspecError(f"{name} has {image.width} x {image.height} pixels, and {PIXELS} are the most: make it smaller")
             image = ImageOps.exif_transpose(image)

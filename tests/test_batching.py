@@ -1,5 +1,6 @@
 """Continuous batching: many threads at once get what each gets alone; queues, cancelling, failing, closing."""
 
+import copy
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import mmspec
-from mmspec.batching import Batcher, Busy
+from mmspec.batching import Batcher, Busy, Closing
+from mmspec.cache import TreeLayer
 from mmspec.errors import MmspecError
 
 PROMPTS = ["a red heart", "a cat face", "a red cat, 3d style", "a heart"]
@@ -23,7 +25,7 @@ def pipe(model_folder: Path):
 
 @pytest.fixture
 def batcher(pipe):
-    pipe.loop = Batcher(rows=6, waiting=20)
+    pipe.loop = Batcher(pipe, rows=6, waiting=20)
     yield pipe.loop
     pipe.loop.close()
 
@@ -42,10 +44,10 @@ def test_threads_get_what_they_get_alone(pipe) -> None:
     ]
     drafters = ["jacobi", "lookup", "none"]
     alone = [pipe(**one).tokens for one in asked]
-    pipe.loop = Batcher(rows=6, waiting=20)
+    pipe.loop = Batcher(pipe, rows=6, waiting=20)
     try:
         with ThreadPoolExecutor(12) as pool:
-            found = list(pool.map(lambda i: list(pipe.stream(**asked[i], drafter=drafters[i % 3]))[-1], range(12)))
+            found = list(pool.map(lambda i: list(copy.copy(pipe).stream(**asked[i], drafter=drafters[i % 3]))[-1], range(12)))
     finally:
         pipe.loop.close()
     assert [part.tokens for part in found] == alone
@@ -59,7 +61,7 @@ def test_speech_sentence_by_sentence(speech_folder: Path) -> None:
     texts = ["Hello there, how are you? I am fine.", "Yes.", "And you? Good. Well then."]
     with pytest.warns(UserWarning, match="did not end by itself"):
         alone = [pipe(text, seed=3).tokens for text in texts]
-        pipe.loop = Batcher()
+        pipe.loop = Batcher(pipe)
         with ThreadPoolExecutor(3) as pool:
             found = list(pool.map(lambda text: pipe(text, seed=3, drafter="vadusa").tokens, texts))
         pipe.loop.close()
@@ -67,7 +69,7 @@ def test_speech_sentence_by_sentence(speech_folder: Path) -> None:
 
 
 def test_rows_share_passes(pipe, batcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls of one law are in one batch, calls of another in another."""
+    """Calls of one law, by copies of the pipeline as the server makes them, are in one batch; calls of another in another."""
     sizes = set()
     honest = type(pipe.target).forward
 
@@ -77,7 +79,7 @@ def test_rows_share_passes(pipe, batcher, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(type(pipe.target), "forward", forward)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: list(pipe.stream(PROMPTS[i % 4], seed=i, guidance_scale=(2.0, 3.0)[i % 2])), range(8)))
+        list(pool.map(lambda i: list(copy.copy(pipe).stream(PROMPTS[i % 4], seed=i, guidance_scale=(2.0, 3.0)[i % 2])), range(8)))
     assert max(rows for rows, guidance in sizes if guidance == 2.0) >= 2 and max(rows for rows, _ in sizes) <= 6
     assert batcher.load == (0, 0)
 
@@ -91,7 +93,7 @@ def test_a_full_queue(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
         return honest(self, state, tree)
 
     monkeypatch.setattr(type(pipe.target), "forward", forward)
-    pipe.loop = Batcher(rows=1, waiting=1)
+    pipe.loop = Batcher(pipe, rows=1, waiting=1)
     with ThreadPoolExecutor(2) as pool:
         calls = []
         for seed, load in enumerate([(1, 0), (1, 1)]):
@@ -109,7 +111,7 @@ def test_a_full_queue(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_leaving_gives_the_place_back(pipe) -> None:
     """A closed iterator's rows leave at the next round; a call that waited is taken."""
-    pipe.loop = Batcher(rows=2, waiting=4)
+    pipe.loop = Batcher(pipe, rows=2, waiting=4)
     left = pipe.stream(PROMPTS[0], seed=1, num_images_per_prompt=2, drafter="none")
     next(left)
     left.close()
@@ -147,14 +149,64 @@ def test_refused(pipe, batcher, options: dict, message: str) -> None:
         list(pipe.stream(PROMPTS[0], **options))
 
 
-def test_closing(pipe) -> None:
+def test_what_dies_leaves_nobody_waiting(pipe, batcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure where none is expected ends the thread, and every call with it."""
+    monkeypatch.setattr(batcher, "_admit", lambda job: 1 / 0)
+    monkeypatch.setattr(threading, "excepthook", lambda failure: None)
+    with pytest.raises(Closing, match="nothing is served any more"):
+        list(pipe.stream(PROMPTS[0], seed=1))
+    with pytest.raises(Closing):
+        list(pipe.stream(PROMPTS[0], seed=1))
+    assert not batcher.alive
+
+
+def test_a_join_that_fails_midway(pipe, batcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch is lost with all who are in it, and the next call is served."""
+    honest, going = TreeLayer.join, threading.Event()
+
+    def join(self, other):
+        if self.owner.layers[-1] is self:
+            raise RuntimeError("out of memory")
+        return honest(self, other)
+
+    monkeypatch.setattr(TreeLayer, "join", join)
+    forward = type(pipe.target).forward
+    monkeypatch.setattr(type(pipe.target), "forward", lambda self, state, tree: going.wait(60) and forward(self, state, tree))
+    with ThreadPoolExecutor(2) as pool:
+        calls = []
+        for _ in range(2):
+            calls.append(pool.submit(lambda: list(copy.copy(pipe).stream(PROMPTS[0], seed=1, drafter="none"))))
+            time.sleep(0.3)
+        going.set()
+        for call in calls:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                call.result()
+    assert batcher.load == (0, 0)
+    assert len(list(pipe.stream(PROMPTS[0], seed=1))[-1].tokens[0]) == 64
+
+
+def test_nothing_stays_behind(pipe, batcher) -> None:
+    """Calls of many laws leave no batches, caches or drafters."""
+    before = {name: set(vars(guesser)) for name, guesser in batcher.drafters.items()}
+    for i in range(6):
+        list(copy.copy(pipe).stream(PROMPTS[0], seed=1, temperature=0.5 + i / 10))
+    assert not batcher._batches and batcher.load == (0, 0)
+    assert {name: set(vars(guesser)) for name, guesser in batcher.drafters.items()} == before
+
+
+def test_closing(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that are not done raise, and later ones are turned away."""
-    pipe.loop = Batcher(rows=2, waiting=4)
+    going, honest = threading.Semaphore(1), type(pipe.target).forward
+    monkeypatch.setattr(type(pipe.target), "forward", lambda self, state, tree: going.acquire(timeout=60) and honest(self, state, tree))
+    pipe.loop = Batcher(pipe, rows=2, waiting=4)
     running = pipe.stream(PROMPTS[0], seed=1, drafter="none")
     next(running)
-    pipe.loop.close()
-    with pytest.raises(Busy, match="shutting down"):
+    closing = threading.Thread(target=pipe.loop.close)
+    closing.start()
+    going.release(5)
+    closing.join()
+    with pytest.raises(Closing, match="nothing is served any more"):
         list(running)
-    with pytest.raises(Busy, match="shutting down"):
+    with pytest.raises(Closing):
         list(pipe.stream(PROMPTS[0], seed=1))
     assert not pipe.loop.alive

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -33,19 +35,20 @@ PROMPTS = ("a red heart, 3d style", "a cat face, flat style", "a sunflower, 3d s
 def server(*options: str) -> Iterator[tuple[str, int]]:
     """Address and process number of `mmspec serve` with these options, ended afterwards."""
     command = [sys.executable, "-m", "mmspec", "serve", "--port", "0", "--quiet", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = []
-    try:
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"at (http://\S+)", line):
-                yield found[1], process.pid
-                return
-        raise MmspecError(f"the server did not start: {''.join(said[-5:])}")
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+    with TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stderr=log, text=True)
+        try:
+            found = None
+            while not found and process.poll() is None:
+                time.sleep(0.2)
+                log.seek(0)
+                found = re.search(r"at (http://\S+)", said := log.read())
+            if not found:
+                raise MmspecError(f"the server did not start: {said[-500:]}")
+            yield found[1], process.pid
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
 
 
 def memory(pid: int) -> int:
@@ -78,13 +81,15 @@ def measure(address: str, clients: int, requests: int, wanted: list[str]) -> dic
         for number, call in enumerate([pool.submit(draw, address, number % len(wanted)) for number in range(requests)]):
             try:
                 picture, seconds, stats = call.result()
-            except OSError:
+            except (OSError, HTTPException):
                 errors += 1
                 continue
             latencies.append(seconds)
             lengths.append(stats["mean_acceptance_length"])
             wrong += picture != wanted[number % len(wanted)]
     spent = time.perf_counter() - began
+    if not latencies:
+        raise MmspecError(f"all of {requests} requests failed: look at what the server says")
     return {
         "clients": clients,
         "requests": requests,

@@ -39,8 +39,9 @@ class Demo:
             if tab.lower() not in known:
                 raise MmspecError(f"no tab {tab!r}: there is {', '.join(known)}")
         quiet_libraries()
-        stage = Stage(self.models, torch_device(self.device), torch_dtype(self.dtype))
         tabs = [known[tab.lower()] for tab in self.tabs]
+        tasks = {task for tab in tabs for task in TABS[tab][1:]} if tabs and "Race" not in tabs else None
+        stage = Stage(self.models, torch_device(self.device), torch_dtype(self.dtype), tasks)
         try:
             launch(stage, tabs or None, server_name=self.host, server_port=self.port, inbrowser=self.browser, footer_links=["api"])
         except OSError as error:

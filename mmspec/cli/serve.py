@@ -1,5 +1,6 @@
 """`mmspec serve`."""
 
+import ipaddress
 import os
 import socket
 from dataclasses import dataclass
@@ -61,12 +62,14 @@ class Serve:
         listener = listening(self.host, self.port)
         pipes = load(self.models, torch_device(self.device), torch_dtype(self.dtype))
         limits = Limits(self.rows, self.queue, self.timeout, self.body * 1_000_000, self.text)
-        app = application(Serving(pipes, limits, key, self.allow_urls))
         host, port = listener.getsockname()[:2]
+        near = frozenset({"localhost", "127.0.0.1", "[::1]"}) if ipaddress.ip_address(host).is_loopback else frozenset()
+        app = application(Serving(pipes, limits, key, self.allow_urls, near))
         console.print(
             f"mmspec: serving {', '.join(pipes)} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", soft_wrap=True
         )
         options = dict(log_level="warning" if self.quiet else "info", timeout_graceful_shutdown=30, server_header=False)
+        options["limit_concurrency"] = 64 + 2 * len(pipes) * (self.rows + self.queue)
         uvicorn.Server(uvicorn.Config(app, **options)).run(sockets=[listener])  # type: ignore[arg-type]
         return 0
 

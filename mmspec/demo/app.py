@@ -22,7 +22,7 @@ STYLE = ".gradio-container { max-width: 1200px !important } @media (max-width: 6
 
 def build(stage: Stage, tabs: list[str] | None = None) -> gr.Blocks:
     """The page with these tabs, or with all whose models are there."""
-    with gr.Blocks(title="mmspec") as page:
+    with gr.Blocks(title="mmspec", delete_cache=(3600, 3600)) as page:
         gr.Markdown("# mmspec\nThe same output, several times sooner: drafts are verified by the model itself.")
         for name, (tab, task) in TABS.items():
             if name in tabs if tabs else not task or task in stage.players:
@@ -36,6 +36,6 @@ def build(stage: Stage, tabs: list[str] | None = None) -> gr.Blocks:
 def launch(stage: Stage, tabs: list[str] | None = None, **options: Any) -> None:
     """Show the page until Ctrl-C; options are those of Gradio's `launch`."""
     try:
-        build(stage, tabs).launch(theme=gr.themes.Soft(), css=STYLE, **options)
+        build(stage, tabs).launch(theme=gr.themes.Soft(), css=STYLE, max_file_size="20mb", **options)
     finally:
         stage.close()

@@ -1,11 +1,12 @@
 """The ask tab: a picture and a chat about it, words as they are verified."""
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from mmspec import picture
-from mmspec.demo.stage import Stage, chosen
+from mmspec.demo.stage import Stage, seed_of
 from mmspec.errors import MmspecError
 
 QUESTIONS = ["What is in the picture?", "How many are there?", "Describe the picture."]
@@ -27,7 +28,7 @@ def tab(stage: Stage) -> None:
                 drafter = gr.Dropdown(player.drafters, value=player.pipe.drafter, label="Drafter", info="changes the speed alone")
         with gr.Column():
             talk = gr.Chatbot(label="Chat", height=300, sanitize_html=True, buttons=["copy"])
-            question = gr.Textbox(QUESTIONS[0], label="Question", max_lines=3)
+            question = gr.Textbox(QUESTIONS[0], label="Question", max_lines=3, max_length=1000)
             gr.Examples(QUESTIONS, question, label="Examples")
             with gr.Row():
                 go, stop, clear = gr.Button("Ask", variant="primary"), gr.Button("Stop"), gr.Button("New chat")
@@ -52,10 +53,14 @@ def tab(stage: Stage) -> None:
             talk = [*talk, {"role": "user", "content": question}, {"role": "assistant", "content": ""}]
             options: dict[str, Any] = dict(temperature=temperature, max_new_tokens=int(length), drafter=drafter)
             coloured: list[tuple[str, str]] = []
-            for step, words in enumerate(pipe.stream(chat, seed=chosen(seed), **options)):
+            words = None
+            for step, words in enumerate(pipe.stream(chat, seed=seed_of(seed), **options)):
                 coloured.append((words.texts[0], "ab"[step % 2]))
                 talk[-1] = {"role": "assistant", "content": words.output.text}
                 yield talk, coloured, player.numbers(words.output.stats), gr.skip()
+            if words is None:
+                yield gr.skip(), gr.skip(), "Stopped.", gr.skip()
+                return
             yield talk, coloured, player.numbers(words.output.stats), ""
 
     inputs = [image, question, talk, seed, temperature, length, drafter]
@@ -74,9 +79,6 @@ def text_of(content: Any) -> str:
     return "".join(part if isinstance(part, str) else part.get("text", "") for part in parts)
 
 
-def examples(folder: Any) -> list[str]:
+def examples(folder: Path | None) -> list[str]:
     """Pictures that the model's folder brings."""
-    from mmspec.demo.stage import lines
-
-    named = dict.fromkeys(row["image"] for row in lines(folder) if row.get("image"))
-    return [str(folder / name) for name in named][:4]
+    return [str(path) for path in sorted((folder / "samples").glob("*.png"))[:4]] if folder else []

@@ -6,7 +6,7 @@ import gradio as gr
 from PIL import Image
 
 from mmspec import picture
-from mmspec.demo.stage import Stage, chosen
+from mmspec.demo.stage import Stage, seed_of
 
 EXAMPLES = ["a red heart, 3d style", "a cat face, flat style", "a sunflower, 3d style", "a strawberry, noto style"]
 
@@ -20,7 +20,7 @@ def tab(stage: Stage) -> None:
     grid = player.pipe.grid
     with gr.Row():
         with gr.Column(scale=2):
-            prompt = gr.Textbox(EXAMPLES[0], label="What to draw", max_lines=2)
+            prompt = gr.Textbox(EXAMPLES[0], label="What to draw", max_lines=2, max_length=300)
             gr.Examples(EXAMPLES, prompt, label="Examples")
             with gr.Row():
                 go, stop = gr.Button("Draw", variant="primary"), gr.Button("Stop")
@@ -53,14 +53,18 @@ def tab(stage: Stage) -> None:
         with player.seat(request.session_hash) as pipe:
             options: dict[str, Any] = dict(guidance_scale=guidance, temperature=temperature, drafter=drafter)
             runs: list[list[int]] = [[] for _ in range(int(count))]
-            for part in pipe.stream(prompt, seed=chosen(seed), num_images_per_prompt=int(count), **options):
+            streams, part = 1 + (guidance != 1), None
+            for part in pipe.stream(prompt, seed=seed_of(seed), num_images_per_prompt=int(count), **options):
                 for row, new in zip(runs, part.new):
                     row += [len(new)] if new else []
                 shown = [large(image, run if overlay else [], grid) for image, run in zip(part.images(), runs)]
-                yield picture.sheet(shown), player.numbers(part.stats), gr.skip(), gr.skip()
+                yield picture.sheet(shown), player.numbers(part.stats, streams), gr.skip(), gr.skip()
+            if part is None or part.position < part.total:
+                yield gr.skip(), "Stopped.", gr.skip(), gr.skip()
+                return
             done = [(image.resize((256, 256)), f"{prompt}, seed {seed}") for image, seed in zip(part.images(), part.seeds)]
             drawn = [*done, *drawn][:24]
-            yield picture.sheet(shown), player.numbers(part.stats), drawn, drawn
+            yield picture.sheet(shown), player.numbers(part.stats, streams), drawn, drawn
 
     inputs = [prompt, seed, count, guidance, temperature, drafter, overlay, drawn]
     gr.on(

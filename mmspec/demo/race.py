@@ -1,5 +1,6 @@
 """The race tab: one seed with and without speculation, side by side."""
 
+import copy
 import html
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import gradio as gr
 
 from mmspec.demo.image import large
-from mmspec.demo.stage import Player, Stage, chosen
+from mmspec.demo.stage import Player, Stage, seed_of
+from mmspec.pipelines.solo import Solo
 
 KINDS = {"Image": "text-to-image", "Speech": "text-to-speech", "Ask": "image-text-to-text"}
 PROMPTS = {
@@ -58,7 +60,7 @@ def tab(stage: Stage) -> None:
     players = {kind: stage.players[KINDS[kind]] for kind in kinds}
     with gr.Row():
         kind = gr.Radio(kinds, value=kinds[0], label="What")
-        prompt = gr.Textbox(PROMPTS[kinds[0]], label="Prompt", max_lines=2, scale=3)
+        prompt = gr.Textbox(PROMPTS[kinds[0]], label="Prompt", max_lines=2, max_length=300, scale=3)
         seed = gr.Number(7, label="Seed", precision=0)
     with gr.Row():
         go, stop = gr.Button("Race", variant="primary"), gr.Button("Stop")
@@ -79,16 +81,21 @@ def tab(stage: Stage) -> None:
         return [line, shown.get("image", gr.skip()), shown.get("text", gr.skip())]
 
     def run(kind: str, prompt: str, seed: float, request: gr.Request):
-        player, number = players[kind], chosen(seed)
+        player, number = players[kind], seed_of(seed)
         number = 0 if number is None else number
         default = getattr(player.pipe, "config", player.pipe).drafter
-        with stage.racing, player.seat(request.session_hash, alone=True) as pipe:
-            runners = [STEPS[kind](pipe, prompt, number, drafter) for drafter in (default, "none")]
-            for steps in race(runners):
+        with player.seat(request.session_hash) as seat:
+            pipes = [copy.copy(seat) for _ in range(2)]
+            for pipe in pipes:
+                pipe.loop = Solo()
+            steps: list[Step] = []
+            for steps in race([STEPS[kind](pipe, prompt, number, drafter) for pipe, drafter in zip(pipes, (default, "none"))]):
+                if seat.interrupt:
+                    break
                 boards = [one for name, step in zip((f"With {default}", "Plain decoding"), steps) for one in show(name, player, step)]
                 yield "…", *boards
-            if pipe.interrupt:
-                yield "Stopped.", *boards
+            if seat.interrupt:
+                yield "Stopped.", *[gr.skip()] * 6
                 return
             (ours, fast, _), (plain, slow, _) = steps
             same = "yes" if ours == plain else "NO"

@@ -3,12 +3,11 @@
 import base64
 import json
 from typing import Any
-from uuid import uuid4
 
 import gradio as gr
 
 from mmspec import sound
-from mmspec.demo.stage import Stage, chosen
+from mmspec.demo.stage import Stage
 
 EXAMPLES = [
     "Hello there. This voice starts before its sentence is finished.",
@@ -20,12 +19,9 @@ EXAMPLES = [
 PLAY = """
 (message) => {
   if (!message) return;
-  const {id, rate, first, pieces} = JSON.parse(message);
-  const page = window.mmspec = window.mmspec || {};
-  if (page.id !== id) {
-    if (page.context) page.context.close();
-    Object.assign(page, {id, next: 0, played: 0, context: new AudioContext({sampleRate: rate})});
-  }
+  const {rate, first, pieces} = JSON.parse(message);
+  const page = window.mmspec;
+  if (!page) return;
   pieces.forEach((piece, i) => {
     if (first + i < page.played) return;
     const bytes = Uint8Array.from(atob(piece), (c) => c.charCodeAt(0));
@@ -43,7 +39,15 @@ PLAY = """
   });
 }
 """
-HUSH = "() => { if (window.mmspec && window.mmspec.context) { window.mmspec.context.close(); window.mmspec = {}; } }"
+# A page may only make sound after a click, so that is when its context is made.
+WAKE = """
+(...inputs) => {
+  if (window.mmspec && window.mmspec.context) window.mmspec.context.close();
+  window.mmspec = {next: 0, played: 0, context: new AudioContext()};
+  return inputs;
+}
+"""
+HUSH = "() => { if (window.mmspec && window.mmspec.context) { window.mmspec.context.close(); window.mmspec.played = Infinity; } }"
 
 # Pieces in one message.
 REPEATED = 8
@@ -55,7 +59,7 @@ def tab(stage: Stage) -> None:
     rate = player.pipe.codec.sampling_rate
     with gr.Row():
         with gr.Column():
-            text = gr.Textbox(EXAMPLES[0], label="What to say", lines=3)
+            text = gr.Textbox(EXAMPLES[0], label="What to say", lines=3, max_length=2000)
             gr.Examples(EXAMPLES, text, label="Examples")
             voice = gr.Radio(player.pipe.voices, value=player.pipe.voices[0], label="Voice")
             tolerance = gr.Slider(
@@ -81,18 +85,22 @@ def tab(stage: Stage) -> None:
     def speak(text: str, voice: str, tolerance: int, seed: float, temperature: float, drafter: str, request: gr.Request):
         with player.seat(request.session_hash) as pipe:
             options: dict[str, Any] = dict(voice=voice, temperature=temperature, drafter=drafter, acceptance=f"tolerance:{int(tolerance)}")
-            call, told = uuid4().hex, []
-            for chunk in pipe.stream(text, seed=chosen(seed), **options):
+            told: list[str] = []
+            out = None
+            for chunk in pipe.stream(text, seed=seed_of(seed), **options):
                 told.append(base64.b64encode(sound.pcm(chunk.audio).numpy().astype("<i2").tobytes()).decode())
                 first, out = max(0, len(told) - REPEATED), chunk.output
-                message = json.dumps({"id": call, "rate": rate, "first": first, "pieces": told[first:]})
+                message = json.dumps({"rate": rate, "first": first, "pieces": told[first:]})
                 spent = sum(stats.total for stats in out.stats)
                 line = f"{out.seconds:.1f} s of speech after {spent:.1f} s of work; the first sound came after {out.first_audio:.2f} s"
                 yield message, line, player.numbers(out.total), gr.skip()
+            if out is None:
+                yield gr.skip(), "Stopped.", gr.skip(), gr.skip()
+                return
             yield gr.skip(), line, player.numbers(out.total), (rate, sound.pcm(out.audio).numpy())
 
     inputs = [text, voice, tolerance, seed, temperature, drafter]
     outputs = [pieces, progress, numbers, whole]
-    gr.on([go.click, text.submit], speak, inputs, outputs, concurrency_limit=8, api_name="speak", show_progress="hidden")
+    gr.on([go.click, text.submit], speak, inputs, outputs, js=WAKE, concurrency_limit=8, api_name="speak", show_progress="hidden")
     pieces.change(None, pieces, None, js=PLAY, api_visibility="private")
     stop.click(stage.stop, js=HUSH, api_visibility="private", queue=False)

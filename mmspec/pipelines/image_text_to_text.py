@@ -18,7 +18,7 @@ from mmspec.accept import acceptance as rule_of
 from mmspec.decode import Stop
 from mmspec.errors import MmspecError
 from mmspec.metrics import GenerationStats
-from mmspec.pipelines.loading import copy_companions, opened, rename_target
+from mmspec.pipelines.loading import READING, copy_companions, opened, rename_target
 from mmspec.pipelines.request import repetition, row_seeds
 from mmspec.pipelines.solo import Run, Solo
 from mmspec.placement import check_pair, dtype_of
@@ -160,7 +160,8 @@ class ImageTextToTextPipeline:
             raise MmspecError(f"{self.folder or 'the processor'} has no chat template: use a model that has one")
         law = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
         try:
-            return VisualPrompts.of([dict(self.processor.apply_chat_template(chat, **law)) for chat in chats])
+            with READING:
+                return VisualPrompts.of([dict(self.processor.apply_chat_template(chat, **law)) for chat in chats])
         except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise MmspecError(f"the model's processor refuses the chat ({reason}): check roles and pictures") from None
@@ -195,6 +196,7 @@ class ImageTextToTextPipeline:
         acceptance: Any = "exact",
     ) -> Iterator[Words]:
         """Answer round by round; see `__call__` for the arguments. Closing the iterator, or setting `interrupt`, ends it early."""
+        self.interrupt = False
         began = perf_counter()
         asked = chats(image, text)
         length = self.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -207,7 +209,6 @@ class ImageTextToTextPipeline:
         prompts = self.encode(asked)
         run = self.loop(self, chosen, prompts, length)
         out = ImageTextToTextOutput(asked, seeds, [""] * len(asked), [[] for _ in asked], prompt_tokens=sum(map(len, prompts.conditional)))
-        self.interrupt = False
 
         def answer() -> Iterator[Words]:
             stop, ends = Stop(length, self.ends), self.ends

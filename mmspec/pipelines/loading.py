@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from mmspec import zoo
 from mmspec.errors import MmspecError, unknown
 from mmspec.placement import dtype_of
+
+# Tokenizers keep settings between calls: one thread at a time.
+READING = Lock()
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 COMPANIONS = ("README.md", "recipe.yaml", "prompts.jsonl")

@@ -22,7 +22,7 @@ from mmspec.accept import acceptance as rule_of
 from mmspec.decode import Stop
 from mmspec.errors import MmspecError, unknown
 from mmspec.metrics import GenerationStats
-from mmspec.pipelines.loading import copy_companions, load_tokenizer, opened, rename_target
+from mmspec.pipelines.loading import READING, copy_companions, load_tokenizer, opened, rename_target
 from mmspec.pipelines.request import Request
 from mmspec.pipelines.solo import Run, Solo
 from mmspec.placement import check_pair, dtype_of
@@ -162,12 +162,13 @@ class TextToImagePipeline(DiffusionPipeline):
     def encode(self, prompts: list[str], guidance_scale: float) -> Prompts:
         """Prompts as token ids, checked; with guidance other than 1 each has its unconditional twin."""
         most = self.config.max_prompt_tokens
-        ids = [list(self.tokenizer(prompt, split_special_tokens=True).input_ids) for prompt in prompts]
+        with READING:
+            ids = [list(self.tokenizer(prompt, split_special_tokens=True).input_ids) for prompt in prompts]
+            empty = list(self.tokenizer("").input_ids)
         for prompt, row in zip(prompts, ids):
             if len(row) > most:
                 shown = prompt if len(prompt) < 60 else f"{prompt[:57]}..."
                 raise MmspecError(f"prompt {shown!r} has {len(row)} tokens and this model reads at most {most}: shorten it")
-        empty = list(self.tokenizer("").input_ids)
         return Prompts(ids, [empty] * len(ids) if guidance_scale != 1 else None, float(guidance_scale))
 
     def rows(self, asked: list[dict]) -> tuple[Prompts, Stop]:
@@ -212,6 +213,7 @@ class TextToImagePipeline(DiffusionPipeline):
         acceptance: Any = "exact",
     ) -> Iterator[Partial]:
         """Draw round by round; see `__call__` for the arguments. Closing the iterator, or setting `interrupt`, ends it early."""
+        self.interrupt = False
         request = Request(
             prompt, seed, generator, num_images_per_prompt, self.config.guidance_scale if guidance_scale is None else guidance_scale
         )
@@ -221,7 +223,6 @@ class TextToImagePipeline(DiffusionPipeline):
         return self._rounds(request.seeds, run, prompts, sampling=sampling, rule=rule)
 
     def _rounds(self, seeds: list[int], run: Run, prompts: Prompts, **options: Any) -> Iterator[Partial]:
-        self.interrupt = False
         stats, total = GenerationStats(), self.grid.tokens
         tokens: list[list[int]] = [[] for _ in seeds]
         rounds = run(prompts, len(seeds), Stop(total), seeds=seeds, cancel=lambda: self.interrupt, stats=stats, **options)

@@ -24,7 +24,7 @@ from mmspec.codecs.mel import MelCodec
 from mmspec.decode import Stop
 from mmspec.errors import MmspecError, unknown
 from mmspec.metrics import GenerationStats
-from mmspec.pipelines.loading import copy_companions, load_tokenizer, opened, rename_target
+from mmspec.pipelines.loading import READING, copy_companions, load_tokenizer, opened, rename_target
 from mmspec.pipelines.request import repetition, row_seeds
 from mmspec.pipelines.solo import Run, Solo
 from mmspec.placement import check_pair, dtype_of
@@ -243,7 +243,8 @@ class TextToSpeechPipeline:
         """Prompt ids of sentences that one voice speaks."""
         if voice not in self.voices:
             raise unknown("voice", voice, self.voices)
-        return Prompts([list(self.tokenizer(f"<{voice}>{text}").input_ids) for text in phonemes])
+        with READING:
+            return Prompts([list(self.tokenizer(f"<{voice}>{text}").input_ids) for text in phonemes])
 
     def rows(self, asked: list[dict]) -> tuple[Prompts, Stop]:
         """What the loop is given for lines of `prompts.jsonl` as rows of one batch, each as one sentence; and when a row ends. Voices
@@ -299,6 +300,7 @@ class TextToSpeechPipeline:
         A chunk is decoded when there are `piece` seconds of new speech (the first of a sentence sooner), or when its sentence has ended if
         None. The last chunk of a sentence brings its pause, and may be empty. Closing the iterator, or setting `interrupt`, ends it early.
         """
+        self.interrupt = False
         began = perf_counter()
         if not isinstance(text, str):
             raise MmspecError(f"text must be a string, not {type(text).__name__}")
@@ -307,13 +309,13 @@ class TextToSpeechPipeline:
         law = (self.temperature if temperature is None else temperature, top_k, top_p)
         sampling = Sampling(*law, processors=repetition(repetition_penalty))
         rule, chosen = rule_of(acceptance), self.drafter if drafter is None else drafter
-        reading = self.reader.read(text)
+        with READING:
+            reading = self.reader.read(text)
         seeds = row_seeds(seed, None, len(reading.sentences), "sentences")
         prompts = [self.encode([one.phonemes], self.voices[0] if voice is None else voice) for one in reading.sentences]
         longest = max(self.longest(one.phonemes) for one in reading.sentences)
         run = self.loop(self, chosen, prompts[0], longest)
         out = TextToSpeechOutput(self.codec.sampling_rate, reading.sentences, seeds, reading.unsaid)
-        self.interrupt = False
 
         def speak() -> Iterator[Chunk]:
             for number, prompt in enumerate(prompts):

@@ -1,6 +1,8 @@
 """The application: routes, the API key, limits of bodies, and what is wrong in words."""
 
+import asyncio
 import hmac
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -17,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mmspec import __version__, drafters
 from mmspec.errors import MmspecError
 from mmspec.server import chat, images, speech
-from mmspec.server.serving import PROBLEMS, Model, Refusal, Serving, refused
+from mmspec.server.serving import FAILED, PROBLEMS, Model, Refusal, Serving, refused
 
 ROUTERS = {"text-to-image": images.router, "text-to-speech": speech.router, "image-text-to-text": chat.router}
 
@@ -47,7 +49,8 @@ class Health(BaseModel):
 
 
 class Gate:
-    """Turns away bodies that are too large and, where there is an API key, who does not have it; counts what was answered."""
+    """Turns away bodies that are too large or too slow, foreign host names and, where there is an API key, who does not have it;
+    counts what was answered."""
 
     def __init__(self, app: ASGIApp, serving: Serving):
         self.app, self.serving = app, serving
@@ -60,7 +63,7 @@ class Gate:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answered["status"] = message["status"]
-            await send(message)
+            await asyncio.wait_for(send(message), self.serving.limits.seconds)  # who does not read is not waited for
 
         try:
             await self._pass(scope, receive, counted)
@@ -72,6 +75,9 @@ class Gate:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {key.lower(): value for key, value in scope["headers"]}
         key, most, read = self.serving.api_key, self.serving.limits.body, 0
+        host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1"))
+        if self.serving.hosts and host not in self.serving.hosts:
+            return await refused(Refusal(400, "this server does not answer to that host name"))(scope, receive, send)
         if key is not None and scope["path"] not in OPEN:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + key.encode()):
@@ -80,9 +86,15 @@ class Gate:
         if not length.isdigit() or int(length) > most:
             return await refused(Refusal(413, f"the body has more than {most} bytes: send less"))(scope, receive, send)
 
+        until, whole = monotonic() + self.serving.limits.seconds, False
+
         async def limited() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, whole
+            try:
+                message = await (receive() if whole else asyncio.wait_for(receive(), max(0.1, until - monotonic())))
+            except TimeoutError:
+                raise HTTPException(408, "the body did not come: send it faster") from None
+            whole = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > most:
                 raise HTTPException(413, f"the body has more than {most} bytes: send less")
@@ -151,7 +163,22 @@ def application(serving: Serving) -> FastAPI:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return refused(Refusal(500, "the server failed on this request; its log says why"))
+        return refused(Refusal(500, FAILED))
 
     app.add_middleware(Gate, serving=serving)
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        """FastAPI's description, with the key, and without the error bodies that are never sent."""
+        found = plain()
+        for operation in (one for path in found["paths"].values() for one in path.values()):
+            operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            found["components"]["schemas"].pop(name, None)
+        if serving.api_key:
+            found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            found["security"] = [{"key": []}]
+        return found
+
+    app.openapi = described  # type: ignore[method-assign]
     return app

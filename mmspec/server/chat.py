@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from mmspec import picture
 from mmspec.pipelines.request import HIGHEST
 from mmspec.server.remote import fetch
-from mmspec.server.serving import PROBLEMS, Metrics, Refusal, Serving, Shape, event, last, started
+from mmspec.server.serving import EVENTS, PROBLEMS, Metrics, Refusal, Serving, Shape, event, last, started
 
 
 class TextPart(Shape):
@@ -38,7 +38,7 @@ class ImagePart(Shape):
 
 class Message(Shape):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=32)]
     name: str | None = None
 
 
@@ -60,6 +60,9 @@ class ChatRequest(Shape):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=0, le=HIGHEST)] | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logprobs: Literal[False] | None = None
     user: str | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -116,41 +119,49 @@ class Cut:
         return told
 
 
-def opened(serving: Serving, url: str) -> Image.Image:
-    """The picture of a data URL, or of an address if the server may fetch it."""
-    if url.startswith("data:"):
-        head, comma, body = url.partition(",")
-        try:
-            if not comma or not head.endswith(";base64"):
-                raise ValueError
-            data = base64.b64decode(body, validate=True)
-        except (binascii.Error, ValueError):
-            raise Refusal(400, "a picture's data URL is broken: give data:image/png;base64, and the file in base64") from None
-    elif not serving.urls:
-        raise Refusal(400, "this server fetches no addresses: give the picture as a data URL, data:image/png;base64,...")
-    else:
-        data = fetch(url, serving.limits.body, min(20.0, serving.limits.seconds))
+def data_of(serving: Serving, url: str) -> bytes:
+    """The file of a data URL, or of an address if the server may fetch it."""
+    if not url.startswith("data:"):
+        if not serving.urls:
+            raise Refusal(400, "this server fetches no addresses: give the picture as a data URL, data:image/png;base64,...")
+        return fetch(url, serving.limits.body, min(20.0, serving.limits.seconds))
+    head, comma, body = url.partition(",")
     try:
-        width, height = Image.open(io.BytesIO(data)).size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise Refusal(400, "a picture cannot be read: give a PNG, JPEG or WebP file that opens elsewhere") from None
-    if width * height > serving.limits.pixels:
-        raise Refusal(400, f"a picture has {width} x {height} pixels, and {serving.limits.pixels} are the most: make it smaller")
-    return picture.read(data)
+        if not comma or not head.endswith(";base64"):
+            raise ValueError
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refusal(400, "a picture's data URL is broken: give data:image/png;base64, and the file in base64") from None
 
 
 def chat_of(serving: Serving, messages: list[Message]) -> list[dict]:
-    """Messages as the pipeline takes them."""
+    """Messages as the pipeline takes them; their words, pictures and pixels are bounded together."""
+    words, pictures, pixels = 0, 0, 0
     found: list[dict] = []
     for message in messages:
         parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-        given = [
-            {"type": "text", "text": serving.text("a message", part.text)}
-            if isinstance(part, TextPart)
-            else {"type": "image", "image": opened(serving, part.image_url.url)}
-            for part in parts
-        ]
+        given: list[dict] = []
+        for part in parts:
+            if isinstance(part, TextPart):
+                words += len(part.text)
+                given.append({"type": "text", "text": part.text})
+                continue
+            data = data_of(serving, part.image_url.url)
+            try:
+                width, height = Image.open(io.BytesIO(data), formats=picture.READ).size
+            except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                raise Refusal(400, "a picture cannot be read: give a PNG, JPEG or WebP file that opens elsewhere") from None
+            pictures, pixels = pictures + 1, pixels + width * height
+            if pixels > serving.limits.pixels or pictures > serving.limits.pictures:
+                raise Refusal(
+                    400,
+                    f"{pictures} pictures with {pixels} pixels are too much: at most {serving.limits.pictures} of them, with "
+                    f"{serving.limits.pixels} pixels in all",
+                )
+            given.append({"type": "image", "image": picture.read(data)})
         found.append({"role": "system" if message.role == "developer" else message.role, "content": given})
+    if words > serving.limits.text:
+        raise Refusal(400, f"the messages have {words} characters, and {serving.limits.text} are the most: shorten them")
     return found
 
 
@@ -158,7 +169,7 @@ def router(serving: Serving) -> APIRouter:
     """The endpoint over the models of `serving`."""
     routes = APIRouter(tags=["chat"])
 
-    @routes.post("/v1/chat/completions", response_model=ChatResponse, responses=PROBLEMS, summary="Answer a chat with pictures")
+    @routes.post("/v1/chat/completions", response_model=ChatResponse, responses=PROBLEMS | EVENTS, summary="Answer a chat with pictures")
     async def complete(body: ChatRequest, request: Request) -> Any:
         """Answer. With `stream`, server-sent events of `chat.completion.chunk` objects, and `[DONE]` at the end."""
         model = serving.model(body.model, "image-text-to-text")
@@ -172,7 +183,7 @@ def router(serving: Serving) -> APIRouter:
         chat = await serving.thread(lambda: chat_of(serving, body.messages))
         law = body.model_dump(include={"seed", "temperature", "top_k", "top_p", "repetition_penalty", "drafter", "acceptance"})
         length = body.max_completion_tokens or body.max_tokens
-        parts = serving.follow(None if body.stream else request, pipe, lambda: pipe.stream([chat] * body.n, max_new_tokens=length, **law))
+        parts = serving.follow(request, pipe, lambda: pipe.stream([chat] * body.n, max_new_tokens=length, **law), body.stream)
         about: dict[str, Any] = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time()), "model": model.name}
         cuts = [Cut(stops) for _ in range(body.n)]
 
@@ -188,7 +199,7 @@ def router(serving: Serving) -> APIRouter:
             return ["stop" if cut.over or why == "end" else "length" for cut, why in zip(cuts, output.ended or ["end"] * body.n)]
 
         def usage(output: Any) -> Usage:
-            read = output.prompt_tokens
+            read = output.prompt_tokens // body.n
             return Usage(prompt_tokens=read, completion_tokens=output.stats.tokens, total_tokens=read + output.stats.tokens)
 
         async def events() -> AsyncIterator[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from mmspec.pipelines.request import HIGHEST
-from mmspec.server.serving import PROBLEMS, Metrics, Refusal, Serving, Shape, event, last, started
+from mmspec.server.serving import EVENTS, PROBLEMS, Metrics, Refusal, Serving, Shape, event, last, started
 
 
 class ImageRequest(Shape):
@@ -22,6 +22,8 @@ class ImageRequest(Shape):
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=16)] = 1
     size: str = "auto"
+    quality: Literal["auto"] = "auto"
+    background: Literal["auto", "opaque"] = "auto"
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     stream: bool = False
@@ -61,7 +63,7 @@ def router(serving: Serving) -> APIRouter:
     """The endpoint over the models of `serving`."""
     routes = APIRouter(tags=["images"])
 
-    @routes.post("/v1/images/generations", response_model=ImageResponse, responses=PROBLEMS, summary="Draw pictures")
+    @routes.post("/v1/images/generations", response_model=ImageResponse, responses=PROBLEMS | EVENTS, summary="Draw pictures")
     async def generate(body: ImageRequest, request: Request) -> Any:
         """Draw `n` pictures. With `stream`, server-sent events: `partial_images` pictures in the making, then each picture as it is done."""
         model = serving.model(body.model, "text-to-image")
@@ -73,10 +75,17 @@ def router(serving: Serving) -> APIRouter:
         if body.n > serving.limits.rows:
             raise Refusal(400, f"n={body.n}: this server draws at most {serving.limits.rows} at once")
         law = body.model_dump(include={"seed", "guidance_scale", "temperature", "top_k", "top_p", "drafter", "acceptance"})
-        parts = serving.follow(None if body.stream else request, pipe, lambda: pipe.stream(prompt, num_images_per_prompt=body.n, **law))
+        parts = serving.follow(request, pipe, lambda: pipe.stream(prompt, num_images_per_prompt=body.n, **law), body.stream)
 
         async def events() -> AsyncIterator[str]:
-            shown, about = 0, {"created_at": int(time()), "size": size, "output_format": body.output_format}
+            about = {
+                "created_at": int(time()),
+                "size": size,
+                "output_format": body.output_format,
+                "quality": "auto",
+                "background": "opaque",
+            }
+            shown = 0
             async for part in parts:
                 due = part.position * (body.partial_images + 1) // part.total
                 if shown < due <= body.partial_images:
@@ -85,9 +94,22 @@ def router(serving: Serving) -> APIRouter:
                     for row, image in enumerate(images):
                         facts = {"b64_json": encoded(image, body.output_format), "partial_image_index": due - 1, "row": row} | about
                         yield event({"type": "image_generation.partial_image"} | facts)
-            metrics = serving.report(model, part.stats).model_dump()
+            metrics, words = serving.report(model, part.stats).model_dump(), len(prompt)
+            details = {"text_tokens": words, "image_tokens": 0}
+            usage = {
+                "input_tokens": words,
+                "output_tokens": part.total,
+                "total_tokens": words + part.total,
+                "input_tokens_details": details,
+            }
             for row, image in enumerate(await serving.thread(part.images)):
-                facts = {"b64_json": encoded(image, body.output_format), "seed": part.seeds[row], "row": row, "metrics": metrics} | about
+                facts = {
+                    "b64_json": encoded(image, body.output_format),
+                    "seed": part.seeds[row],
+                    "row": row,
+                    "metrics": metrics,
+                    "usage": usage,
+                } | about
                 yield event({"type": "image_generation.completed"} | facts)
 
         if body.stream:

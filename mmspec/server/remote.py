@@ -3,65 +3,74 @@
 import http.client
 import ipaddress
 import socket
-from typing import Any
-from urllib.error import URLError
-from urllib.request import HTTPHandler, HTTPSHandler, ProxyHandler, build_opener
+import ssl
+from time import monotonic
+from urllib.parse import urljoin, urlsplit
 
 from mmspec.errors import MmspecError
+
+# The part of IPv6 that is routed on the open internet, and those of its blocks that lead on into IPv4 (Teredo, 6to4).
+ROUTED, TUNNELS = ipaddress.ip_network("2000::/3"), [ipaddress.ip_network(block) for block in ("2001::/32", "2002::/16")]
+
+# Redirects that are followed.
+REDIRECTS = 5
 
 
 def public(address: str) -> bool:
     """Whether an IP address belongs to the open internet."""
     found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None) or found
-    return mapped.is_global and not mapped.is_multicast
+    if isinstance(found, ipaddress.IPv6Address) and (found not in ROUTED or any(found in block for block in TUNNELS)):
+        return False
+    return found.is_global and not found.is_multicast
 
 
-def connect(address: tuple[str, int], *rest: Any, **options: Any) -> socket.socket:
-    """A connection to a public address. It is the connected socket that is asked, so that a name cannot change its mind in between."""
-    for _, _, _, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
-        if not public(str(place[0])):
-            raise URLError("the address is not public")
-    found = socket.create_connection(address, *rest, **options)
-    if not public(found.getpeername()[0]):
-        found.close()
-        raise URLError("the address is not public")
-    return found
+def resolved(host: str, port: int) -> str:
+    """An address of the host; one that is not public among them is an error."""
+    found = [str(place[0]) for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    if not all(public(address) for address in found):
+        raise OSError("the address is not public")
+    return found[0]
 
 
-class PublicConnection(http.client.HTTPConnection):
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self._create_connection = connect
-
-
-class PublicTlsConnection(http.client.HTTPSConnection):
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self._create_connection = connect
-
-
-class PublicHandler(HTTPHandler):
-    def http_open(self, request: Any) -> Any:
-        return self.do_open(PublicConnection, request)
-
-
-class PublicTlsHandler(HTTPSHandler):
-    def https_open(self, request: Any) -> Any:
-        return self.do_open(PublicTlsConnection, request)
+def opened(url: str, seconds: float) -> http.client.HTTPConnection:
+    """A connection to the very address that was checked, so that a name cannot change its mind in between."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise OSError("not an http(s) address")
+    secure = parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    link = socket.create_connection((resolved(parts.hostname, port), port), timeout=seconds)
+    connection = http.client.HTTPConnection(parts.hostname, port, timeout=seconds)
+    try:
+        connection.sock = ssl.create_default_context().wrap_socket(link, server_hostname=parts.hostname) if secure else link
+    except BaseException:
+        link.close()
+        raise
+    return connection
 
 
 def fetch(url: str, most: int, seconds: float) -> bytes:
-    """What is at an http(s) address, redirects followed; private, local and reserved addresses are refused at every step."""
-    if not url.startswith(("http://", "https://")):
-        raise MmspecError("a picture's address starts with data:, http:// or https://")
-    opener = build_opener(ProxyHandler({}), PublicHandler, PublicTlsHandler)
+    """What is at an http(s) address, within `seconds`; private, local and reserved addresses are refused at every redirect."""
+    until, data = monotonic() + seconds, b""
     try:
-        with opener.open(url, timeout=seconds) as response:
-            data = response.read(most + 1)
-    except (URLError, http.client.HTTPException, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or type(error).__name__
-        raise MmspecError(f"a picture could not be fetched ({reason}): check its address, or give a data URL") from None
-    if len(data) > most:
-        raise MmspecError(f"a fetched picture has more than {most} bytes: give a smaller one")
-    return data
+        for _ in range(REDIRECTS):
+            connection = opened(url, max(0.1, until - monotonic()))
+            try:
+                parts = urlsplit(url)
+                connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers={"Host": parts.netloc})
+                response = connection.getresponse()
+                if response.status in (301, 302, 303, 307, 308):
+                    url = urljoin(url, response.getheader("Location") or "")
+                    continue
+                if response.status != 200:
+                    raise OSError(f"status {response.status}")
+                while part := response.read1(65536):
+                    data += part
+                    if len(data) > most or monotonic() > until:
+                        raise OSError(f"more than {most} bytes" if len(data) > most else f"more than {seconds:g} s")
+                return data
+            finally:
+                connection.close()
+        raise OSError(f"more than {REDIRECTS} redirects")
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        raise MmspecError(f"a picture could not be fetched ({error}): check its address, or give a data URL") from None

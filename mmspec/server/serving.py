@@ -15,10 +15,10 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from mmspec import zoo
-from mmspec.batching import Batcher, Busy
+from mmspec.batching import Batcher, Busy, Closing, share
 from mmspec.errors import MmspecError
 from mmspec.metrics import GenerationStats
 from mmspec.pipelines import pipeline, task_of
@@ -38,9 +38,14 @@ class Refusal(MmspecError):
 
 
 class Shape(BaseModel):
-    """A request body: a field that is not known is an error, not ignored."""
+    """A request body: a field that is not known is an error, not ignored; null is as if left out."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
 class Problem(BaseModel):
@@ -63,9 +68,13 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorBody, "description": "No such model."},
     413: {"model": ErrorBody, "description": "The body is too large."},
     429: {"model": ErrorBody, "description": "The queue is full: ask again after Retry-After seconds."},
-    503: {"model": ErrorBody, "description": "The server is shutting down, or a part of the model cannot be read."},
+    503: {"model": ErrorBody, "description": "The server is shutting down, or a model has stopped."},
     504: {"model": ErrorBody, "description": "The request took longer than the server allows."},
 }
+
+
+# Endpoints that stream answer events too.
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
 class Speculation(BaseModel):
@@ -89,13 +98,14 @@ class Metrics(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Rows in a batch and calls that wait for each model, seconds for a request, bytes of a body, characters of a text, pixels of a picture."""
+    """Rows in a batch and calls that wait for each model; of a request: seconds, bytes of its body, characters, pictures and their pixels."""
 
     rows: int = 16
     waiting: int = 64
     seconds: float = 300.0
     body: int = 20_000_000
     text: int = 4000
+    pictures: int = 8
     pixels: int = 16_000_000
 
 
@@ -127,19 +137,23 @@ class Model:
     since: int = field(default_factory=lambda: int(time()))
 
     def seat(self) -> Any:
-        """The pipeline for one request: the same parts, with an `interrupt` of its own."""
+        """The pipeline for one request: the same parts and target, with an `interrupt` of its own."""
         return copy.copy(self.pipe)
 
 
 class Serving:
-    """Models by name, limits, and who may fetch what."""
+    """Models by name, limits, whether addresses are fetched, and names that the server answers to (any if there are none)."""
 
-    def __init__(self, pipes: dict[str, tuple[str, Any]], limits: Limits = Limits(), api_key: str | None = None, urls: bool = False):
-        self.limits, self.api_key, self.urls = limits, api_key, urls
-        self.models: dict[str, Model] = {}
-        for name, (task, pipe) in pipes.items():
-            pipe.loop = Batcher(limits.rows, limits.waiting)
-            self.models[name] = Model(name, task, pipe, pipe.loop)
+    def __init__(
+        self,
+        pipes: dict[str, tuple[str, Any]],
+        limits: Limits = Limits(),
+        api_key: str | None = None,
+        urls: bool = False,
+        hosts: frozenset[str] = frozenset(),
+    ):
+        self.limits, self.api_key, self.urls, self.hosts = limits, api_key, urls, hosts
+        self.models = {name: Model(name, task, pipe, share(pipe, limits.rows, limits.waiting)) for name, (task, pipe) in pipes.items()}
         self.gauges = Gauges(self.models)
         self._threads: CapacityLimiter | None = None
 
@@ -159,18 +173,20 @@ class Serving:
             raise Refusal(400, f"{name} has {len(text)} characters, and {self.limits.text} are the most: shorten it")
         return text
 
-    async def follow(self, request: Request | None, pipe: Any, make: Callable[[], Iterator[Part]]) -> AsyncIterator[Part]:
-        """The parts of a blocking iterator, made and advanced in threads. It is interrupted when the client of `request` leaves, if
-        given, or time is up; then this raises."""
-        until, end = monotonic() + self.limits.seconds, object()
+    async def follow(self, request: Request, pipe: Any, make: Callable[[], Iterator[Part]], streams: bool) -> AsyncIterator[Part]:
+        """The parts of a blocking iterator, made and advanced in threads. It is interrupted when the client leaves or time is up; then
+        this raises. A response that `streams` notices by itself who leaves, once it has begun."""
+        until, end, begun = monotonic() + self.limits.seconds, object(), False
 
         async def step(work: Callable[[], Any]) -> Any:
             task = asyncio.ensure_future(self.thread(work))
             while not task.done():
                 await asyncio.wait({task}, timeout=LOOK)
-                if monotonic() > until or (request and await request.is_disconnected()):
+                if monotonic() > until or (not (streams and begun) and await request.is_disconnected()):
                     pipe.interrupt = True
             found = task.result()
+            if pipe.interrupt and monotonic() <= until:
+                raise Refusal(499, "the client has left")
             if pipe.interrupt:
                 raise Refusal(504, f"the request took more than {self.limits.seconds:g} s and was ended: ask for less")
             return found
@@ -178,6 +194,7 @@ class Serving:
         try:
             iterator = await step(make)
             while (part := await step(lambda: next(iterator, end))) is not end:
+                begun = True
                 yield part
         finally:
             pipe.interrupt = True
@@ -206,7 +223,10 @@ def load(names: Sequence[str], device: str, dtype: torch.dtype) -> dict[str, tup
     found = {}
     for name in names or zoo.bundled():
         task = task_of(zoo.resolve(name, bare=True))
-        found[Path(name).name] = (task, pipeline(task, name, device=device, dtype=dtype))
+        short = Path(name).name
+        if short in found:
+            raise MmspecError(f"two models are called {short}: rename one of their folders")
+        found[short] = (task, pipeline(task, name, device=device, dtype=dtype))
     if not found:
         raise MmspecError("no model is bundled here: name one")
     return found
@@ -234,16 +254,23 @@ async def started(parts: AsyncIterator[Part]) -> AsyncIterator[Part]:
         try:
             async for part in parts:
                 yield part
-        except MmspecError as error:
-            if isinstance(first, str):
-                yield f"data: {bytes(refused(error).body).decode()}\n\n"
+        except Exception as error:
+            if not isinstance(first, str):
+                raise  # sound that is cut short must not look whole
+            known = isinstance(error, MmspecError)
+            yield f"data: {bytes(refused(error if known else Refusal(500, FAILED)).body).decode()}\n\n"
+            if not known:
+                raise
 
     return rest()
 
 
+FAILED = "the server failed on this request; its log says why"
+
+
 def refused(error: Exception) -> JSONResponse:
     """The answer to a request that failed."""
-    status, code, headers = 400, None, {}
+    status, code, headers = 503 if isinstance(error, Closing) else 400, None, {}
     if isinstance(error, Refusal):
         status, code = error.status, error.code
     elif isinstance(error, Busy):

@@ -54,7 +54,7 @@ def router(serving: Serving) -> APIRouter:
         whole = body.response_format in ("flac", "ogg")
         if whole and body.stream_format == "sse":
             raise Refusal(400, f"response_format={body.response_format} does not stream: ask for pcm or wav")
-        parts = serving.follow(request if whole else None, pipe, lambda: pipe.stream(text, **law))
+        parts = serving.follow(request, pipe, lambda: pipe.stream(text, **law), not whole)
         rate = pipe.codec.sampling_rate
 
         async def chunks() -> AsyncIterator[bytes]:
