@@ -22,7 +22,7 @@ MOVING = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 DRAFTED, BONUS = ((30, 160, 80), (120, 210, 150)), (233, 140, 30)
 
 # Formats that are read, and no others: some of Pillow's start other programs.
-READ = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "TGA")
+READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 # Most pixels of a picture that is read, and most bytes that are fetched for one.
 PIXELS, BYTES = 64_000_000, 50_000_000

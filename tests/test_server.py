@@ -148,7 +148,7 @@ def test_chat(client, pipes) -> None:
     )
     assert [choice.message.content for choice in found.choices] == wanted.texts
     assert [choice.finish_reason for choice in found.choices] == [{"end": "stop"}.get(why, why) for why in wanted.ended]
-    assert found.usage.completion_tokens == wanted.stats.tokens and found.usage.prompt_tokens == wanted.prompt_tokens
+    assert found.usage.completion_tokens == wanted.stats.tokens and found.usage.prompt_tokens == wanted.prompt_tokens // 2
     assert found.metrics["speculative_decoding"]["tokens"] == wanted.stats.tokens
     longer = [*chat("what is this?", picture), {"role": "assistant", "content": "red."}, {"role": "user", "content": "sure?"}]
     talk = [*chat_of(picture), {"role": "assistant", "content": "red."}, {"role": "user", "content": "sure?"}]
