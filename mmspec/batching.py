@@ -1,7 +1,6 @@
 """Continuous batching: generations that are asked for at different times share the target's passes."""
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from threading import Condition, Thread
 from time import perf_counter
 from typing import Any
 
-from mmspec import drafters
+from mmspec import drafters, zoo
 from mmspec.accept import Acceptance
 from mmspec.decode import Batch, Round, Stop
 from mmspec.drafters.cost import Cost, measured
@@ -272,6 +271,4 @@ def share(pipe: Any, rows: int, waiting: int) -> Batcher:
 
 def example(folder: Path | None) -> dict:
     """A prompt of a model folder."""
-    path = folder / "prompts.jsonl" if folder else None
-    lines = path.read_text().splitlines() if path and path.is_file() else []
-    return json.loads(lines[0]) if lines else {"prompt": "a red heart"}
+    return zoo.prompts(folder)[0] if folder and (folder / zoo.PROMPTS).exists() else {"prompt": "a red heart"}

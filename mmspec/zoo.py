@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from mmspec.errors import MmspecError, unknown
 
-INDEX = "model_index.json"
+INDEX, PROMPTS = "model_index.json", "prompts.jsonl"
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -84,6 +84,19 @@ def download(name: str, **hub: Any) -> Path:
         raise MmspecError(
             f"could not fetch model {name!r} from the hub ({_first_line(error)}): check the name and the network, or give a local folder"
         ) from None
+
+
+def prompts(folder: Path, *fields: str) -> list[dict]:
+    """The lines of a model's own list of prompts, `prompts.jsonl`; each has a prompt and the `fields`."""
+    wanted = ("prompt", *fields)
+    try:
+        found = [{**row, **{name: row[name] for name in wanted}} for row in map(json.loads, (folder / PROMPTS).read_text().splitlines())]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = []
+    if not found:
+        line = ", ".join(f'"{name}": ...' for name in wanted)
+        raise MmspecError(f"{folder / PROMPTS} must hold a line {{{line}}} for each prompt: restore it")
+    return found
 
 
 def read_index(folder: Path) -> dict:

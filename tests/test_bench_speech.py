@@ -228,7 +228,7 @@ def test_held_out_refuses(model: Path, work: Path, tmp_path: Path) -> None:
         ((model, work / "data", "eve", 4), "unknown voice 'eve'"),
         ((model, work / "data", None, 5), "--sentences 5 is out of range: the model has 4 held-out sentences, give from 2 on"),
         ((model, tmp_path, None, 4), "no recordings of ada in .*: give --work, or make them: mmspec train .*recipe.yaml --stages data"),
-        ((tmp_path, work / "data", None, 4), 'prompts.jsonl must hold a line {"prompt": ..., "voice": ..., "held_out": true}'),
+        ((tmp_path, work / "data", None, 4), 'prompts.jsonl must hold a line {"prompt": ..., "voice": ..., "held_out": ...}'),
     ):
         with pytest.raises(MmspecError, match=text):
             held_out(*arguments)

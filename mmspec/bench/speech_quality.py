@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmspec import drafters, sound
+from mmspec import drafters, sound, zoo
 from mmspec.bench.provenance import provenance
 from mmspec.bench.speech import FOUR_HEADS
 from mmspec.codecs.mel import RATE, MelCodec
@@ -31,7 +31,6 @@ from mmspec.pipelines.text_to_speech import TextToSpeechOutput, TextToSpeechPipe
 from mmspec.placement import dtype_of
 from mmspec.training.registry import wheel
 from mmspec.training.voices import Utterance, recording
-from mmspec.zoo import resolve
 
 console = Console(stderr=True)
 
@@ -261,15 +260,9 @@ def markdown(results: dict) -> str:
 
 def held_out(model: Path, data: Path, voice: str | None, count: int) -> list[tuple[Utterance, Utterance]]:
     """`count` sentences that the model has not seen, voices taking turns, each with another utterance of its voice."""
-    path = model / "prompts.jsonl"
-    try:
-        listed = [json.loads(line) for line in path.read_text().splitlines()]
-        known = {(one["voice"], one["prompt"]) for one in listed if one["held_out"]}
-        voices = list(dict.fromkeys(one["voice"] for one in listed))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise MmspecError(
-            f'{path} must hold a line {{"prompt": ..., "voice": ..., "held_out": true}} for each sentence: restore it'
-        ) from None
+    listed = zoo.prompts(model, "voice", "held_out")
+    known = {(one["voice"], one["prompt"]) for one in listed if one["held_out"]}
+    voices = list(dict.fromkeys(one["voice"] for one in listed))
     if voice is not None and voice not in voices:
         raise unknown("voice", voice, voices)
     found = {}
@@ -323,7 +316,7 @@ def main(
         temperature: the model's own if left out.
         samples: how many sentences are kept to be heard; of lossless rows only plain decoding's.
     """
-    folder, data = resolve(model), work / "data"
+    folder, data = zoo.resolve(model), work / "data"
     chosen = held_out(folder, data, voice, sentences)
     listener = Listener(data)
     pipe = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype))

@@ -1,6 +1,5 @@
 """`mmspec bench vlm`: every drafter beside plain AR and `transformers.generate`, in one process on one model, by task and temperature."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmspec import zoo
 from mmspec.bench.contest import Entrant, announce, begun, compare, row, runners, sweep, take_turns
 from mmspec.decode import Stop, stream
 from mmspec.drafters.base import Drafter
@@ -21,7 +21,6 @@ from mmspec.placement import dtype_of
 from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
 from mmspec.targets.vision_language import VisualPrompts
-from mmspec.zoo import resolve
 
 # What the lines of `prompts.jsonl` are by their kind; any other kind is a short answer.
 TASKS = {"describe": "descriptions", "follow-up": "several turns"}
@@ -101,7 +100,7 @@ def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entr
     """All entrants on the same questions and seeds, at every temperature."""
     pipe = ImageTextToTextPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     pipe.target.narrowest = 1  # plain decoding at its fastest
-    lines = [line for line in prompts_of(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]
+    lines = [line for line in zoo.prompts(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]
     if not lines:
         return []
     known = [pipe.rows([line])[0] for line in lines[:repeats]]
@@ -125,15 +124,6 @@ def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entr
     return found
 
 
-def prompts_of(folder: Path) -> list[dict]:
-    """The model's own questions."""
-    path = folder / "prompts.jsonl"
-    try:
-        return [line | {"prompt": line["prompt"]} for line in map(json.loads, path.read_text().splitlines())]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise MmspecError(f'{path} must hold a line {{"prompt": ..., "image": ..., "kind": ...}} for each question: restore it') from None
-
-
 def run(
     model: str = "magpie-135",
     out: Path = Path("results"),
@@ -150,7 +140,7 @@ def run(
     """
     if list(batches) != [1]:
         raise MmspecError("bench vlm answers one question at a time: leave --batch out")
-    folder = resolve(model, bare=True)
+    folder = zoo.resolve(model, bare=True)
     results = begun("vlm", model, "0 and 1", device)
     entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
 

@@ -81,17 +81,12 @@ class Verify:
 
 def sample_prompts(folder: Path, count: int) -> list[dict]:
     """Lines spread evenly over the model's own list; the benchmark's where it has none."""
+    from mmspec import zoo
     from mmspec.pipelines import task_of
 
-    path = folder / "prompts.jsonl"
     task = task_of(folder)
-    if not path.exists():
-        known = [{"prompt": text} for text in suite(task).PROMPTS] if task != "image-text-to-text" else []
+    if (folder / zoo.PROMPTS).exists() or task == "image-text-to-text":
+        known = zoo.prompts(folder)
     else:
-        try:
-            known = [row | {"prompt": row["prompt"]} for row in map(json.loads, path.read_text().splitlines())]
-        except (ValueError, KeyError, TypeError):
-            known = []
-    if not known:
-        raise MmspecError(f'{path} must hold a line such as {{"prompt": "a cat"}} for each prompt: restore it or remove it')
+        known = [{"prompt": text} for text in suite(task).PROMPTS]
     return [known[i * len(known) // count % len(known)] for i in range(count)]

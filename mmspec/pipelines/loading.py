@@ -18,7 +18,7 @@ from mmspec.placement import dtype_of
 READING = Lock()
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-COMPANIONS = ("README.md", "recipe.yaml", "prompts.jsonl")
+COMPANIONS = ("README.md", "recipe.yaml", zoo.PROMPTS)
 
 
 def opened(cls: type, task: str, model: str | Path, options: dict[str, Any], bare: bool = False) -> tuple[Path, torch.dtype, dict]:
