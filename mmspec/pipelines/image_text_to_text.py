@@ -18,10 +18,9 @@ from mmspec.accept import acceptance as rule_of
 from mmspec.decode import Stop
 from mmspec.errors import MmspecError
 from mmspec.metrics import GenerationStats
+from mmspec.pipelines.base import TransformerPipeline
 from mmspec.pipelines.loading import READING, copy_companions, opened, rename_target
 from mmspec.pipelines.request import repetition, row_seeds
-from mmspec.pipelines.solo import Run, Solo
-from mmspec.placement import check_pair, dtype_of
 from mmspec.sampling import Sampling
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 
@@ -65,7 +64,7 @@ class Words:
     output: ImageTextToTextOutput
 
 
-class ImageTextToTextPipeline:
+class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
     """Answers questions about pictures with a vision-language model of transformers, drafted by `drafter` and verified by the model.
 
     >>> pipe = ImageTextToTextPipeline.from_pretrained("magpie-135", torch_dtype=torch.bfloat16)
@@ -80,12 +79,9 @@ class ImageTextToTextPipeline:
         temperature: float = 0.0,
         max_new_tokens: int = 256,
     ):
-        self.processor, self.transformer = processor, transformer
+        super().__init__(transformer)
+        self.processor = processor
         self.drafter, self.temperature, self.max_new_tokens = drafter, temperature, max_new_tokens
-        self.folder: Path | None = None  # where the model was loaded from
-        self.interrupt = False
-        self.loop: Callable[..., Run] = Solo()
-        self._target: tuple[tuple, VisionLanguageTarget] | None = None
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "ImageTextToTextPipeline":
@@ -126,26 +122,8 @@ class ImageTextToTextPipeline:
         (goal / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
         rename_target(goal, self.target.hash)
 
-    def to(self, *args: Any, **kwargs: Any) -> "ImageTextToTextPipeline":
-        """Move to a device or a dtype."""
-        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
-        check_pair(device or self.device, dtype_of(dtype or self.transformer.dtype))
-        self.transformer.to(device=device, dtype=dtype)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.device
-
-    @property
-    def target(self) -> VisionLanguageTarget:
-        """The model as the loop sees it, on its present device and in its present dtype."""
-        model = self.transformer
-        key = (id(model), model.device, model.dtype)
-        if self._target is None or self._target[0] != key:
-            path = self.folder / "transformer" if self.folder and (self.folder / "transformer").is_dir() else self.folder
-            self._target = key, VisionLanguageTarget(model, zoo.weights_hash(path) if path else "")
-        return self._target[1]
+    def view(self, hash: str) -> VisionLanguageTarget:
+        return VisionLanguageTarget(self.transformer, hash)
 
     @property
     def ends(self) -> frozenset[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
@@ -24,10 +24,10 @@ from mmspec.codecs.mel import MelCodec
 from mmspec.decode import Stop
 from mmspec.errors import MmspecError, unknown
 from mmspec.metrics import GenerationStats
+from mmspec.pipelines.base import TransformerPipeline
 from mmspec.pipelines.loading import READING, copy_companions, load_tokenizer, opened, rename_target
 from mmspec.pipelines.request import repetition, row_seeds
-from mmspec.pipelines.solo import Run, Solo
-from mmspec.placement import check_pair, dtype_of
+from mmspec.pipelines.solo import Run
 from mmspec.reading import Reader, Sentence
 from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
@@ -100,7 +100,7 @@ class Chunk:
     output: TextToSpeechOutput
 
 
-class TextToSpeechPipeline:
+class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
     """Speaks with an autoregressive codec language model, drafted by `drafter` and verified by the model.
 
     >>> pipe = TextToSpeechPipeline.from_pretrained("wren-86", torch_dtype=torch.bfloat16)
@@ -139,14 +139,11 @@ class TextToSpeechPipeline:
                 f"the transformer has {has} tokens, but the tokenizer's {len(tokenizer)}, the codec's {codec.vocabulary} and the end are "
                 f"{wanted}: give parts of one model"
             )
-        self.tokenizer, self.transformer, self.codec = tokenizer, transformer, codec
+        super().__init__(transformer)
+        self.tokenizer, self.codec = tokenizer, codec
         self.voices, self.drafter, self.temperature = voices, drafter, temperature
         self.tokens_per_phoneme, self.longest_sentence = tokens_per_phoneme, longest_sentence
         self.silence = frozenset(silence or ())
-        self.folder: Path | None = None  # where the model was loaded from
-        self.interrupt = False
-        self.loop: Callable[..., Run] = Solo()
-        self._target: tuple[tuple, SpeechTarget] | None = None
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToSpeechPipeline":
@@ -204,19 +201,16 @@ class TextToSpeechPipeline:
         (goal / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
         rename_target(goal, self.target.hash)
 
-    def to(self, *args: Any, **kwargs: Any) -> "TextToSpeechPipeline":
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move to a device, and the transformer to a dtype; the codec keeps its own."""
-        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
-        check_pair(device or self.device, dtype_of(dtype or self.transformer.dtype))
-        self.transformer.to(device=device, dtype=dtype)
         network = getattr(self.codec, "model", self.codec)
+        super().to(*args, **kwargs)
         if isinstance(network, nn.Module):
-            network.to(device=device)
+            network.to(device=self.device)
         return self
 
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.device
+    def view(self, hash: str) -> SpeechTarget:
+        return SpeechTarget(self.transformer, len(self.tokenizer), self.codec, hash)
 
     @property
     def end(self) -> int:
@@ -228,16 +222,6 @@ class TextToSpeechPipeline:
         """Reads text in sentences that the model has learnt to say and has the positions for."""
         room = int((self.target.positions - SPARE - 4) / (1 + self.tokens_per_phoneme))
         return Reader(self.tokenizer.get_vocab(), min(self.longest_sentence, room))
-
-    @property
-    def target(self) -> SpeechTarget:
-        """The transformer as the loop sees it, on its present device and in its present dtype."""
-        model = self.transformer
-        key = (id(model), model.device, model.dtype)
-        if self._target is None or self._target[0] != key:
-            name = zoo.weights_hash(self.folder / "transformer") if self.folder else ""
-            self._target = key, SpeechTarget(model, len(self.tokenizer), self.codec, name)
-        return self._target[1]
 
     def encode(self, phonemes: list[str], voice: str) -> Prompts:
         """Prompt ids of sentences that one voice speaks."""
