@@ -99,7 +99,7 @@ class Batcher:
             raise MmspecError("calls in a batch share a drafter: give its name, not an instance")
         if drafter not in self.drafters:
             drafters.by_name(drafter, pipe.folder, self.target)  # says what is wrong
-            raise MmspecError(f"drafter {drafter!r} was not there when the model was loaded: load it again")
+            raise MmspecError(f"drafter {drafter!r} came after the model was loaded: start again")
         known = False
 
         def run(
@@ -263,7 +263,7 @@ def share(pipe: Any, rows: int, waiting: int) -> Batcher:
     if hasattr(pipe, "voices"):
         _ = pipe.reader  # built now, for all copies
     prompts, stop = pipe.rows([example(pipe.folder)])
-    for guidance in (0.0, 1.0):  # with and without a second stream, where there is one
+    for guidance in (0.0, 1.0) if prompts.unconditional else (1.0,):
         batcher.measure(pipe, prompts.part(slice(None), guidance), stop.length)
     pipe.loop = batcher
     return batcher

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mmspec.errors import MmspecError
 
-BLOCK = 32
 BYTES = {"Q4_1": 20, "Q8_0": 34}
 INDEX = "blocks.json"
 

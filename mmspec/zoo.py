@@ -17,12 +17,20 @@ HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A bundled model: its name, folder, bytes on disk and trained drafters."""
+    """A bundled model: its name and folder."""
 
     name: str
     folder: Path
-    bytes: int
-    drafters: list[str]
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @property
+    def drafters(self) -> list[str]:
+        """The trained ones."""
+        return drafters(self.folder)
 
 
 def home() -> Path:
@@ -34,12 +42,7 @@ def home() -> Path:
 def bundled() -> dict[str, Entry]:
     """The bundled models by name."""
     folders = sorted(path.parent for path in home().glob(f"*/{INDEX}"))
-    return {folder.name: Entry(folder.name, folder, size(folder), drafters(folder)) for folder in folders}
-
-
-def size(folder: Path) -> int:
-    """Bytes of all files of a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {folder.name: Entry(folder.name, folder) for folder in folders}
 
 
 def drafters(folder: Path) -> list[str]:
@@ -77,7 +80,7 @@ def download(name: str, **hub: Any) -> Path:
     """A snapshot of a hub repository, without its pickles."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.yaml", "*.jinja", "*.txt", "*.model"]
+    patterns = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.yaml", "*.jinja", "*.txt", "*.model", "samples/*.png"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, **hub))
     except Exception as error:  # the hub client's errors follow its HTTP library, which differs between versions

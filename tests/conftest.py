@@ -8,9 +8,7 @@ from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))
 # Not mmspec.decode: the checker's wrapper would hide from torch.inference_mode that stream() is a generator.
-install_import_hook(
-    [f"mmspec.{part}" for part in ("accept", "cache", "codecs", "drafters", "metrics", "sampling", "targets", "tree")], "shapes.check"
-)
+install_import_hook([f"mmspec.{part}" for part in ("accept", "cache", "codecs", "drafters", "sampling", "targets", "tree")], "shapes.check")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

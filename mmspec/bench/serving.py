@@ -28,7 +28,7 @@ from mmspec.picture import replace
 
 console = Console(stderr=True)
 
-PROMPTS = ("a red heart, 3d style", "a cat face, flat style", "a sunflower, 3d style", "a strawberry, cartoon style")
+PROMPTS = ("a red heart, 3d style", "a butterfly, flat style", "a sunflower, 3d style", "a strawberry, cartoon style")
 
 
 @contextmanager

@@ -24,11 +24,12 @@ class Bench:
     model: str | None = None
     """A bundled name, a folder, or a hub id; the task's own bundled model if left out."""
     quick: bool = False
-    """Five entrants, one prompt in bf16, no ablations: about a minute. Other options still hold."""
+    """A few entrants, one prompt in bf16, no ablations: some minutes. Other options still hold."""
     device: str = "auto"
     dtype: list[str] | None = None
     """bf16 and fp32 if left out."""
     batch: list[int] = field(default_factory=lambda: [1])
+    """Rows at once; vlm takes 1 alone."""
     prompts: int | None = None
     """Pictures, sentences or questions of each entrant in each setting; 8 if left out."""
     seed: int = 0

@@ -48,4 +48,4 @@ def suite(task: str) -> ModuleType:
     try:
         return import_module(f"mmspec.bench.{name}")
     except ModuleNotFoundError as error:
-        raise MmspecError(f"the benchmark needs {error.name}: pip install 'mmspec[{name}]'") from None
+        raise MmspecError(f"the benchmark needs {error.name}: pip install 'mmspec[speech]'") from None

@@ -29,7 +29,8 @@ class Train:
     def run(self) -> int:
         try:
             from mmspec.training.recipe import train
+
+            train(self.recipe, self.work, self.out, torch_device(self.device), self.stages)
         except ModuleNotFoundError as error:
             raise MmspecError(f"training needs {error.name}: pip install 'mmspec[train]'") from None
-        train(self.recipe, self.work, self.out, torch_device(self.device), self.stages)
         return 0

@@ -23,7 +23,7 @@ class Verify:
     model: tyro.conf.Positional[str] = "emoji-64"
     """A bundled name, a folder, or a hub id; pictures, speech or answers."""
     prompts: int = 10
-    """How many of the model's prompts; voices take turns."""
+    """How many of the model's own prompts, spread evenly over its list."""
     seed: int = 0
     """Seed of the first prompt; each next one counts up."""
     dtype: list[str] = field(default_factory=lambda: ["fp64", "fp32", "bf16"])

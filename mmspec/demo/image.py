@@ -8,7 +8,7 @@ from PIL import Image
 from mmspec import picture
 from mmspec.demo.stage import Stage, seed_of
 
-EXAMPLES = ["a red heart, 3d style", "a cat face, flat style", "a sunflower, 3d style", "a strawberry, noto style"]
+EXAMPLES = ["a red heart, 3d style", "a butterfly, flat style", "a sunflower, 3d style", "a strawberry, cartoon style"]
 
 # Pixels of the picture's longer side on the page.
 SIDE = 448

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from mmspec.demo.image import large
-from mmspec.demo.stage import Player, Stage, seed_of
+from mmspec.demo.stage import Stage, seed_of
 from mmspec.pipelines.solo import Solo
 
 KINDS = {"Image": "text-to-image", "Speech": "text-to-speech", "Ask": "image-text-to-text"}
@@ -74,7 +74,7 @@ def tab(stage: Stage) -> None:
                 text = gr.Textbox(label=f"{name}: output", lines=4, interactive=False, visible=kinds[0] != "Image")
                 boards += [clock, image, text]
 
-    def show(name: str, player: Player, step: Step) -> list[Any]:
+    def show(name: str, step: Step) -> list[Any]:
         tokens, stats, shown = step
         count = sum(map(len, tokens))
         line = f"### {name}\n**{stats.total:.2f} s** · {count} tokens · {count / max(stats.total, 1e-9):.0f} tokens/s"
@@ -92,7 +92,7 @@ def tab(stage: Stage) -> None:
             for steps in race([STEPS[kind](pipe, prompt, number, drafter) for pipe, drafter in zip(pipes, (default, "none"))]):
                 if seat.interrupt:
                     break
-                boards = [one for name, step in zip((f"With {default}", "Plain decoding"), steps) for one in show(name, player, step)]
+                boards = [one for name, step in zip((f"With {default}", "Plain decoding"), steps) for one in show(name, step)]
                 yield "…", *boards
             if seat.interrupt:
                 yield "Stopped.", *[gr.skip()] * 6

@@ -34,7 +34,7 @@ class Player:
 
     def __post_init__(self) -> None:
         prompts, stop = self.pipe.rows([example(self.pipe.folder)])
-        for guidance in (0.0, 1.0):
+        for guidance in (0.0, 1.0) if prompts.unconditional else (1.0,):
             part = prompts.part(slice(None), guidance)
             stats = GenerationStats()
             law: dict[str, Any] = dict(sampling=Sampling(1.0), seeds=[0], rule=acceptance("exact"), stats=stats)
@@ -79,7 +79,7 @@ class Player:
 
 
 class Stage:
-    """The models of a demo, one for each task; of the bundled ones those for `tasks`, all if None."""
+    """The models of a demo, one for each task; those for `tasks` alone if given."""
 
     def __init__(
         self, models: tuple[str, ...] = (), device: str | None = None, dtype: Any = "bf16", tasks: set[str] | None = None, rows: int = 8

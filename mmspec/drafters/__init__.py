@@ -34,8 +34,9 @@ def names() -> dict[str, str]:
 
 
 def usable(folder: Path | None) -> list[str]:
-    """Names that load for a model: built-in drafters without weights, and those that its folder has weights for."""
-    return [name for name in TABLE if name not in TRAINED] + (zoo.drafters(folder) if folder else [])
+    """Names that load for a model: drafters without weights, other packages' too, and those that its folder has weights for."""
+    trained = zoo.drafters(folder) if folder else []
+    return [name for name in names() if name not in TRAINED and name not in trained] + trained
 
 
 def load(name: Any, folder: Path | None, target: Any, prompts: Any = None, length: int = 256, **options: Any) -> Any:

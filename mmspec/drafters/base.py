@@ -1,6 +1,7 @@
 """What the loop asks of a drafter."""
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -68,6 +69,16 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
         """How many of the nodes whose chances of being reached are `reach`, sorted downwards, make the tree."""
         wanted = self.nodes or (self.cost.cut(drafting)(reach) if self.cost else 16)
         return min(wanted, self.max_nodes)
+
+    def worth(self, began: float, length: float) -> Callable[[int, float], bool]:
+        """Whether another level pays: it adds at most `mass` tokens (in practice some 0.7 of it) and must beat the present rate of `length`
+        tokens a round; drafting began at `began`."""
+
+        def another(depth: int, mass: float) -> bool:
+            step = (perf_counter() - began) / depth
+            return self.cost is None or mass * 0.7 > step * length / (self.cost.target(8) + depth * step)
+
+        return another
 
     def drawn(self, state: State, noise: Noise, scores: Callable[[int, Tensor, Tensor], Tensor], height: int) -> DraftTree:
         """Siblings drawn without replacement from q, by Gumbel top-m with noise of their own; widths are fixed beforehand.

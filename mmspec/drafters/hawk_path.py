@@ -24,7 +24,7 @@ class HawkPathDrafter(TrainedDrafter):
     """State <- (state, token drafted before, tokens and target features at the neighbours, row and column).
 
     `neighbours` are (rows up, columns right) of the place to be predicted; their tokens are read as embeddings, and the
-    target's hidden state after each was read as its feature. An empty list, with `height = width = 0`, is the
+    target's hidden state after each was read as its feature. An empty list, with `grid = (0, 0)`, is the
     one-dimensional form for speech and text. No target pass happens while drafting. What the last round said of a place (its
     leftovers) is blended in: `(1 - blend) (log q + lambda g) + blend (log p + g)`.
     """
@@ -145,7 +145,7 @@ class HawkPathDrafter(TrainedDrafter):
 
         if self._drawn:
             return self.drawn(state, noise, scores, height)
-        left, cost = self._leftovers, self.cost
+        left = self._leftovers
 
         def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
             keys = scores(depth, tokens, places)
@@ -155,9 +155,11 @@ class HawkPathDrafter(TrainedDrafter):
             best, children = keys.topk(min(self.ranks, keys.shape[2]), dim=2)
             return Candidates(children, (best - keys.logsumexp(2, keepdim=True)).exp().float())
 
-        def worth(depth: int, mass: float) -> bool:
-            """Another level adds at most `mass` tokens (in practice some 0.7 of it) and must beat the present rate."""
-            step = (perf_counter() - began) / depth
-            return cost is None or mass * 0.7 > step * self._length / (cost.target(8) + depth * step)
-
-        return grow(state.roots, expand, height, self.beam, worth, lambda reach: self.budget(reach, perf_counter() - began))
+        return grow(
+            state.roots,
+            expand,
+            height,
+            self.beam,
+            self.worth(began, self._length),
+            lambda reach: self.budget(reach, perf_counter() - began),
+        )

@@ -111,7 +111,7 @@ class MsdDrafter(TrainedDrafter):
         known = target.head if self.embed_tokens is None else target.head[: self.embed_tokens.num_embeddings]
         return known if self.tokens is None else known[self.tokens]
 
-    def read(self, target: CausalTarget, reading: Reading, prompt: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
+    def read(self, reading: Reading, prompt: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
         """Input vectors of a prompt, text by this drafter's embedding."""
         if self.embed_tokens is None:
             return reading.vectors
@@ -128,7 +128,7 @@ class MsdDrafter(TrainedDrafter):
         self._tail = state.features.new_zeros(state.rows, self.fc.out_features)
         parts = []
         for row, ((reading, hidden), prompt) in enumerate(zip(state.context, state.prompts, strict=True)):
-            read = self.enter(self.read(target, reading, prompt)[1:], hidden, reading.text[1:])
+            read = self.enter(self.read(reading, prompt)[1:], hidden, reading.text[1:])
             parts.append(torch.cat([read, self._committed(state, row, state.counts[row])]))
         self._ready = min(map(len, parts)) > 0  # a prompt of one token has nothing to read yet
         if max(map(len, parts)):
@@ -181,7 +181,6 @@ class MsdDrafter(TrainedDrafter):
                 hidden = self._look(inputs, above, committed, depth)
             return self._sampling.scores(self.logits(self._head, hidden))
 
-        cost = self.cost
         try:
             if self._drawn:
                 return self.drawn(state, noise, lambda *where: self.spread(scores(*where)), height)
@@ -198,12 +197,14 @@ class MsdDrafter(TrainedDrafter):
                     children if self.tokens is None else self.tokens[children], (best - keys.logsumexp(2, keepdim=True)).exp().float()
                 )
 
-            def worth(depth: int, mass: float) -> bool:
-                """Another level adds at most `mass` tokens (in practice some 0.7 of it) and must beat the present rate."""
-                step = (perf_counter() - began) / depth
-                return cost is None or mass * 0.7 > step * self._length / (cost.target(8) + depth * step)
-
-            return grow(state.roots, expand, height, self.beam, worth, lambda reach: self.budget(reach, perf_counter() - began))
+            return grow(
+                state.roots,
+                expand,
+                height,
+                self.beam,
+                self.worth(began, self._length),
+                lambda reach: self.budget(reach, perf_counter() - began),
+            )
         finally:
             self._cache.lengths = committed
 

@@ -27,7 +27,10 @@ def pipeline(task: str, model: Any = None, *, device: Any = None, dtype: Any = "
     module, _, name = path.partition(":")
     place, precision = device_of(device), dtype_of(options.pop("torch_dtype", dtype))
     check_pair(place, precision)
-    kind = getattr(import_module(module), name)
+    try:
+        kind = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise MmspecError(f"{task} needs {error.name}: pip install 'mmspec[speech]'") from None
     return kind.from_pretrained(model or default, torch_dtype=precision, **options).to(place)
 
 

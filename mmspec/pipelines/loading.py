@@ -51,14 +51,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def copy_companions(folder: Path | None, goal: Path) -> None:
-    """What a model's folder holds beside its components: drafters, card, recipe, prompts."""
+    """What a model's folder holds beside its components: drafters, card, recipe, prompts and their pictures."""
     if folder is None or folder.resolve() == goal.resolve():
         return
     for name in COMPANIONS:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, goal / name)
-    if (folder / "drafters").is_dir():
-        shutil.copytree(folder / "drafters", goal / "drafters", dirs_exist_ok=True)
+    for name in ("drafters", "samples"):
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, goal / name, dirs_exist_ok=True)
 
 
 def rename_target(goal: Path, name: str) -> None:

@@ -94,7 +94,7 @@ def router(serving: Serving) -> APIRouter:
                     for row, image in enumerate(images):
                         facts = {"b64_json": encoded(image, body.output_format), "partial_image_index": due - 1, "row": row} | about
                         yield event({"type": "image_generation.partial_image"} | facts)
-            metrics, words = serving.report(model, part.stats).model_dump(), len(prompt)
+            metrics, words = serving.report(model, part.stats).model_dump(), len(pipe.encode([prompt], 1.0).conditional[0])
             details = {"text_tokens": words, "image_tokens": 0}
             usage = {
                 "input_tokens": words,

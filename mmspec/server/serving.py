@@ -66,6 +66,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "The request is wrong; the message says how."},
     401: {"model": ErrorBody, "description": "The API key is missing or wrong."},
     404: {"model": ErrorBody, "description": "No such model."},
+    408: {"model": ErrorBody, "description": "The body did not come in time."},
     413: {"model": ErrorBody, "description": "The body is too large."},
     429: {"model": ErrorBody, "description": "The queue is full: ask again after Retry-After seconds."},
     503: {"model": ErrorBody, "description": "The server is shutting down, or a model has stopped."},

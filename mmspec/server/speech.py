@@ -74,7 +74,8 @@ def router(serving: Serving) -> APIRouter:
                 samples = sound.pcm(chunk.audio).numpy().astype("<i2").tobytes()
                 yield event({"type": "speech.audio.delta", "audio": base64.b64encode(samples).decode()})
             stats = chunk.output.total
-            usage = {"input_tokens": len(text), "output_tokens": stats.tokens, "total_tokens": len(text) + stats.tokens}
+            read = sum(len(one.phonemes) for one in chunk.output.sentences)
+            usage = {"input_tokens": read, "output_tokens": stats.tokens, "total_tokens": read + stats.tokens}
             facts = {"usage": usage, "ended": chunk.output.ended, "seeds": chunk.output.seeds, "sampling_rate": rate}
             yield event({"type": "speech.audio.done"} | facts | {"metrics": serving.report(model, stats).model_dump()})
 

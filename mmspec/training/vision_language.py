@@ -123,10 +123,9 @@ class Batch:
     ids: Tensor
     labels: Tensor
     pixels: Tensor
-    pictured: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.ids.to(device), self.labels.to(device), self.pixels.to(device), self.pictured.to(device))
+        return Batch(self.ids.to(device), self.labels.to(device), self.pixels.to(device))
 
 
 class Learner(nn.Module):
@@ -175,7 +174,7 @@ def pack(rows: list[tuple[Encoded, Tensor | None]], width: int) -> Batch:
         ids[row, : len(one.ids)] = torch.tensor(one.ids)
         labels[row, : len(one.ids)] = torch.where(torch.tensor(one.answer), torch.tensor(one.ids), -100)
     seen = [picture for _, picture in rows if picture is not None]
-    return Batch(ids, labels, torch.stack(seen) if seen else torch.zeros(0, 3, SIZE, SIZE), torch.tensor([p is not None for _, p in rows]))
+    return Batch(ids, labels, torch.stack(seen) if seen else torch.zeros(0, 3, SIZE, SIZE))
 
 
 def spoken(run: Run, known: LlavaProcessor) -> list[tuple[str, str, bool]]:
