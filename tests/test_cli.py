@@ -324,7 +324,7 @@ def test_warnings_of_speech(speak) -> None:
         ([TEXT, "--drafter", "vadsua"], "unknown drafter 'vadsua': did you mean 'vadusa'"),
         ([TEXT, "--drafter", "hawk-path"], "drafter 'hawk-path' has no weights for this model"),
         ([TEXT, "--acceptance", "exakt"], "unknown acceptance 'exakt': did you mean 'exact'"),
-        ([TEXT, "--tolerance", "0"], "tolerance takes one whole number from 1 up"),
+        ([TEXT, "--tolerance", "0"], "tolerance takes one whole number from 1 to 64"),
         ([TEXT, "--tolerance", "2", "--acceptance", "exact"], "--tolerance 2 and --acceptance exact are both given: give one"),
         ([TEXT, "--temperature", "-1"], "temperature=-1.0 is out of range"),
         ([TEXT, "--top-k", "-1"], "top_k=-1 is out of range"),

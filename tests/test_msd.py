@@ -85,7 +85,7 @@ def test_the_cache_follows_commits(kind: str) -> None:
         nonlocal checked
         observe(state, tree, verdict, keys)
         for row, (reading, hidden) in enumerate(state.context):
-            vectors = drafter.read(target, reading, state.prompts[row])[1:]
+            vectors = drafter.read(reading, state.prompts[row])[1:]
             tokens = torch.tensor(state.tokens[row])
             vectors = torch.cat([vectors, drafter.embed(target, tokens)])
             features = torch.cat([hidden, state.features[0, row, : len(tokens)]])

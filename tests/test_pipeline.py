@@ -149,7 +149,7 @@ def test_precision(model_folder: Path) -> None:
         ({"drafter": "jakobi"}, "unknown drafter 'jakobi': did you mean 'jacobi'"),
         ({"drafter": "medusa"}, "drafter 'medusa' has no weights for this model"),
         ({"acceptance": "exakt"}, "unknown acceptance 'exakt': did you mean 'exact'"),
-        ({"acceptance": "tolerance:0"}, "tolerance takes one whole number from 1 up"),
+        ({"acceptance": "tolerance:0"}, "tolerance takes one whole number from 1 to 64"),
         ({"output_type": "pill"}, "unknown output_type 'pill': did you mean 'pil'"),
     ],
 )

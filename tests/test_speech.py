@@ -425,7 +425,7 @@ def test_precision(speech_folder: Path, pipe) -> None:
         ({"drafter": "vadsua"}, "unknown drafter 'vadsua': did you mean 'vadusa'"),
         ({"drafter": "hawk-path"}, "drafter 'hawk-path' has no weights for this model"),
         ({"acceptance": "exakt"}, "unknown acceptance 'exakt': did you mean 'exact'"),
-        ({"acceptance": "tolerance:0"}, "tolerance takes one whole number from 1 up"),
+        ({"acceptance": "tolerance:0"}, "tolerance takes one whole number from 1 to 64"),
     ],
 )
 def test_refusals(pipe, options: dict, text: str) -> None:
