@@ -41,10 +41,9 @@ PLAY = """
 """
 # A page may only make sound after a click, so that is when its context is made.
 WAKE = """
-(...inputs) => {
+() => {
   if (window.mmspec && window.mmspec.context) window.mmspec.context.close();
   window.mmspec = {next: 0, played: 0, context: new AudioContext()};
-  return inputs;
 }
 """
 HUSH = "() => { if (window.mmspec && window.mmspec.context) { window.mmspec.context.close(); window.mmspec.played = Infinity; } }"
@@ -101,6 +100,7 @@ def tab(stage: Stage) -> None:
 
     inputs = [text, voice, tolerance, seed, temperature, drafter]
     outputs = [pieces, progress, numbers, whole]
-    gr.on([go.click, text.submit], speak, inputs, outputs, js=WAKE, concurrency_limit=8, api_name="speak", show_progress="hidden")
+    gr.on([go.click, text.submit], None, None, None, js=WAKE, api_visibility="private")
+    gr.on([go.click, text.submit], speak, inputs, outputs, concurrency_limit=8, api_name="speak", show_progress="hidden")
     pieces.change(None, pieces, None, js=PLAY, api_visibility="private")
     stop.click(stage.stop, js=HUSH, api_visibility="private", queue=False)
