@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from mmspec import sound
-from mmspec.demo.stage import Stage
+from mmspec.demo.stage import Stage, seed_of
 
 EXAMPLES = [
     "Hello there. This voice starts before its sentence is finished.",
