@@ -103,7 +103,10 @@ def draw(panel, prompt: str = "a red heart", seed: int = 5) -> None:
     panel.get_by_label("What to draw").fill(prompt)
     panel.get_by_label("Show accepted runs").uncheck()
     panel.get_by_role("button", name="Settings").click()
-    panel.get_by_role("spinbutton", name="Seed").fill(str(seed))
+    field = panel.get_by_role("spinbutton", name="Seed")
+    expect(field).to_have_value("7")
+    field.fill(str(seed))
+    expect(field).to_have_value(str(seed))
     panel.get_by_role("button", name="Draw").click()
 
 
