@@ -117,10 +117,10 @@ def test_made_sentences() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_batches(noise: float) -> None:
     """Labels are the codes and the end, inputs are padded to a width; noise changes inputs only, and stays within the codes."""
-    found = [Spoken([1, 4, 7, 2], torch.tensor([*[row % 30] * (5 + row), 31], dtype=torch.int16)) for row in range(20)]
-    found.append(Spoken([1, 2], torch.zeros(100, dtype=torch.int16)))  # fits no width
+    found = [Spoken("ada", [1, 4, 7, 2], torch.tensor([*[row % 30] * (5 + row), 31], dtype=torch.int16)) for row in range(20)]
+    found.append(Spoken("ada", [1, 2], torch.zeros(100, dtype=torch.int16)))  # fits no width
     known = {tuple(one.codes.tolist()) for one in found[:-1]}
-    source = batches(found, 8, [16, 32], 64, noise, seed=0)
+    source = batches(found, 8, [16, 32], 64, noise, 1.0, seed=0)
     widths, wrong, total = set(), 0, 0
     for _ in range(40):
         ids, labels = next(source)
@@ -131,6 +131,20 @@ def test_batches(noise: float) -> None:
         wrong, total = wrong + int((ids[kept] != labels[kept] + 8).sum()), total + int(kept.sum())
     assert widths == {(4, 16), (2, 32)}
     assert wrong == 0 if noise == 0 else 0.02 < wrong / total < 0.2
+
+
+@pytest.mark.parametrize(("balance", "share"), [(1.0, 0.1), (0.5, 0.25), (0.0, 0.5)])
+def test_balance(balance: float, share: float) -> None:
+    """A voice with a tenth of the sequences is drawn as often as its count to this power says."""
+    counts = {"ada": 90, "ben": 10}
+    found = [
+        Spoken(voice, [mark, 2], torch.full((6,), row, dtype=torch.int16))
+        for mark, (voice, count) in enumerate(counts.items(), 4)
+        for row in range(count)
+    ]
+    source = batches(found, 200, [8], 800, 0.0, balance, seed=0)
+    ids = torch.cat([next(source)[0] for _ in range(20)])
+    assert (ids[:, 0] == 5).float().mean().item() == pytest.approx(share, abs=0.04)
 
 
 def test_heads_look_further_ahead(rebuilt: Path) -> None:

@@ -74,7 +74,9 @@ def spoken(run: Run) -> tuple[list[tuple[Utterance, Spoken]], PreTrainedTokenize
     coded, end = tokens(run), run.recipe["codec"]["model"]["codes"]
     text = phoneme_tokenizer(sorted({letter for one, _ in coded for letter in one.phonemes}), list(run.recipe["data"]["voices"]))
     last = torch.tensor([end], dtype=torch.int16)
-    return [(one, Spoken(text(f"<{one.voice}>{one.phonemes}").input_ids, torch.cat([codes, last]))) for one, codes in coded], text
+    return [
+        (one, Spoken(one.voice, text(f"<{one.voice}>{one.phonemes}").input_ids, torch.cat([codes, last]))) for one, codes in coded
+    ], text
 
 
 def target(run: Run) -> None:

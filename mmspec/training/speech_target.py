@@ -1,6 +1,7 @@
 """The speech model: a voice and phonemes as prefix, then codec tokens and an end token, one Llama over all of them, with VADUSA's heads."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,17 +37,21 @@ def phoneme_tokenizer(alphabet: list[str], voices: list[str]) -> PreTrainedToken
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """One training sequence: prompt ids, and codes with the end token."""
+    """One training sequence: who speaks, prompt ids, and codes with the end token."""
 
+    voice: str
     prompt: list[int]
     codes: Tensor
 
 
-def batches(found: list[Spoken], offset: int, widths: list[int], tokens: int, noise: float, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    found: list[Spoken], offset: int, widths: list[int], tokens: int, noise: float, balance: float, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (input ids, labels), labels -100 on text and padding.
 
     Sequences are padded to the least of `widths` that holds them (few shapes for a compiled model) and batched with their like,
     about `tokens` places a batch. In half of the rows a share of the input codes, uniform in [0, noise], is replaced by other codes.
+    A voice with n sequences is drawn in proportion to n^balance: 1 draws all sequences alike, 0 all voices.
     """
     chance, dice = random.Random(seed), torch.Generator().manual_seed(seed)
     rooms: list[list[Spoken]] = [[] for _ in widths]
@@ -54,11 +59,13 @@ def batches(found: list[Spoken], offset: int, widths: list[int], tokens: int, no
         room = next((i for i, width in enumerate(widths) if len(one.prompt) + len(one.codes) <= width), None)
         if room is not None:
             rooms[room].append(one)
-    shares = [len(room) * width for room, width in zip(rooms, widths)]
+    heard = Counter(one.voice for one in found)
+    weights = [[heard[one.voice] ** (balance - 1) for one in room] for room in rooms]
+    shares = [sum(room) * width for room, width in zip(weights, widths)]
     every = torch.cat([one.codes[:-1] for one in found]).long()
     while True:
         room = chance.choices(range(len(widths)), shares)[0]
-        rows = [chance.choice(rooms[room]) for _ in range(max(1, tokens // widths[room]))]
+        rows = chance.choices(rooms[room], weights[room], k=max(1, tokens // widths[room]))
         ids = torch.zeros(len(rows), widths[room], dtype=torch.long)
         labels = torch.full_like(ids, -100)
         for row, one in enumerate(rows):
@@ -115,7 +122,8 @@ def train_target(
     body = torch.compile(language.model, dynamic=False) if config.get("compile") else language.model
 
     def source(step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(found, len(tokenizer), config["widths"], config["tokens"], config.get("noise", 0.0), seed + 7919 * step)
+        noise, balance = config.get("noise", 0.0), config.get("balance", 1.0)
+        return batches(found, len(tokenizer), config["widths"], config["tokens"], noise, balance, seed + 7919 * step)
 
     def loss(model: JointModel, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return model.terms(body, batch, config["head_weight"], config["head_decay"])
