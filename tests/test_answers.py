@@ -84,8 +84,10 @@ def test_forms_of_a_question(pipe, tmp_path: Path) -> None:
         (None, chat),
         ([chat],),
         ([RED], QUESTION),
+        (RED, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]),
     ):
         assert pipe(*given, seed=1).tokens == wanted
+    assert pipe(images=[RED], text=QUESTION, seed=1).tokens == wanted
     path = [{"role": "user", "content": [{"type": "image", "path": str(tmp_path / "red.png")}, {"type": "text", "text": QUESTION}]}]
     assert pipe(path, seed=1).tokens == wanted
     assert pipe([{"role": "user", "content": "hello there"}], seed=1).tokens == pipe(None, "hello there", seed=1).tokens
@@ -138,6 +140,7 @@ def test_round_trip(pipe, tmp_path: Path) -> None:
     [
         ((RED,), "there is no question"),
         ((RED, " "), "there is no question"),
+        ((RED, [{"role": "user", "content": QUESTION}]), "1 of the images have no place"),
         (([],), "a chat is a list of messages"),
         (([{"role": "user"}],), "a chat is a list of messages"),
         (([{"role": "user", "content": 7}],), "a string or a list of parts, not 7"),

@@ -156,12 +156,12 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
             if row.get("image"):
                 first = messages[0]["content"]
                 messages[0]["content"] = [{"type": "image", "path": folder / row["image"]}, {"type": "text", "text": first}]
-            given.append(_chat(messages))
+            given.append(_chat(messages, []))
         return self.encode(given), Stop(self.max_new_tokens, self.ends)
 
     def stream(
         self,
-        image: Any = None,
+        images: Any = None,
         text: Any = None,
         *,
         seed: int | list[int] | None = None,
@@ -176,7 +176,7 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         """Answer round by round; see `__call__` for the arguments. Closing the iterator, or setting `interrupt`, ends it early."""
         self.interrupt = False
         began = perf_counter()
-        asked = chats(image, text)
+        asked = chats(images, text)
         length = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise MmspecError(f"max_new_tokens={length}: give a whole number from 1 up")
@@ -211,7 +211,7 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
 
     def __call__(
         self,
-        image: Any = None,
+        images: Any = None,
         text: Any = None,
         *,
         seed: int | list[int] | None = None,
@@ -227,9 +227,10 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         """Answer a question about a picture, or go on with a chat.
 
         Args:
-            image: a PIL image, a path, a URL, bytes, or a list of them for one question; or a chat, or a list of chats, as transformers' pipeline
+            images: a PIL image, a path, a URL, bytes, or a list of them; or a chat, or a list of chats, as transformers' pipeline
                 takes them: `[{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": "..."}]}]`.
-            text: the question; with no image, a question without a picture.
+            text: the question about the images, or about nothing seen; or a chat, or a list of chats, whose parts `{"type": "image"}`
+                stand for the images, one after the other.
             seed: chat i uses seed + i; a list gives each its own; drawn if None. The same seed gives the same answer with any drafter.
             max_new_tokens, temperature, top_k, top_p, repetition_penalty: the sampling law; temperature 0 is greedy; the model's defaults if None.
             drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default.
@@ -238,28 +239,30 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         """
         law: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
         how: dict[str, Any] = dict(seed=seed, max_new_tokens=max_new_tokens, drafter=drafter, acceptance=acceptance)
-        for words in self.stream(image, text, **law, **how):
+        for words in self.stream(images, text, **law, **how):
             if callback:
                 callback(words)
         return words.output
 
 
-def chats(image: Any, text: Any) -> list[Chat]:
+def chats(images: Any, text: Any) -> list[Chat]:
     """What was asked, as chats whose pictures are PIL images in RGB."""
-    if text is None and isinstance(image, list) and image and isinstance(image[0], list):
-        return [_chat(one) for one in image]
-    if text is None and isinstance(image, list):
-        return [_chat(image)]
-    if isinstance(text, list) and image is None:
-        return chats(text, None)
+    if text is None and isinstance(images, list):
+        images, text = None, images
+    pictures = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
+    if isinstance(text, list):
+        found = [_chat(one, pictures) for one in (text if text and isinstance(text[0], list) else [text])]
+        if pictures:
+            raise MmspecError(f'{len(pictures)} of the images have no place in the chat: put {{"type": "image"}} where each belongs')
+        return found
     if not isinstance(text, str) or not text.strip():
         raise MmspecError("there is no question: say what to answer, as in 'How many hearts are there?'")
-    pictures = [] if image is None else image if isinstance(image, list | tuple) else [image]
-    return [_chat([{"role": "user", "content": [*({"type": "image", "image": one} for one in pictures), {"type": "text", "text": text}]}])]
+    parts = [*({"type": "image", "image": one} for one in pictures), {"type": "text", "text": text}]
+    return [_chat([{"role": "user", "content": parts}], [])]
 
 
-def _chat(messages: Any) -> Chat:
-    """Messages checked, each with a list of parts."""
+def _chat(messages: Any, pictures: list[Any]) -> Chat:
+    """Messages checked, each with a list of parts; images without a source are taken from the front of `pictures`."""
     found: Chat = []
     if (
         not isinstance(messages, list)
@@ -272,17 +275,19 @@ def _chat(messages: Any) -> Chat:
         parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list | tuple) or not all(isinstance(part, dict) for part in parts):
             raise MmspecError(f"the content of a message is a string or a list of parts, not {content!r:.60}")
-        found.append({"role": message["role"], "content": [_part(part) for part in parts]})
+        found.append({"role": message["role"], "content": [_part(part, pictures) for part in parts]})
     return found
 
 
-def _part(part: dict[str, Any]) -> dict[str, Any]:
+def _part(part: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     source = next((part[key] for key in ("image", "url", "path", "image_url") if part.get(key) is not None), None)
     if isinstance(source, dict):  # as OpenAI's clients give it
         source = source.get("url")
+    if kind == "image" and source is None and pictures:
+        source = pictures.pop(0)
     if kind not in ("image", "image_url") or source is None:
         raise MmspecError(f"a part of a message is text or an image with its source, not {part!r:.80}: videos and sounds are not supported")
     return {"type": "image", "image": picture.read(source)}
