@@ -13,14 +13,18 @@ import yaml
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from torch.nn.functional import cross_entropy
 
 from mmspec.bench.provenance import provenance
 from mmspec.errors import MmspecError
 from mmspec.picture import replace
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline, chats
 from mmspec.placement import dtype_of
+from mmspec.training import smollm
+from mmspec.training.dialogue import encode
 from mmspec.training.emoji import build
 from mmspec.training.scenes import KINDS, SIZE, Question, Scene, Studio, many
+from mmspec.training.vision_language import answered, without_pictures
 from mmspec.zoo import resolve
 
 console = Console(stderr=True)
@@ -92,13 +96,44 @@ def accuracy(
     return total / len(asked)
 
 
+@torch.inference_mode()
+def kept(pipe: ImageTextToTextPipeline, studio: Studio, folder: Path, first: int, count: int = 64) -> dict:
+    """What is left of the language model's own abilities, by questions without a picture that were not trained on: nats a token of
+    SmolLM2's answers under itself and under the model, and greedy answers of both."""
+    alone = smollm.alone(folder)
+    asked = answered(folder, pipe.processor, without_pictures(studio.names)[first : first + count])
+    own, ours, tokens = 0.0, 0.0, 0
+    for question, answer, ended in asked:
+        row = encode(pipe.processor, [(question, answer)], False, ended)
+        ids, wanted = torch.tensor([row.ids]), torch.tensor(row.answer)[1:]
+        costs = [
+            cross_entropy(model(ids).logits[0, :-1][wanted].float(), ids[0, 1:][wanted], reduction="sum")
+            for model in (alone, pipe.transformer)
+        ]
+        own, ours, tokens = own + float(costs[0]), ours + float(costs[1]), tokens + int(wanted.sum())
+    said = []
+    for question, _, _ in asked[:6]:
+        ids = torch.tensor([encode(pipe.processor, [(question, "")], False).ids])
+        now, before = (model.generate(ids, do_sample=False, max_new_tokens=60)[0, ids.shape[1] :] for model in (pipe.transformer, alone))
+        read = pipe.processor.tokenizer.decode
+        said.append({"question": question, "before": read(before, skip_special_tokens=True), "now": read(now, skip_special_tokens=True)})
+    return {"questions": len(asked), "own": own / tokens, "ours": ours / tokens, "said": said}
+
+
 def markdown(results: dict) -> str:
     """The whole report."""
     origin = ", ".join(f"{key} {value}" for key, value in results["provenance"].items())
     rows = [f"| {kind} | " + " | ".join(f"{100 * row[name]:.0f} %" for name in ("seen", "held_out", "blind", "majority")) + " |"
             for kind, row in results["kinds"].items()]  # fmt: skip
     head = "| question | training compositions | held-out compositions | a grey picture | commonest answer |\n|---|---|---|---|---|\n"
-    return f"# Answers, {results['model']}, {results['questions']} questions a kind, greedy\n\n{origin}\n\n{head}" + "\n".join(rows) + "\n"
+    table = f"# Answers, {results['model']}, {results['questions']} questions a kind, greedy\n\n{origin}\n\n{head}" + "\n".join(rows) + "\n"
+    if not (text := results.get("text")):
+        return table
+    said = "".join(f"- {one['question']}\n  - before: {one['before']!r}\n  - now: {one['now']!r}\n" for one in text["said"])
+    return table + (
+        f"\n## Without a picture\n\nAnswers of SmolLM2 alone (T = 0.7) to {text['questions']} questions that were not trained on cost {text['own']:.3f} nats a token "
+        f"under SmolLM2 alone and {text['ours']:.3f} under this model. Greedy answers:\n\n{said}"
+    )
 
 
 def main(
@@ -118,7 +153,8 @@ def main(
     """
     folder = resolve(model)
     try:
-        settings = yaml.safe_load((folder / "recipe.yaml").read_text())["data"]["pictures"]
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+        settings, learnt = recipe["data"]["pictures"], recipe["target"]["text"]
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
         raise MmspecError(f"{folder / 'recipe.yaml'} does not say which pictures the model knows ({error!r}): restore it") from None
     studio = Studio(*build(work / "data", 64, **settings))
@@ -135,8 +171,15 @@ def main(
                 "majority": majority(studio, kind, new),
             }
         console.print(kind, results["kinds"][kind])
-        for name, text in (("answers.json", json.dumps(results, indent=1) + "\n"), ("answers.md", markdown(results))):
-            replace(out / name, partial(Path.write_text, data=text))
+        write(out, results)
+    results["text"] = kept(pipe, studio, work / "data", learnt)
+    write(out, results)
+
+
+def write(out: Path, results: dict) -> None:
+    """Both files, as far as there are results."""
+    for name, text in (("answers.json", json.dumps(results, indent=1) + "\n"), ("answers.md", markdown(results))):
+        replace(out / name, partial(Path.write_text, data=text))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from mmspec import blocks
 from mmspec.picture import replace
 from mmspec.training.registry import wheel
 
@@ -87,3 +88,13 @@ def translated(name: str) -> str:
 
 def config() -> LlamaConfig:
     return LlamaConfig(**CONFIG)
+
+
+def alone(folder: Path) -> LlamaForCausalLM:
+    """The language model by itself, in bfloat16."""
+    found, kinds = tensors(folder)
+    weights = {f"model.{name}": blocks.dequantise(kinds[name], value) if name in kinds else value for name, value in found.items()}
+    model = LlamaForCausalLM(config())
+    model.load_state_dict(weights, strict=False)
+    model.generation_config = GenerationConfig(eos_token_id=[2, 0], pad_token_id=2, bos_token_id=1)
+    return model.bfloat16().eval()

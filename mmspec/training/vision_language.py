@@ -177,39 +177,36 @@ def pack(rows: list[tuple[Encoded, Tensor | None]], width: int) -> Batch:
     return Batch(ids, labels, torch.stack(seen) if seen else torch.zeros(0, 3, SIZE, SIZE))
 
 
+def without_pictures(names: list[str]) -> list[str]:
+    """Questions without a picture, always in the same order: a model is trained on the first of them."""
+    every = [form.format(name) for form in WORDS for name in names] + [form.format(name) for form in ABOUT_PLACES for name in PLACES]
+    random.Random(0).shuffle(every)
+    return [*AT_LARGE, *every]
+
+
+def answered(folder: Path, known: LlavaProcessor, asked: list[str]) -> list[tuple[str, str, bool]]:
+    """Questions without a picture, answers of SmolLM2 alone, and whether they came to their end."""
+    target, found = CausalTarget(smollm.alone(folder)), []
+    target.narrowest = 1
+    for start in track(range(0, len(asked), 32), "answering without pictures"):
+        part = asked[start : start + 32]
+        prompts = Prompts([encode(known, [(question, "")], False).ids for question in part])
+        stop, law = Stop(96, frozenset({0, 2})), Sampling(0.7)
+        done = generate(target, prompts, len(part), stop, sampling=law, seeds=start)
+        for question, tokens in zip(part, done.tokens):
+            ended = tokens[-1] in (0, 2)
+            found.append((question, known.tokenizer.decode(tokens[:-1] if ended else tokens).strip(), ended))
+    return [one for one in found if one[1]]
+
+
 def spoken(run: Run, known: LlavaProcessor) -> list[tuple[str, str, bool]]:
-    """Questions without a picture, answered by SmolLM2 itself, and whether the answer came to its end; made once."""
+    """What the model learns from without a picture, so that it keeps what it knew; made once."""
     count = run.recipe["target"]["text"]
     path = run.file("text", count).with_suffix(".json")
     if not path.exists():
-        model = smollm_alone(run)
-        target = CausalTarget(model)
-        target.narrowest = 1
-        chance, names = random.Random(0), studio(run).names
-        every = [form.format(name) for form in WORDS for name in names] + [form.format(name) for form in ABOUT_PLACES for name in PLACES]
-        chance.shuffle(every)
-        asked = [*AT_LARGE, *every][:count]
-        found = []
-        for start in track(range(0, len(asked), 32), "answering without pictures"):
-            part = asked[start : start + 32]
-            prompts = Prompts([encode(known, [(question, "")], False).ids for question in part])
-            stop, law = Stop(96, frozenset({0, 2})), Sampling(0.7)
-            done = generate(target, prompts, len(part), stop, sampling=law, seeds=start)
-            for question, tokens in zip(part, done.tokens):
-                ended = tokens[-1] in (0, 2)
-                found.append((question, known.tokenizer.decode(tokens[:-1] if ended else tokens).strip(), ended))
+        found = answered(run.work / "data", known, without_pictures(studio(run).names)[:count])
         replace(path, lambda file: file.write_text(json.dumps(found)))
-    return [(question, answer, ended) for question, answer, ended in json.loads(path.read_text()) if answer]
-
-
-def smollm_alone(run: Run):
-    from transformers import LlamaForCausalLM
-
-    found, kinds = smollm.tensors(run.work / "data")
-    weights = {f"model.{name}": blocks.dequantise(kinds[name], value) if name in kinds else value for name, value in found.items()}
-    model = LlamaForCausalLM(smollm.config())
-    model.load_state_dict(weights, strict=False)
-    return model.bfloat16().eval()
+    return [(question, answer, ended) for question, answer, ended in json.loads(path.read_text())]
 
 
 def target(run: Run) -> None:
