@@ -26,10 +26,10 @@ from mmspec.bench.speech_quality import Heard, Take, held_out, line, ratio, sett
 from mmspec.codecs.mel import RATE  # noqa: E402
 
 FIELDS = {
-    *"label drafter acceptance lossless dtype device batch guidance tokens tokens_per_second".split(),
+    *"label setting drafter acceptance lossless dtype device batch guidance tokens tokens_per_second".split(),
     *"mean_acceptance_length nodes_per_round cache_bytes seconds speedup efficiency".split(),
 }
-SPOKEN = {"audio_seconds", "decoding_seconds", "real_time_factor", "seconds_to_first_audio", "ended"}
+SPOKEN = {"temperature", "audio_seconds", "decoding_seconds", "real_time_factor", "seconds_to_first_audio", "ended"}
 
 
 @pytest.fixture(scope="module")

@@ -38,12 +38,12 @@ class Entrant:
 
 
 class Transformers:
-    """The same prompts through `transformers.generate`, at T = 1 with its own guidance processor; a row may end at `end`."""
+    """The same prompts through `transformers.generate`, with its own guidance processor; a row may end at `end`."""
 
     label = "transformers.generate"
 
-    def __init__(self, target: CausalTarget, end: int | None = None):
-        self.target = target
+    def __init__(self, target: CausalTarget, end: int | None = None, temperature: float = 1.0):
+        self.target, self.temperature = target, temperature
         self.others = SuppressTokensLogitsProcessor(list(range(target.offset)), device=str(target.device))
         self.ends = {} if end is None else dict.fromkeys(("eos_token_id", "pad_token_id"), target.offset + end)
 
@@ -56,7 +56,7 @@ class Transformers:
             else {"guidance_scale": prompts.guidance, "negative_prompt_ids": torch.tensor(prompts.unconditional, device=ids.device)}
         )
         began = perf_counter()
-        law = dict(do_sample=True, top_k=0, logits_processor=[self.others])
+        law = dict(do_sample=True, top_k=0, temperature=self.temperature, logits_processor=[self.others])
         out = self.target.model.generate(ids, max_new_tokens=length, **law, **guided, **self.ends)
         tokens = (out[:, ids.shape[1] :] - self.target.offset).tolist()
         total = perf_counter() - began
@@ -103,13 +103,14 @@ def take_turns(
     return found
 
 
-def row(label: str, found: Sequence[GenerationStats], dtype: str, device: str, batch: int, guidance: float = 1.0) -> dict:
-    """One result from the runs of one entrant, sums over all of them."""
+def row(label: str, setting: str, found: Sequence[GenerationStats], dtype: str, device: str, batch: int, guidance: float = 1.0) -> dict:
+    """One result from the runs of one entrant, sums over all of them; `setting` titles the table of all that ran on the same."""
     total = sum(stats.total for stats in found)
     tokens = sum(stats.tokens for stats in found)
     split = {key: sum(stats.seconds[key] for stats in found) for key in ("draft", "target", "accept", "other")}
     return {
         "label": label,
+        "setting": setting,
         "drafter": found[0].drafter,
         "acceptance": found[0].acceptance,
         "lossless": found[0].lossless,
@@ -144,9 +145,9 @@ def sweep(results: dict, out: Path, dtypes: Sequence[str], batches: Sequence[int
             report.write(out, results)
 
 
-def begun(suite: str, model: str, temperature: float | str, device: str) -> dict[str, Any]:
+def begun(suite: str, model: str, device: str) -> dict[str, Any]:
     """A suite's results before its first row."""
-    origin = {"suite": suite, "model": model, "temperature": temperature, "provenance": provenance(device)}
+    origin = {"suite": suite, "model": model, "provenance": provenance(device)}
     return origin | {"rows": [], "ablations": [], "growth": [], "memory": []}
 
 

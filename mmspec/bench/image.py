@@ -72,21 +72,19 @@ def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, see
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     pipe.target.narrowest = 1  # plain decoding at its fastest
     target, guidance = pipe.target, pipe.config.guidance_scale
-    length, empty = target.grid.tokens, pipe.tokenizer("").input_ids
 
     def asked(turn: int) -> tuple[Prompts, int]:
         texts = [PROMPTS[(turn * batch + i) % len(PROMPTS)] for i in range(batch)]
-        ids = [pipe.tokenizer(text).input_ids for text in texts]
-        return Prompts(ids, [empty] * batch if guidance != 1 else None, guidance), length
+        return pipe.encode(texts, guidance), target.grid.tokens
 
     field = runners(entrants, folder, target, *asked(0), partial(draw, target))
     if batch == 1 and entrants is not ABLATIONS:
         transformers = Transformers(target)
         field.insert(1, (transformers.label, lambda *job: transformers(*job).stats))
-    rows = []
-    for label, found in take_turns(field, asked, repeats, batch, seed, f"{dtype}, batch {batch}").items():
+    title, rows = f"{dtype}, batch {batch}, guidance {guidance:g}, T = 1", []
+    for label, found in take_turns(field, asked, repeats, batch, seed, title).items():
         seconds = sum(stats.total for stats in found) / sum(len(stats.runs) for stats in found)
-        rows.append(row(label, found, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
+        rows.append(row(label, title, found, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
     return compare(rows)
 
 
@@ -157,7 +155,7 @@ def run(
     `quick` runs the entrants of `QUICK` and leaves out ablations, growth and memory.
     """
     folder = resolve(model)
-    results = begun("image", model, 1.0, device)
+    results = begun("image", model, device)
     entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
     sweep(
         results, out, dtypes, batches, lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants)

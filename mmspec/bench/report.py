@@ -62,20 +62,12 @@ def table(rows: list[dict]) -> str:
     return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *body])
 
 
-def setting(row: dict) -> str:
-    """What all rows of one table share."""
-    if "setting" in row:
-        return row["setting"]
-    guided = "" if "ended" in row else f", guidance {row['guidance']}"
-    return f"{row['dtype']}, batch {row['batch']}{guided}"
-
-
 def markdown(results: dict) -> str:
     """The whole report."""
     origin = ", ".join(f"{key} {value}" for key, value in results["provenance"].items())
-    parts = [f"# {results['suite']}, {results['model']}, T = {results['temperature']}", origin]
-    for shared in dict.fromkeys(map(setting, results["rows"])):
-        parts += [f"## {shared}", table([row for row in results["rows"] if setting(row) == shared])]
+    parts = [f"# {results['suite']}, {results['model']}", origin]
+    for shared in dict.fromkeys(row["setting"] for row in results["rows"]):
+        parts += [f"## {shared}", table([row for row in results["rows"] if row["setting"] == shared])]
     if results["ablations"]:
         parts += [f"## Ablations, {results['ablations'][0]['dtype']}, batch 1", table(results["ablations"])]
     if results["growth"]:
@@ -100,8 +92,8 @@ def plot(results: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shared = setting(results["rows"][0])
-    rows = [row for row in results["rows"] if setting(row) == shared]
+    shared = results["rows"][0]["setting"]
+    rows = [row for row in results["rows"] if row["setting"] == shared]
     figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(rows) + 1.2))
     labels = [row["label"] for row in rows]
     axes.barh(labels, [row["mean_acceptance_length"] or 0 for row in rows], color="#d8dee9", label="mean acceptance length")
@@ -116,7 +108,7 @@ def plot(results: dict, path: Path) -> None:
         axes.text(row["speedup"] + 0.05, at, f"{row['speedup']:.2f}×", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.6)
-    axes.set_title(f"{results['model']}, {shared}, T = {results['temperature']}", fontsize=10)
+    axes.set_title(f"{results['model']}, {shared}", fontsize=10)
     axes.legend(fontsize=8)
     figure.tight_layout()
     replace(path, partial(figure.savefig, dpi=130, format="png"))

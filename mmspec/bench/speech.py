@@ -90,12 +90,12 @@ def why(pipe: TextToSpeechPipeline, tokens: list[int]) -> str:
     return "end" if tokens[-1:] == [pipe.end] else pipe.stalled(tokens) or "length"
 
 
-def say(pipe: TextToSpeechPipeline, drafter: Drafter, rule: str, prompts: Prompts, length: int, seed: int) -> Said:
+def say(pipe: TextToSpeechPipeline, sampling: Sampling, drafter: Drafter, rule: str, prompts: Prompts, length: int, seed: int) -> Said:
     """Tokens by the loop, then whole rows decoded; only the first piece of the first row is decoded as a streamed call would, and timed."""
     rows = len(prompts.conditional)
     tokens: list[list[int]] = [[] for _ in range(rows)]
     stats, decoder, told, extra, first = GenerationStats(), StreamDecoder(pipe.codec), 0, 0.0, 0.0
-    for found in stream(pipe.target, prompts, rows, pipe.stop(length), drafter, sampling=Sampling(), seeds=seed, rule=rule, stats=stats):
+    for found in stream(pipe.target, prompts, rows, pipe.stop(length), drafter, sampling=sampling, seeds=seed, rule=rule, stats=stats):
         for one, new in zip(tokens, found.tokens, strict=True):
             one += new
         if not first and len(tokens[0]) - told >= pipe.due(told) and tokens[0][-1] != pipe.end:
@@ -130,7 +130,7 @@ def sounds(label: str, found: Sequence[Said]) -> dict[str, Any]:
 
 
 def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]) -> list[dict]:
-    """All entrants on the same prompts and seeds; the model's voices take turns too."""
+    """All entrants on the same prompts and seeds, at temperature 1 and at the model's own; the model's voices take turns too."""
     pipe = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     pipe.target.narrowest = 1  # plain decoding at its fastest
 
@@ -139,13 +139,18 @@ def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, see
         prompts, stop = pipe.rows([{"prompt": PROMPTS[i % len(PROMPTS)], "voice": pipe.voices[i % len(pipe.voices)]} for i in numbers])
         return prompts, stop.length
 
-    field = runners([entrant for entrant in entrants if fits(entrant, folder)], folder, pipe.target, *asked(0), partial(say, pipe))
-    if batch == 1 and pipe.codec.frame_tokens == 1:
-        field.insert(1, (Transformers.label, partial(say_plainly, pipe, Transformers(pipe.target, pipe.end))))
-    rows = []
-    for label, found in take_turns(field, asked, repeats, batch, seed, f"{dtype}, batch {batch}").items():
-        rows.append(row(label, [said.stats for said in found], dtype, device, batch) | sounds(label, found))
-    return compare(rows)
+    chosen, found = [entrant for entrant in entrants if fits(entrant, folder)], []
+    for temperature in dict.fromkeys((1.0, pipe.temperature)):
+        field = runners(chosen, folder, pipe.target, *asked(0), partial(say, pipe, Sampling(temperature)))
+        if batch == 1 and pipe.codec.frame_tokens == 1 and temperature:
+            plain = Transformers(pipe.target, pipe.end, temperature)
+            field.insert(1, (plain.label, partial(say_plainly, pipe, plain)))
+        title, rows = f"{dtype}, batch {batch}, T = {temperature:g}", []
+        for label, said in take_turns(field, asked, repeats, batch, seed, title).items():
+            own = {"temperature": temperature} | sounds(label, said)
+            rows.append(row(label, title, [one.stats for one in said], dtype, device, batch) | own)
+        found += compare(rows)
+    return found
 
 
 def run(
@@ -163,7 +168,7 @@ def run(
     `quick` runs the entrants of `QUICK`.
     """
     folder = resolve(model)
-    results = begun("speech", model, 1.0, device)
+    results = begun("speech", model, device)
     entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
     sweep(
         results, out, dtypes, batches, lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants)

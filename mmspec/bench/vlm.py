@@ -115,11 +115,11 @@ def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entr
         turns = take_turns(field, lambda turn: (known[turn % len(known)], pipe.max_new_tokens), repeats, 1, seed, title)
         for label, answers in turns.items():
             firsts = [each.first for each in answers if each.first is not None]
-            own: dict[str, Any] = {"setting": title, "temperature": temperature, "task": task}
+            own: dict[str, Any] = {"temperature": temperature, "task": task}
             own["seconds_to_first_token"] = sum(firsts) / len(firsts) if firsts else None
             if label == ASSISTED:  # transformers does not say how many of its guesses were accepted
                 own["mean_acceptance_length"] = None
-            rows.append(row(label, [each.stats for each in answers], dtype, device, 1) | own)
+            rows.append(row(label, title, [each.stats for each in answers], dtype, device, 1) | own)
         found += compare(rows)
     return found
 
@@ -141,7 +141,7 @@ def run(
     if list(batches) != [1]:
         raise MmspecError("bench vlm answers one question at a time: leave --batch out")
     folder = zoo.resolve(model, bare=True)
-    results = begun("vlm", model, "0 and 1", device)
+    results = begun("vlm", model, device)
     entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
 
     def measure(dtype: str, batch: int) -> list[dict]:
