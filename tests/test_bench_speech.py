@@ -204,10 +204,10 @@ def test_quality(model: Path, work: Path, tmp_path: Path, monkeypatch: pytest.Mo
         assert ("tokens_per_second" in row) == (label not in labels[:3])
         if row.get("lossless"):
             assert row["ended"] == plain["ended"] and row["mean_acceptance_length"] >= plain["mean_acceptance_length"] == 1
-    assert rows[labels[5]]["over_ar"] == 1 and rows[labels[4]]["over_ar"] == 0 and "over_ar" not in plain
+    assert rows[labels[5]]["over_ar"] > 0 and rows[labels[4]]["over_ar"] == 0 and "over_ar" not in plain
     assert all(row["seconds_to_first_audio"] > 0 and row["real_time_factor"] > 0 for row in results["rows"][3:])
     text = (tmp_path / "found" / "quality.md").read_text()
-    assert all(f"| {label} |" in text for label in labels) and "+100.0 ± 0.0" in text and "**no**" in text
+    assert all(f"| {label} |" in text for label in labels) and "+0.0 ± 0.0" in text and "**no**" in text
     samples = sorted(path.name for path in (tmp_path / "found" / "samples").iterdir())
     assert samples[0] == "0-00-original-voice.flac" and samples[-1] == "0-07-vadusa-4-heads-tau-3.flac"
     assert not any("tau-1" in name for name in samples)  # the same as plain decoding's
