@@ -1,5 +1,6 @@
-"""The model that ships: real weights, real codes, every drafter."""
+"""The models that ship: real weights, real codes, every drafter."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -8,11 +9,15 @@ from PIL import Image
 
 from mmspec import drafters, zoo
 from mmspec.cli import main
-from mmspec.decode import Stop, generate
+from mmspec.decode import Generation, Stop, generate
+from mmspec.pipelines.request import repetition
 from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.sampling import Sampling
 
 NAMES = ["lookup", "jacobi", "medusa", "hawk", "hawk-path"]
+SPEECH = ["lookup", "jacobi", "vadusa", "medusa", "hawk-path"]
+ASKED = [{"prompt": "The train leaves at 7:45.", "voice": "heart"}, {"prompt": "Who knows?", "voice": "bella"}]
 
 
 @cache
@@ -70,9 +75,54 @@ def test_a_picture_from_the_command_line(tmp_path) -> None:
     assert drafted.tobytes() == plain.tobytes()
 
 
-def test_the_drafters_know_their_target() -> None:
+@pytest.mark.parametrize("model", zoo.bundled())
+def test_the_drafters_know_their_target(model: str) -> None:
     """Every bundled drafter records the hash of the weights it was trained on."""
-    folder = zoo.resolve("emoji-64")
-    assert zoo.drafters(folder) and pipe().target.hash == zoo.weights_hash(folder / "transformer")
+    folder = zoo.resolve(model)
+    known = zoo.weights_hash(folder / "transformer")
+    assert zoo.drafters(folder)
     for name in zoo.drafters(folder):
-        assert f'"target": "{pipe().target.hash}"' in (folder / "drafters" / name / "config.json").read_text()
+        assert f'"target": "{known}"' in (folder / "drafters" / name / "config.json").read_text()
+
+
+@cache
+def speaker() -> TextToSpeechPipeline:
+    return TextToSpeechPipeline.from_pretrained("wren-86", torch_dtype=torch.float64)
+
+
+def said(drafter: str, temperature: float, penalty: float, rule: str = "exact") -> Generation:
+    prompts, stop = speaker().rows(ASKED)
+    law = Sampling(temperature, processors=repetition(penalty))
+    known = drafters.load(drafter, speaker().folder, speaker().target)
+    return generate(speaker().target, prompts, 2, replace(stop, length=64), known, sampling=law, seeds=5, rule=rule)
+
+
+@cache
+def plainly(temperature: float, penalty: float) -> list[list[int]]:
+    return said("none", temperature, penalty).tokens
+
+
+@pytest.mark.parametrize("name", SPEECH)
+@pytest.mark.parametrize(("temperature", "penalty"), [(0.0, 1.0), (0.5, 1.0), (1.0, 1.2)])
+def test_same_speech_as_plain_decoding(name: str, temperature: float, penalty: float) -> None:
+    """equality: in fp64 each drafter gives the tokens of AR, two voices in a batch."""
+    assert said(name, temperature, penalty).tokens == plainly(temperature, penalty)
+
+
+def test_tolerance_is_lossy_and_longer() -> None:
+    """The negative control: more tokens a round, other tokens, and the result says so."""
+    exact, loose = said("vadusa", 1.0, 1.0), said("vadusa", 1.0, 1.0, "tolerance:5")
+    assert exact.stats.lossless and not loose.stats.lossless
+    assert loose.tokens != exact.tokens and loose.stats.mean_acceptance_length > exact.stats.mean_acceptance_length > 1.2
+
+
+def test_speech_from_the_command_line(tmp_path) -> None:
+    """`mmspec speak` writes a WAV of a plausible length, the same with and without a drafter."""
+    soundfile = pytest.importorskip("soundfile")
+    for name in ("vadusa", "none"):
+        with pytest.raises(SystemExit) as end:
+            main(["speak", "Hello there.", "-o", str(tmp_path / f"{name}.wav"), *f"--seed 3 --drafter {name} --dtype fp64 --quiet".split()])
+        assert end.value.code == 0
+    (drafted, rate), (plain, _) = (soundfile.read(tmp_path / f"{name}.wav") for name in ("vadusa", "none"))
+    assert rate == 22050 and 0.4 * rate < len(drafted) < 3 * rate and abs(drafted).max() > 0.05
+    assert (drafted == plain).all()
