@@ -84,7 +84,7 @@ def plain(pipe):
     )
 
 
-@pytest.mark.parametrize("name", ["lookup", "jacobi", "vadusa", "sparse vadusa", "blend vadusa"])
+@pytest.mark.parametrize("name", ["lookup", "jacobi", "vadusa", "sparse vadusa"])
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
 def test_equality(pipe, plain, name: str, temperature: float, penalty: float) -> None:

@@ -49,6 +49,7 @@ ENTRANTS = (
     Entrant("vadusa, tolerance 3", "vadusa", "tolerance:3"),
     Entrant("vadusa, tolerance 5", "vadusa", "tolerance:5"),
     Entrant("hawk-path, coupled", "hawk-path"),
+    *(Entrant(f"jacobi, tolerance {tau}", "jacobi", f"tolerance:{tau}") for tau in (2, 3, 5)),
 )
 QUICK = ("AR, our loop", "jacobi", "vadusa, coupled", "vadusa, tolerance 3", "hawk-path, coupled")
 

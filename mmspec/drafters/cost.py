@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 import platform
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,24 +35,17 @@ class Cost:
 
     def target(self, nodes: int) -> float:
         """Interpolated seconds of a pass over `nodes` nodes, the root included."""
-        at = bisect_left(self.sizes, nodes)
-        if at == 0 or at == len(self.sizes):
-            return self.seconds[min(at, len(self.sizes) - 1)]
-        low, high = self.sizes[at - 1], self.sizes[at]
-        share = (nodes - low) / (high - low)
-        return self.seconds[at - 1] + share * (self.seconds[at] - self.seconds[at - 1])
+        return float(np.interp(nodes, self.sizes, self.seconds))
 
     def cut(self, drafting: float, slack: float = 0.0) -> Callable[[Tensor], int]:
         """The node count with the most expected tokens per second, from each node's chance of being reached; with `slack`,
         the smallest count whose rate is at most that share below the best."""
 
         def best(reach: Tensor) -> int:
-            expected, rates = 1.0, []
-            for nodes, chance in enumerate(reach.tolist(), start=1):
-                expected += chance
-                rates.append(expected / (self.target(nodes + 1) + drafting + self.overhead))
-            enough = (1 - slack) * max(rates)
-            return 1 + next(i for i, rate in enumerate(rates) if rate >= enough)
+            expected = 1 + np.cumsum(reach.double().cpu().numpy())
+            passes = np.interp(np.arange(2, len(expected) + 2), self.sizes, self.seconds)
+            rates = expected / (passes + drafting + self.overhead)
+            return 1 + int(np.argmax(rates >= (1 - slack) * rates.max()))
 
         return best
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from mmspec.accept import Verdict
 from mmspec.drafters.base import TrainedDrafter
-from mmspec.drafters.leftovers import Leftovers
 from mmspec.errors import MmspecError
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
@@ -40,7 +39,7 @@ class HeadDrafter(TrainedDrafter):
     A neighbour (rows down, columns right) of the token just read is `down * stride + right` places ahead. The place one
     ahead is the target's own to sample, so horizontal heads begin at (0, 2): the k-th of them serves draft depth k. Heads
     for rows below are vertical: their proposals wait in the speculation cache until that row is drafted, and then serve
-    whatever depth their place has. `blend` is the share of the last round's leftovers in a coupled draft (see `HawkPathDrafter`).
+    whatever depth their place has.
     """
 
     name = "heads"
@@ -62,18 +61,15 @@ class HeadDrafter(TrainedDrafter):
         self.vertical = [i for i, (down, _) in enumerate(self.neighbours) if down > 0]
         if [self.offsets[i] for i in self.horizontal] != list(range(2, right + 2)):
             raise MmspecError(f"horizontal neighbours must be (0, 2), (0, 3), ... in order, not {self.neighbours}")
-        self.blend = 0.0
         self.heads = nn.ModuleList(ResidualHead(hidden_size) for _ in self.neighbours)
         self.weights = nn.Parameter(torch.zeros(len(self.horizontal), 1 + len(self.vertical)))
 
     def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
         self._target, self._drawn = target, drawn
         self._sampling = replace(sampling, processors=[])
-        self._leftovers = Leftovers(state.rows, target.vocabulary, target.device)
         self._wait(state)
 
     def reseat(self, state: State, former: list[int | None]) -> None:
-        self._leftovers.reseat(former)
         self._wait(state)
 
     def _wait(self, state: State) -> None:
@@ -92,9 +88,7 @@ class HeadDrafter(TrainedDrafter):
         return self._target.logits(self.heads[head](features))
 
     def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
-        """Store the vertical proposals of the features just committed, and what the target said of places that are still open."""
-        if self.blend:
-            self._leftovers.observe(tree, verdict, keys)
+        """Store the vertical proposals of the features just committed."""
         for row, (path, count) in enumerate(zip(verdict.paths, state.counts, strict=True)):
             self._store(state, row, max(1, count - len(path)), count)
 
@@ -153,8 +147,7 @@ class HeadDrafter(TrainedDrafter):
         keys = [self.pool(found, have, depth) for depth, (found, have) in enumerate(zip(scores, known, strict=True))]
         if self.coupled and not noise.greedy:
             gumbel = noise.gumbel(state.counts, height)
-            keys = [key + self.coupling[d] * gumbel[:, d].to(key.dtype) for d, key in enumerate(keys)]
-            keys = [self.beta[d] * self._leftovers.mix(d, key[:, None], self.blend)[:, 0] for d, key in enumerate(keys)]
+            keys = [self.beta[d] * (key + self.coupling[d] * gumbel[:, d].to(key.dtype)) for d, key in enumerate(keys)]
         levels = [self.candidates(depth, key) for depth, key in enumerate(keys)]
 
         def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
