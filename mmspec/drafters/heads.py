@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmspec.accept import Verdict
@@ -103,38 +103,33 @@ class HeadDrafter(TrainedDrafter):
             waiting = self._waiting[slot]
             waiting[row, places % waiting.shape[1]] = logits[0]
 
-    def pool(self, logits: Float[Tensor, "row source vocab"], known: list[list[bool]], depth: int) -> Float[Tensor, "row vocab"]:
-        """Log-linear pool of the proposals for one place; sources that are missing get no weight."""
-        present = torch.tensor(known, device=logits.device)
-        weights = self.weights[depth].to(logits.dtype).masked_fill(~present, -torch.inf).softmax(1)
-        return torch.einsum("rsv,rs->rv", torch.log_softmax(logits, 2).clamp(min=IMPOSSIBLE), weights)
+    def pool(
+        self, scores: Float[Tensor, "row depth source vocab"], known: Bool[Tensor, "row depth source"]
+    ) -> Float[Tensor, "row depth vocab"]:
+        """Log-linear pool of the proposals for each place; sources that are missing get no weight."""
+        weights = self.weights[: scores.shape[1]].to(scores.dtype).masked_fill(~known, -torch.inf).softmax(2)
+        return torch.einsum("rdsv,rds->rdv", torch.log_softmax(scores, 3).clamp(min=IMPOSSIBLE), weights)
 
-    def sources(self, state: State, height: int) -> tuple[list[Tensor], list[list[list[bool]]]]:
-        """For each depth: processed scores `row source vocab` (horizontal first), and which of them are known."""
-        counts = torch.tensor(state.counts, device=state.roots.device)
-        rows = torch.arange(state.rows, device=state.roots.device)
-        latest = state.features[:, rows, counts - 1]
+    def sources(self, state: State, height: int) -> tuple[Float[Tensor, "row depth source vocab"], Bool[Tensor, "row depth source"]]:
+        """Processed scores for each depth, the horizontal head's first, and which of them are known."""
+        counts = torch.tensor(state.counts, device=state.roots.device)[:, None]
+        rows = torch.arange(state.rows, device=counts.device)[:, None]
+        latest = state.features[:, rows, counts - 1].squeeze(2)
         stacked = torch.stack([self.heads[self.horizontal[d]](latest) for d in range(height)], dim=2)
-        places = counts[:, None] + torch.arange(height, device=counts.device)
-        across = self._target.guide(state, self._target.logits(stacked), places)
-        scores, known = [], []
-        for depth in range(height):
-            found = [across[:, depth]]
-            have = [[True] for _ in state.counts]
-            for slot, head in enumerate(self.vertical):
-                waiting = self._waiting[slot]
-                found.append(waiting[rows, places[:, depth] % waiting.shape[1]])
-                for row, count in enumerate(state.counts):
-                    above = count + depth - self.offsets[head]
-                    have[row].append(0 <= above < count - 1)
-            scores.append(self._sampling.scores(torch.stack(found, 1)))
-            known.append(have)
-        return scores, known
+        places = counts + torch.arange(height, device=counts.device)
+        found = [self._target.guide(state, self._target.logits(stacked), places)]
+        known = [torch.ones_like(places, dtype=torch.bool)]
+        for waiting, head in zip(self._waiting, self.vertical, strict=True):
+            above = places - self.offsets[head]
+            found.append(waiting[rows, places % waiting.shape[1]])
+            known.append((above >= 0) & (above < counts - 1))
+        scores = self._sampling.scores(torch.stack(found, 2).flatten(1, 2))
+        return scores.unflatten(1, (height, len(found))), torch.stack(known, 2)
 
-    def candidates(self, depth: int, keys: Float[Tensor, "row vocab"]) -> Candidates:
-        """The best of one depth, and the chance of each."""
-        chances, tokens = keys.softmax(1).topk(min(self.ranks, keys.shape[1]), dim=1)
-        return Candidates(tokens[:, None], chances[:, None].float())
+    def candidates(self, keys: Float[Tensor, "row depth vocab"]) -> Candidates:
+        """The best of each depth, and the chance of each."""
+        chances, tokens = keys.softmax(2).topk(min(self.ranks, keys.shape[2]), dim=2)
+        return Candidates(tokens, chances.float())
 
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
@@ -144,35 +139,34 @@ class HeadDrafter(TrainedDrafter):
         scores, known = self.sources(state, height)
         if self._drawn:
             return self._draw(state, noise, scores, known)
-        keys = [self.pool(found, have, depth) for depth, (found, have) in enumerate(zip(scores, known, strict=True))]
+        keys = self.pool(scores, known)
         if self.coupled and not noise.greedy:
-            gumbel = noise.gumbel(state.counts, height)
-            keys = [self.beta[d] * (key + self.coupling[d] * gumbel[:, d].to(key.dtype)) for d, key in enumerate(keys)]
-        levels = [self.candidates(depth, key) for depth, key in enumerate(keys)]
+            coupling, beta = (keys.new_tensor(each[:height])[:, None] for each in (self.coupling, self.beta))
+            keys = beta * (keys + coupling * noise.gumbel(state.counts, height).to(keys.dtype))
+        levels = self.candidates(keys)
 
         def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
-            level = levels[depth]
             beam = tokens.shape[1]
-            return Candidates(level.tokens.expand(-1, beam, -1), level.chances.expand(-1, beam, -1))
+            return Candidates(*(part[:, depth, None].expand(-1, beam, -1) for part in (levels.tokens, levels.chances)))
 
         return grow(state.roots, expand, height, self.beam, cut=self.budget)
 
-    def _draw(self, state: State, noise: Noise, scores: list[Tensor], known: list[list[list[bool]]]) -> DraftTree:
+    def _draw(self, state: State, noise: Noise, scores: Tensor, known: Tensor) -> DraftTree:
         """The paper's sampling pool: every candidate is drawn from its own head's law, independently, and keeps that law."""
         rows, device = state.rows, state.roots.device
-        vocabulary = scores[0].shape[2]
+        vocabulary = scores.shape[3]
         tokens, parents, depths = (
             [state.roots[:, None]],
             [torch.full((rows, 1), -1, device=device)],
             [torch.zeros(rows, 1, dtype=torch.long, device=device)],
         )
-        laws = [torch.zeros(rows, 1, vocabulary, device=device, dtype=scores[0].dtype)]
+        laws = [torch.zeros(rows, 1, vocabulary, device=device, dtype=scores.dtype)]
         level, count = [0], 1
-        for depth, (found, have) in enumerate(zip(scores, known, strict=True)):
+        for depth, (found, have) in enumerate(zip(scores.unbind(1), known.unbind(1), strict=True)):
             width = self.widths[depth]
             drawn, drawn_laws = [], []
             for row in range(rows):
-                present = [i for i, there in enumerate(have[row]) if there]
+                present = have[row].nonzero()[:, 0].tolist()
                 chosen = [present[i % len(present)] for i in range(width)]
                 law = found[row, chosen].softmax(1)
                 fresh = noise.fresh(row, state.counts[row] + depth, Noise.DRAFT, width).to(law)
@@ -184,6 +178,6 @@ class HeadDrafter(TrainedDrafter):
             depths.append(torch.full((rows, width * len(level)), depth + 1, device=device))
             level = list(range(count, count + width * len(level)))
             count += len(level)
-            if count + len(level) * (self.widths[depth + 1] if depth + 1 < len(scores) else 0) > self.max_nodes:
+            if count + len(level) * (self.widths[depth + 1] if depth + 1 < scores.shape[1] else 0) > self.max_nodes:
                 break
         return DraftTree(torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(depths, 1), torch.cat(laws, 1))

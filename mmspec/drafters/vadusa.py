@@ -40,9 +40,9 @@ class VadusaDrafter(HeadDrafter):
             )
         super().start(target, state, sampling, drawn)
 
-    def candidates(self, depth: int, keys: Float[Tensor, "row vocab"]) -> Candidates:
-        found = super().candidates(depth, keys)
+    def candidates(self, keys: Float[Tensor, "row depth vocab"]) -> Candidates:
+        found = super().candidates(keys)
         if not (self.sparse and self.accuracies):
             return found
-        chances = found.chances.new_tensor(self.accuracies[depth][: found.chances.shape[2]])
+        chances = found.chances.new_tensor(self.accuracies)[: found.chances.shape[1], : found.chances.shape[2]]
         return Candidates(found.tokens, chances.expand_as(found.chances))

@@ -236,7 +236,7 @@ def train_drafter(
 ) -> HawkPathDrafter | HeadDrafter:
     """Train one drafter on captured sequences and calibrate it on 16 sampled ones, of every guidance, which it has not seen.
 
-    A drafter of kind vadusa takes the `heads` that were trained with the target instead.
+    A drafter of kind vadusa begins with the `heads` that were trained with the target.
     """
     torch.manual_seed(config.get("seed", 0))
     sampled = [row for row, seed in enumerate(data.seeds) if seed >= 0]
@@ -250,7 +250,7 @@ def train_drafter(
     if isinstance(drafter, VadusaDrafter) and heads is not None:
         known = torch.load(heads, map_location="cpu", weights_only=True)
         drafter.heads.load_state_dict({key: value for key, value in known.items() if key in drafter.heads.state_dict()})
-    else:
+    if budget.steps:
         source = partial(batches, data, rows, config["batch"])
         chosen = optimizers(drafter, config["lr"], 0.01, config.get("muon_lr"))
 
