@@ -1,5 +1,6 @@
 """The image tab: a picture that fills in as its tokens are verified."""
 
+from time import perf_counter
 from typing import Any
 
 import gradio as gr
@@ -12,6 +13,9 @@ EXAMPLES = ["a red heart, 3d style", "a butterfly, flat style", "a sunflower, 3d
 
 # Pixels of the picture's longer side on the page.
 SIDE = 448
+
+# Seconds between two states of the picture: painting takes time that decoding needs.
+PAUSE = 0.2
 
 
 def tab(stage: Stage) -> None:
@@ -53,10 +57,13 @@ def tab(stage: Stage) -> None:
         with player.seat(request.session_hash) as pipe:
             options: dict[str, Any] = dict(guidance_scale=guidance, temperature=temperature, drafter=drafter)
             runs: list[list[int]] = [[] for _ in range(int(count))]
-            streams, part = 1 + (guidance != 1), None
+            streams, part, painted = 1 + (guidance != 1), None, 0.0
             for part in pipe.stream(prompt, seed=seed_of(seed), num_images_per_prompt=int(count), **options):
                 for row, new in zip(runs, part.new):
                     row += [len(new)] if new else []
+                if part.position < part.total and perf_counter() - painted < PAUSE:
+                    continue
+                painted = perf_counter()
                 shown = [large(image, run if overlay else [], grid) for image, run in zip(part.images(), runs)]
                 yield picture.sheet(shown), player.numbers(part.stats, streams), gr.skip(), gr.skip()
             if part is None or part.position < part.total:
