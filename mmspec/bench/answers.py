@@ -1,10 +1,8 @@
 """How good the answers are: `python -m mmspec.bench.answers --help`."""
 
-import json
 import random
 import re
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,9 +13,9 @@ from rich.console import Console
 from rich.progress import track
 from torch.nn.functional import cross_entropy
 
+from mmspec.bench import report
 from mmspec.bench.provenance import provenance
 from mmspec.errors import MmspecError
-from mmspec.picture import replace
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline, chats
 from mmspec.placement import dtype_of
 from mmspec.training import smollm
@@ -101,7 +99,7 @@ def kept(pipe: ImageTextToTextPipeline, studio: Studio, folder: Path, first: int
     """What is left of the language model's own abilities, by questions without a picture that were not trained on: nats a token of
     SmolLM2's answers under itself and under the model, and greedy answers of both."""
     alone = smollm.alone(folder)
-    asked = answered(folder, pipe.processor, without_pictures(studio.names)[first : first + count])
+    asked = answered(alone, pipe.processor, without_pictures(studio.names)[first : first + count])
     own, ours, tokens = 0.0, 0.0, 0
     for question, answer, ended in asked:
         row = encode(pipe.processor, [(question, answer)], False, ended)
@@ -171,15 +169,9 @@ def main(
                 "majority": majority(studio, kind, new),
             }
         console.print(kind, results["kinds"][kind])
-        write(out, results)
+        report.save(out, "answers", results, markdown(results))
     results["text"] = kept(pipe, studio, work / "data", learnt)
-    write(out, results)
-
-
-def write(out: Path, results: dict) -> None:
-    """Both files, as far as there are results."""
-    for name, text in (("answers.json", json.dumps(results, indent=1) + "\n"), ("answers.md", markdown(results))):
-        replace(out / name, partial(Path.write_text, data=text))
+    report.save(out, "answers", results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -115,8 +115,13 @@ def plot(results: dict, path: Path) -> None:
     pyplot.close(figure)
 
 
+def save(out: Path, name: str, results: dict, text: str) -> None:
+    """`results` as `name`.json and `text` as `name`.md in `out`, each written whole or not at all."""
+    for kind, content in (("json", json.dumps(results, indent=1) + "\n"), ("md", text)):
+        replace(out / f"{name}.{kind}", partial(Path.write_text, data=content))
+
+
 def write(out: Path, results: dict) -> None:
     """`results.json`, `results.md` and `results.png` in `out`, each written whole or not at all."""
-    for name, text in (("results.json", json.dumps(results, indent=1) + "\n"), ("results.md", markdown(results))):
-        replace(out / name, partial(Path.write_text, data=text))
+    save(out, "results", results, markdown(results))
     plot(results, out / "results.png")

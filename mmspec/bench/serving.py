@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,9 +21,9 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from mmspec.bench import report
 from mmspec.bench.provenance import provenance
 from mmspec.errors import MmspecError
-from mmspec.picture import replace
 
 console = Console(stderr=True)
 
@@ -144,8 +143,7 @@ def main(
                 results["rows"].append({"rows": most} | measure(address, count, max(count, pictures), wanted))
                 results["memory"].append(memory(pid))
                 console.print(results["rows"][-1])
-                for path, text in ((out / "load.json", json.dumps(results, indent=1) + "\n"), (out / "load.md", markdown(results))):
-                    replace(path, partial(Path.write_text, data=text))
+                report.save(out, "load", results, markdown(results))
 
 
 if __name__ == "__main__":

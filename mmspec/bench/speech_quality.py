@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmspec import drafters, sound, zoo
+from mmspec.bench import report
 from mmspec.bench.provenance import provenance
 from mmspec.bench.speech import FOUR_HEADS
 from mmspec.codecs.mel import RATE, MelCodec
 from mmspec.errors import MmspecError, unknown
-from mmspec.picture import replace
 from mmspec.pipelines.text_to_speech import TextToSpeechOutput, TextToSpeechPipeline
 from mmspec.placement import dtype_of
 from mmspec.training.registry import wheel
@@ -364,8 +364,10 @@ def main(
         takes, heard = [], []
         for number, ((one, _), known) in enumerate(track(list(zip(chosen, voices, strict=True)), label, console=console)):
             takes.append(take(one, number))
-            again = plain and torch.equal(takes[-1].audio, plain_audio[number])
-            heard.append(plain[number] if plain and again else listener(takes[-1].audio, RATE, one.text, known))
+            if plain and torch.equal(takes[-1].audio, plain_audio[number]):
+                heard.append(plain[number])
+            else:
+                heard.append(listener(takes[-1].audio, RATE, one.text, known))
             if number < samples and not (plain and takes[-1].lossless):
                 facts: dict[str, object] = {"text": one.text, "voice": one.voice, "model": model, "what": label, "heard": heard[-1].text}
                 sound.save(takes[-1].audio, RATE, out / "samples" / f"{number}-{place:02}-{slug(label)}.flac", facts)
@@ -373,8 +375,7 @@ def main(
         if label == "AR":
             plain, plain_audio = heard, [one.audio for one in takes]
         console.print(rows[-1])
-        for path, text in ((out / "quality.json", json.dumps(results, indent=1) + "\n"), (out / "quality.md", markdown(results))):
-            replace(path, partial(Path.write_text, data=text))
+        report.save(out, "quality", results, markdown(results))
 
 
 def slug(label: str) -> str:

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +14,7 @@ from mmspec.accept import Verdict
 from mmspec.drafters.cost import Cost
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
-from mmspec.tree import DraftTree
+from mmspec.tree import Candidates, DraftTree, grow
 
 
 @runtime_checkable
@@ -70,15 +71,24 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
         wanted = self.nodes or (self.cost.cut(drafting)(reach) if self.cost else 16)
         return min(wanted, self.max_nodes)
 
-    def worth(self, began: float, length: float) -> Callable[[int, float], bool]:
-        """Whether another level pays: it adds at most `mass` tokens (in practice some 0.7 of it) and must beat the present rate of `length`
-        tokens a round; drafting began at `began`."""
+    def candidates(self, keys: Float[Tensor, "row beam vocab"]) -> Candidates:
+        """The best children of each node, and their chances: the softmax of `keys`."""
+        best, children = keys.topk(min(self.ranks, keys.shape[2]), dim=2)
+        return Candidates(children, (best - keys.logsumexp(2, keepdim=True)).exp().float())
 
-        def another(depth: int, mass: float) -> bool:
+    def grown(
+        self, state: State, expand: Callable[[int, Tensor, Tensor], Candidates], height: int, began: float, length: float
+    ) -> DraftTree:
+        """The tree of a drafter that pays for every level; drafting began at `began`.
+
+        Another level adds at most `mass` tokens (in practice some 0.7 of it) and must beat the present rate of `length` tokens a round.
+        """
+
+        def worth(depth: int, mass: float) -> bool:
             step = (perf_counter() - began) / depth
             return self.cost is None or mass * 0.7 > step * length / (self.cost.target(8) + depth * step)
 
-        return another
+        return grow(state.roots, expand, height, self.beam, worth, lambda reach: self.budget(reach, perf_counter() - began))
 
     def drawn(self, state: State, noise: Noise, scores: Callable[[int, Tensor, Tensor], Tensor], height: int) -> DraftTree:
         """Siblings drawn without replacement from q, by Gumbel top-m with noise of their own; widths are fixed beforehand.

@@ -14,7 +14,7 @@ from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.leftovers import Leftovers
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
-from mmspec.tree import Candidates, DraftTree, grow, root
+from mmspec.tree import Candidates, DraftTree, root
 
 # Share of the recurrent input that training leaves out: without it the drafter learns its sequences by heart.
 DROPOUT = 0.15
@@ -152,14 +152,6 @@ class HawkPathDrafter(TrainedDrafter):
             if coupled:
                 keys = keys + self.coupling[depth] * gumbel[:, depth, None].to(keys.dtype)
                 keys = left.mix(depth, keys, self.blend) * self.beta[depth]
-            best, children = keys.topk(min(self.ranks, keys.shape[2]), dim=2)
-            return Candidates(children, (best - keys.logsumexp(2, keepdim=True)).exp().float())
+            return self.candidates(keys)
 
-        return grow(
-            state.roots,
-            expand,
-            height,
-            self.beam,
-            self.worth(began, self._length),
-            lambda reach: self.budget(reach, perf_counter() - began),
-        )
+        return self.grown(state, expand, height, began, self._length)

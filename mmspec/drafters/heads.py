@@ -126,11 +126,6 @@ class HeadDrafter(TrainedDrafter):
         scores = self._sampling.scores(torch.stack(found, 2).flatten(1, 2))
         return scores.unflatten(1, (height, len(found))), torch.stack(known, 2)
 
-    def candidates(self, keys: Float[Tensor, "row depth vocab"]) -> Candidates:
-        """The best of each depth, and the chance of each."""
-        chances, tokens = keys.softmax(2).topk(min(self.ranks, keys.shape[2]), dim=2)
-        return Candidates(tokens, chances.float())
-
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         height = min(limit, len(self.horizontal))
@@ -143,7 +138,7 @@ class HeadDrafter(TrainedDrafter):
         if self.coupled and not noise.greedy:
             coupling, beta = (keys.new_tensor(each[:height])[:, None] for each in (self.coupling, self.beta))
             keys = beta * (keys + coupling * noise.gumbel(state.counts, height).to(keys.dtype))
-        levels = self.candidates(keys)
+        levels = self.candidates(keys)  # a depth in the place of a node: all nodes of a level have the same children
 
         def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
             beam = tokens.shape[1]

@@ -25,7 +25,7 @@ from mmspec.errors import MmspecError
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import Reading, State
 from mmspec.targets.causal import CausalTarget
-from mmspec.tree import Candidates, DraftTree, grow, root
+from mmspec.tree import Candidates, DraftTree, root
 
 # In a released file, but without effect: recomputed, or not in use in the first layer.
 IDLE = ("layers.0.input_layernorm.weight", "layers.0.self_attn.rotary_emb.inv_freq")
@@ -192,19 +192,10 @@ class MsdDrafter(TrainedDrafter):
                     shaken = gumbel[:, depth, None, : keys.shape[2]] if self.tokens is None else gumbel[:, depth, None, self.tokens]
                     keys = torch.log_softmax(keys, -1) + self.coupling[depth] * shaken.to(keys.dtype)
                 keys = keys * (self.greedy[depth] if gumbel is None else self.beta[depth])
-                best, children = keys.topk(min(self.ranks, keys.shape[2]), dim=2)
-                return Candidates(
-                    children if self.tokens is None else self.tokens[children], (best - keys.logsumexp(2, keepdim=True)).exp().float()
-                )
+                found = self.candidates(keys)
+                return found if self.tokens is None else Candidates(self.tokens[found.tokens], found.chances)
 
-            return grow(
-                state.roots,
-                expand,
-                height,
-                self.beam,
-                self.worth(began, self._length),
-                lambda reach: self.budget(reach, perf_counter() - began),
-            )
+            return self.grown(state, expand, height, began, self._length)
         finally:
             self._cache.lengths = committed
 

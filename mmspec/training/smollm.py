@@ -90,11 +90,20 @@ def config() -> LlamaConfig:
     return LlamaConfig(**CONFIG)
 
 
+def weights(folder: Path) -> dict[str, Tensor]:
+    """The state dict of transformers' `LlamaModel`."""
+    found, kinds = tensors(folder)
+    return {name: blocks.dequantise(kinds[name], value) if name in kinds else value for name, value in found.items()}
+
+
+def generation() -> GenerationConfig:
+    """Where its answers end."""
+    return GenerationConfig(eos_token_id=[2, 0], pad_token_id=2, bos_token_id=1)
+
+
 def alone(folder: Path) -> LlamaForCausalLM:
     """The language model by itself, in bfloat16."""
-    found, kinds = tensors(folder)
-    weights = {f"model.{name}": blocks.dequantise(kinds[name], value) if name in kinds else value for name, value in found.items()}
     model = LlamaForCausalLM(config())
-    model.load_state_dict(weights, strict=False)
-    model.generation_config = GenerationConfig(eos_token_id=[2, 0], pad_token_id=2, bos_token_id=1)
+    model.model.load_state_dict(weights(folder))
+    model.generation_config = generation()
     return model.bfloat16().eval()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, SiglipVisionConfig
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel, SiglipVisionConfig
 
 from mmspec import blocks
 from mmspec.decode import Stop, generate
@@ -106,13 +106,10 @@ def bare(run: Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     )
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config)
-    found, kinds = smollm.tensors(run.work / "data")
-    weights = {name: blocks.dequantise(kinds[name], value) if name in kinds else value for name, value in found.items()}
-    model.model.language_model.load_state_dict(weights)
+    model.model.language_model.load_state_dict(smollm.weights(run.work / "data"))
     model.model.vision_tower.load_state_dict(torch.load(tower_file(run), weights_only=True))
     model.model.language_model.bfloat16()
-    ends = dict(eos_token_id=[2, 0], pad_token_id=2, bos_token_id=1)
-    model.generation_config = GenerationConfig(**ends)
+    model.generation_config = smollm.generation()
     return model, known
 
 
@@ -184,9 +181,9 @@ def without_pictures(names: list[str]) -> list[str]:
     return [*AT_LARGE, *every]
 
 
-def answered(folder: Path, known: LlavaProcessor, asked: list[str]) -> list[tuple[str, str, bool]]:
-    """Questions without a picture, answers of SmolLM2 alone, and whether they came to their end."""
-    target, found = CausalTarget(smollm.alone(folder)), []
+def answered(model: PreTrainedModel, known: LlavaProcessor, asked: list[str]) -> list[tuple[str, str, bool]]:
+    """Questions without a picture, answers of a language model, and whether they came to their end."""
+    target, found = CausalTarget(model), []
     target.narrowest = 1
     for start in track(range(0, len(asked), 32), "answering without pictures"):
         part = asked[start : start + 32]
@@ -204,7 +201,7 @@ def spoken(run: Run, known: LlavaProcessor) -> list[tuple[str, str, bool]]:
     count = run.recipe["target"]["text"]
     path = run.file("text", count).with_suffix(".json")
     if not path.exists():
-        found = answered(run.work / "data", known, without_pictures(studio(run).names)[:count])
+        found = answered(smollm.alone(run.work / "data"), known, without_pictures(studio(run).names)[:count])
         replace(path, lambda file: file.write_text(json.dumps(found)))
     return [(question, answer, ended) for question, answer, ended in json.loads(path.read_text())]
 
