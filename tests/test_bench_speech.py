@@ -118,7 +118,7 @@ def test_four_heads_are_fewer(model: Path) -> None:
     """The option limits the depth of the draft: no round commits more than four drafted tokens and the bonus."""
     pipe = TextToSpeechPipeline.from_pretrained(model, torch_dtype=torch.float64)
     longest = {}
-    for label, used, rule in settings(pipe, "vadusa", (33,)):
+    for label, used, rule in settings(pipe, ["vadusa"], (33,)):
         if label != "AR":
             used.beam = used.ranks = 1  # chains
         longest[label] = max(pipe(speech.PROMPTS[0], seed=1, drafter=used, acceptance=rule).stats[0].runs[0])
@@ -191,7 +191,7 @@ class Deaf:
 def test_quality(model: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recordings, codec, plain decoding and each tolerance with six and four heads, in JSON, table and samples that say what they are."""
     monkeypatch.setattr(speech_quality, "Listener", Deaf)
-    speech_quality.main(str(model), work, tmp_path / "found", sentences=4, tolerances=(1, 3), dtype="fp64", samples=1)
+    speech_quality.main(str(model), work, tmp_path / "found", sentences=4, tolerances=(1, 3), dtype="fp64", samples=1, drafter=("vadusa",))
     results = json.loads((tmp_path / "found" / "quality.json").read_text())
     labels = ["original voice", "vocoder alone", "codec round trip", "AR"]
     labels += [f"vadusa, {heads} heads, τ = {tau}" for heads in (6, 4) for tau in (1, 3)]

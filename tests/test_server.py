@@ -111,7 +111,7 @@ def test_images_as_they_are_drawn(client, pipes) -> None:
 
 @pytest.mark.filterwarnings("ignore:sentence")
 def test_speech(client, pipes) -> None:
-    """WAV and PCM in chunks, FLAC in one piece: the samples of the pipeline."""
+    """WAV and PCM in chunks, FLAC in one piece: the samples of the pipeline, but for the last bit where the server's thread sums otherwise."""
     soundfile = pytest.importorskip("soundfile")
     pipe = pipes["text-to-speech"]
     wanted = np.concatenate([chunk.audio.numpy() for chunk in pipe.stream(TEXT, seed=5, voice="ben")])
@@ -119,13 +119,18 @@ def test_speech(client, pipes) -> None:
     given = dict(model="tiny-speech", voice="ben", input=TEXT, extra_body={"seed": 5})
     with client.audio.speech.with_streaming_response.create(**given, response_format="pcm") as answer:
         pieces = list(answer.iter_bytes())
-    assert np.array_equal(np.frombuffer(b"".join(pieces), "<i2"), exact)
+    assert same(np.frombuffer(b"".join(pieces), "<i2"), exact)
     whole = client.audio.speech.create(**given, response_format="wav").read()
-    assert np.array_equal(np.frombuffer(whole[44:], "<i2"), exact)
+    assert same(np.frombuffer(whole[44:], "<i2"), exact)
     with wave.open(io.BytesIO(whole)) as file:
         assert (file.getframerate(), file.getsampwidth(), file.getnchannels()) == (22050, 2, 1)
     samples, rate = soundfile.read(io.BytesIO(client.audio.speech.create(**given, response_format="flac").read()), dtype="int16")
     assert rate == 22050 and np.abs(samples.astype(int) - exact[: len(samples)]).max() <= 40 and len(samples) == len(exact)
+
+
+def same(found: np.ndarray, wanted: np.ndarray) -> bool:
+    """Equal but for rounding to 16 bits."""
+    return len(found) == len(wanted) and np.abs(found.astype(int) - wanted).max() <= 1
 
 
 def test_speech_events(address: str) -> None:

@@ -281,15 +281,18 @@ def held_out(model: Path, data: Path, voice: str | None, count: int) -> list[tup
     return [(found[name][number], found[name][(number + 1) % most]) for number, name in enumerate(order)]
 
 
-def settings(pipe: TextToSpeechPipeline, name: str, tolerances: Sequence[int]) -> list[tuple[str, Any, str]]:
-    """(label, drafter, rule) of plain decoding and of the drafter at every tolerance, with all of its heads and with four."""
-    found: list[tuple[str, Any, str]] = [("AR", "none", "exact")]
-    whole = drafters.load(name, pipe.folder, pipe.target)
-    heads = len(getattr(whole, "horizontal", []))
-    kinds = [(name, whole)]
-    if heads > 4:
-        kinds = [(f"{name}, {heads} heads", whole), (f"{name}, 4 heads", drafters.load(name, pipe.folder, pipe.target, **FOUR_HEADS))]
-    return found + [(f"{label}, τ = {tau}", drafter, f"tolerance:{tau}") for label, drafter in kinds for tau in tolerances]
+def settings(pipe: TextToSpeechPipeline, names: Sequence[str], tolerances: Sequence[int]) -> list[tuple[str, Any, str]]:
+    """(label, drafter, rule) of plain decoding and of every drafter at every tolerance; one with more than four heads also with four."""
+    kinds: list[tuple[str, Any]] = []
+    for name in names:
+        whole = drafters.load(name, pipe.folder, pipe.target)
+        heads = len(getattr(whole, "horizontal", []))
+        if heads > 4:
+            fewer = drafters.load(name, pipe.folder, pipe.target, **FOUR_HEADS)
+            kinds += [(f"{name}, {heads} heads", whole), (f"{name}, 4 heads", fewer)]
+        else:
+            kinds.append((name, whole))
+    return [("AR", "none", "exact"), *((f"{label}, τ = {tau}", drafter, f"tolerance:{tau}") for label, drafter in kinds for tau in tolerances)]
 
 
 def main(
@@ -298,21 +301,21 @@ def main(
     out: Path = Path("docs/results/speech-quality"),
     sentences: int = 100,
     voice: str | None = None,
-    drafter: str | None = None,
+    drafter: tuple[str, ...] = (),
     tolerances: tuple[int, ...] = (1, 2, 3, 5),
     temperature: float | None = None,
     dtype: str = "bf16",
     seed: int = 0,
     samples: int = 2,
 ) -> None:
-    """Listen to held-out sentences: original voice, vocoder, codec, plain decoding, and the drafter at every tolerance.
+    """Listen to held-out sentences: original voice, vocoder, codec, plain decoding, and drafters at every tolerance.
 
     Writes quality.json and quality.md anew after each row, and some of what was said to samples/. Needs `mmspec[speech,eval]`.
 
     Args:
         work: the folder that `mmspec train --work` used (recordings); the measures' weights are fetched to it.
         voice: the only voice; voices take turns if left out.
-        drafter: vadusa if the model has it, else the model's default.
+        drafter: vadusa and jacobi if the model has VADUSA's heads, else the model's default.
         temperature: the model's own if left out.
         samples: how many sentences are kept to be heard; of lossless rows only plain decoding's.
     """
@@ -322,7 +325,8 @@ def main(
     pipe = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype))
     if not isinstance(pipe.codec, MelCodec):
         raise MmspecError(f"{model} has no vocoder of its own ({type(pipe.codec).__name__}): give a model with a MelCodec")
-    codec, name = pipe.codec, drafter or ("vadusa" if "vadusa" in drafters.usable(folder) else pipe.drafter)
+    codec = pipe.codec
+    names = drafter or (("vadusa", "jacobi") if "vadusa" in drafters.usable(folder) else (pipe.drafter,))
     temperature = pipe.temperature if temperature is None else temperature
     (out / "samples").mkdir(parents=True, exist_ok=True)
 
@@ -343,7 +347,7 @@ def main(
         ("original voice", lambda one, number: Take(original(one))),
         ("vocoder alone", vocoded),
         ("codec round trip", coded),
-        *((label, partial(said, drafter=used, rule=rule)) for label, used, rule in settings(pipe, name, tolerances)),
+        *((label, partial(said, drafter=used, rule=rule)) for label, used, rule in settings(pipe, names, tolerances)),
     ]
     rows: list[dict] = []
     results: dict[str, Any] = {
