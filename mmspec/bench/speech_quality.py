@@ -292,7 +292,10 @@ def settings(pipe: TextToSpeechPipeline, names: Sequence[str], tolerances: Seque
             kinds += [(f"{name}, {heads} heads", whole), (f"{name}, 4 heads", fewer)]
         else:
             kinds.append((name, whole))
-    return [("AR", "none", "exact"), *((f"{label}, τ = {tau}", drafter, f"tolerance:{tau}") for label, drafter in kinds for tau in tolerances)]
+    return [
+        ("AR", "none", "exact"),
+        *((f"{label}, τ = {tau}", drafter, f"tolerance:{tau}") for label, drafter in kinds for tau in tolerances),
+    ]
 
 
 def main(
