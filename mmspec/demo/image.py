@@ -14,8 +14,8 @@ EXAMPLES = ["a red heart, 3d style", "a butterfly, flat style", "a sunflower, 3d
 # Pixels of the picture's longer side on the page.
 SIDE = 448
 
-# Seconds between two states of the picture: painting takes time that decoding needs.
-PAUSE = 0.2
+# Painting takes time that decoding needs: it gets this share at most.
+SHARE = 0.2
 
 
 def tab(stage: Stage) -> None:
@@ -57,15 +57,16 @@ def tab(stage: Stage) -> None:
         with player.seat(request.session_hash) as pipe:
             options: dict[str, Any] = dict(guidance_scale=guidance, temperature=temperature, drafter=drafter)
             runs: list[list[int]] = [[] for _ in range(int(count))]
-            streams, part, painted = 1 + (guidance != 1), None, 0.0
+            streams, part, due = 1 + (guidance != 1), None, 0.0
             for part in pipe.stream(prompt, seed=seed_of(seed), num_images_per_prompt=int(count), **options):
                 for row, new in zip(runs, part.new):
                     row += [len(new)] if new else []
-                if part.position < part.total and perf_counter() - painted < PAUSE:
+                began = perf_counter()
+                if part.position < part.total and began < due:
                     continue
-                painted = perf_counter()
                 shown = [large(image, run if overlay else [], grid) for image, run in zip(part.images(), runs)]
                 yield picture.sheet(shown), player.numbers(part.stats, streams), gr.skip(), gr.skip()
+                due = began + (perf_counter() - began) / SHARE
             if part is None or part.position < part.total:
                 yield gr.skip(), "Stopped.", gr.skip(), gr.skip()
                 return

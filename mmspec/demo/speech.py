@@ -2,6 +2,7 @@
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -52,6 +53,26 @@ HUSH = "() => { if (window.mmspec && window.mmspec.context) { window.mmspec.cont
 REPEATED = 8
 
 
+def cost(folder: Path, drafter: str) -> str:
+    """What tolerance gains and costs with a drafter, as `mmspec.bench.speech_quality` measured it: a Markdown table, empty if it was not."""
+    path = folder / "quality.json"
+    if not path.exists():
+        return ""
+    results = json.loads(path.read_text())
+    plain = next(row for row in results["rows"] if row["label"] == "AR")
+    found: dict[str, dict] = {}
+    for row in results["rows"]:
+        if row.get("drafter") == drafter:
+            found.setdefault(row["acceptance"].removeprefix("tolerance:"), row)
+    lines = [
+        f"| {tau} | {row['tokens_per_second'] / plain['tokens_per_second']:.2f} × | {100 * row['word_error_rate']:.1f} % "
+        f"| {100 * row['over_ar']:+.1f} ± {100 * row['over_ar_error']:.1f} |"
+        for tau, row in found.items()
+    ]
+    head = f"Measured on {results['sentences']} sentences with {drafter}:"
+    return "\n".join([head, "", "| tolerance | speed | words misheard | more than exact |", "|---|---|---|---|", *lines]) if lines else ""
+
+
 def tab(stage: Stage) -> None:
     """Build the tab."""
     player = stage.player("text-to-speech")
@@ -69,6 +90,8 @@ def tab(stage: Stage) -> None:
                 label="Tolerance",
                 info="1 is exact. Above, tokens among so many best are accepted: faster, and NOT the same speech",
             )
+            price = cost(player.pipe.folder, player.pipe.drafter)
+            gr.Markdown(price, visible=bool(price), label="What tolerance costs")
             with gr.Row():
                 go, stop = gr.Button("Speak", variant="primary"), gr.Button("Stop")
             with gr.Accordion("Settings", open=False):
