@@ -13,7 +13,7 @@ from mmspec.drafters import load
 from mmspec.drafters.medusa import MedusaDrafter
 from mmspec.errors import MmspecError
 from mmspec.pipelines.text_to_image import TextToImagePipeline
-from mmspec.training.drafters import misses, settle
+from mmspec.training.drafters import settle
 from mmspec.training.emoji import BACKGROUNDS, build, caption
 from mmspec.training.fit import Budget, fit, optimizers
 from mmspec.training.recipe import train
@@ -213,5 +213,7 @@ def test_calibration_trusts_the_noise_as_far_as_the_law() -> None:
     uncertain = (log_p + noise).argmax(1)
     certain = log_p.exp().multinomial(1, generator=chance)[:, 0]
     drafter = MedusaDrafter(8, 4, [(0, 2), (0, 3)])
-    settle(drafter, torch.stack([misses(log_p, noise, wanted) for wanted in (uncertain, certain)]))
+    roots = torch.arange(512)
+    drafter.ranks = 64  # no path is lost
+    settle(drafter, [[(0, roots, log_p, noise, wanted)] for wanted in (uncertain, certain)])
     assert drafter.coupling == [1.0, 0.0]

@@ -22,9 +22,9 @@ from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 from mmspec.targets.vision_language import VisualPrompts
 from mmspec.training import smollm
 from mmspec.training.dialogue import TEMPLATE, encode, processor
-from mmspec.training.drafters import SCORES
+from mmspec.training.drafters import settle
 from mmspec.training.emoji import Picture
-from mmspec.training.msd import Batch, Recorded, drafted, loss, pack, surprise, vocabulary
+from mmspec.training.msd import Batch, Recorded, drafted, laws, loss, pack, vocabulary
 from mmspec.training.recipe import train
 from mmspec.training.run import Run
 from mmspec.training.scenes import KINDS, WHERE, Scene, Studio, Thing
@@ -355,9 +355,10 @@ def test_training_reads_as_drafting_does(rebuilt: Path, pipe: ImageTextToTextPip
         return batch.after.double()
 
     drafter.tokens, drafter.layer = None, perfect
-    trust = SCORES[surprise(drafter, target, data, [0]).argmin(1)][:, 0]  # the target's own law: its noise is worth much
-    other = SCORES[surprise(drafter, target, replace(data, seeds=[8]), [0]).argmin(1)][:, 0]  # of another seed: nothing
-    assert trust.min() > 0.6 and other.max() < 0.4
+    settle(drafter, laws(drafter, target, data, [0]))  # the target's own law: its noise is worth much
+    assert min(drafter.coupling) > 0.6
+    settle(drafter, laws(drafter, target, replace(data, seeds=[8]), [0]))  # of another seed: nothing
+    assert max(drafter.coupling) < 0.4
 
 
 def test_places_that_are_drafted() -> None:

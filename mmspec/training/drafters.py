@@ -153,10 +153,39 @@ def misses(log_q: Tensor, noise: Tensor, wanted: Tensor) -> Tensor:
     return torch.stack(losses).cpu()
 
 
-def settle(drafter: TrainedDrafter, losses: Tensor) -> None:
-    """Give the drafter the best pair of each depth, from `depth pair` losses."""
-    best = SCORES[losses.argmin(1)]
-    drafter.coupling, drafter.beta = ([round(float(x), 3) for x in column] for column in best.unbind(1))
+# What a drafter says at one depth of one sequence: the sequence, roots, log q, noise there, and the tokens that were sampled (-1: none that it knows).
+Law = tuple[int, Tensor, Tensor, Tensor, Tensor]
+
+
+def settle(drafter: TrainedDrafter, depths: list[list[Law]]) -> list[list[float]]:
+    """Give each depth of the drafter the pair that best predicts what was sampled; returns how often the i-th candidate was right.
+
+    Both at roots whose sampled tokens were candidates at all depths before, since no other path gets there; where no root is left,
+    the pair of the depth before stands.
+    """
+    alive: dict[int, set[int]] = {}
+    accuracies, best = [], len(SCORES) - 1
+    for depth, laws in enumerate(depths):
+        losses, right, seen, before = torch.zeros(len(SCORES)), torch.zeros(drafter.ranks), 0, alive
+        parts = []
+        for row, roots, *law in laws:
+            kept = torch.tensor(
+                [not depth or root in before.get(row, ()) for root in roots.tolist()], dtype=torch.bool, device=roots.device
+            )
+            log_q, noise, wanted = (part[kept] for part in law)
+            parts.append((row, roots[kept], log_q, noise, wanted))
+            losses += misses(log_q[wanted >= 0], noise[wanted >= 0], wanted[wanted >= 0])
+        best = int(losses.argmin()) if losses.any() else best
+        drafter.coupling[depth], drafter.beta[depth] = (round(float(x), 3) for x in SCORES[best])
+        alive = {}
+        for row, roots, log_q, noise, wanted in parts:
+            keys = log_q + drafter.coupling[depth] * noise
+            hit = keys.topk(min(drafter.ranks, keys.shape[1]), dim=1).indices == wanted[:, None]
+            right[: hit.shape[1]] += hit.sum(0).cpu()
+            seen += len(roots)
+            alive[row] = set(roots[hit.any(1)].tolist())
+        accuracies.append([round(x, 4) for x in (right / max(1, seen)).tolist()])
+    return accuracies
 
 
 def path_laws(drafter: HawkPathDrafter, target: CausalTarget, batch: Batch) -> list[tuple[Tensor, Tensor]]:
@@ -185,10 +214,8 @@ def head_laws(drafter: HeadDrafter, target: CausalTarget, batch: Batch) -> list[
 
 @torch.inference_mode()
 def calibrate(drafter: HawkPathDrafter | HeadDrafter, target: CausalTarget, data: Captured) -> None:
-    """For each depth, the coupling lambda and sharpness beta that best predict the token that was sampled; for VADUSA also how
-    often the i-th candidate of each head was right where those before it had the right one among theirs."""
-    losses = torch.zeros(len(drafter.beta), len(SCORES))
-    kept = []
+    """Coupling and sharpness of each depth from sampled sequences, and for VADUSA how often each candidate was right."""
+    depths: list[list[Law]] = [[] for _ in drafter.beta]
     for row, length in enumerate(data.lengths):
         noise = Noise([data.seeds[row]], target.vocabulary).gumbel([0], length)[0].to(target.device)
         part = (
@@ -200,27 +227,10 @@ def calibrate(drafter: HawkPathDrafter | HeadDrafter, target: CausalTarget, data
         batch = Batch(*part).to(target.device)
         laws = path_laws(drafter, target, batch) if isinstance(drafter, HawkPathDrafter) else head_laws(drafter, target, batch)
         for depth, (places, log_q) in enumerate(laws):
-            losses[depth] += misses(log_q, noise[places], batch.tokens[0, places])
-            kept.append((depth, row, places, log_q, noise[places], batch.tokens[0, places]))
-    settle(drafter, losses)
+            depths[depth].append((row, places - depth, log_q, noise[places], batch.tokens[0, places]))
+    accuracies = settle(drafter, depths)
     if isinstance(drafter, VadusaDrafter):
-        drafter.accuracies = accuracies(drafter, kept)
-
-
-def accuracies(drafter: VadusaDrafter, kept: list[tuple[int, int, Tensor, Tensor, Tensor, Tensor]]) -> list[list[float]]:
-    """`[head][rank]`, given that the true tokens before were candidates too."""
-    right, seen = torch.zeros(len(drafter.beta), drafter.ranks), torch.zeros(len(drafter.beta))
-    alive: dict[int, set[int]] = {}  # per sequence, the roots whose path is among the candidates so far
-    for depth, row, places, log_q, noise, wanted in kept:
-        best = (log_q + drafter.coupling[depth] * noise).topk(drafter.ranks, dim=1).indices
-        hit = best == wanted[:, None]
-        roots = (places - depth).tolist()
-        before = alive.get(row, set()) if depth else set(roots)
-        counted = torch.tensor([root in before for root in roots], dtype=torch.bool, device=hit.device)
-        right[depth] += hit[counted].sum(0).cpu()
-        seen[depth] += int(counted.sum())
-        alive[row] = {root for root, found in zip(roots, (hit.any(1) & counted).tolist()) if found}
-    return [[round(x, 4) for x in row] for row in (right / seen.clamp(min=1)[:, None]).tolist()]
+        drafter.accuracies = accuracies
 
 
 def train_drafter(

@@ -20,7 +20,7 @@ from mmspec.picture import replace
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 from mmspec.training.dialogue import encode
-from mmspec.training.drafters import SCORES, cross_entropy, mean, misses, settle
+from mmspec.training.drafters import Law, cross_entropy, mean, settle
 from mmspec.training.fit import Budget, fit, optimizers
 from mmspec.training.run import Run
 
@@ -174,18 +174,19 @@ def batches(
 
 
 def calibrate(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, sampled: list[int], greedy: list[int]) -> None:
-    """For each depth, the coupling and sharpness that best predict the tokens that were sampled, and the sharpness for greedy answers."""
-    settle(drafter, surprise(drafter, target, data, greedy))
-    drafter.greedy = drafter.beta
-    settle(drafter, surprise(drafter, target, data, sampled))
+    """Coupling and sharpness of each depth for answers that were sampled, and the sharpness for greedy ones."""
+    settle(drafter, laws(drafter, target, data, greedy))
+    drafter.greedy = list(drafter.beta)
+    settle(drafter, laws(drafter, target, data, sampled))
 
 
 @torch.inference_mode()
-def surprise(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, rows: list[int]) -> Tensor:
-    """`depth pair`: cross entropy of the tokens that followed, for every pair of `SCORES`; those of greedy answers have no noise."""
-    head, losses = drafter.head(target), torch.zeros(drafter.depth, len(SCORES))
-    index = torch.full((target.vocabulary,), -1)
-    index[drafter.tokens if drafter.tokens is not None else slice(None)] = torch.arange(len(head))
+def laws(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, rows: list[int]) -> list[list[Law]]:
+    """What the drafter says along the answers at each depth, in drafting vocabulary; greedy answers have no noise."""
+    depths: list[list[Law]] = [[] for _ in range(drafter.depth)]
+    head = drafter.head(target)
+    index = torch.full((target.vocabulary,), -1, device=target.device)
+    index[drafter.tokens if drafter.tokens is not None else slice(None)] = torch.arange(len(head), device=target.device)
     for row in rows:
         batch = pack(target, data, [row])
         length = batch.text.shape[1]
@@ -198,12 +199,12 @@ def surprise(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, 
         for depth in range(drafter.depth):
             mask = path_mask(places, depth)[None, None]
             out = drafter.layer(drafter.enter(vectors, features, batch.text), mask, places[None], cache)
-            kept = (drafted(batch.wanted, depth)[0] & (index[batch.ids[0]] >= 0)).nonzero()[:, 0]
+            kept = drafted(batch.wanted, depth)[0].nonzero()[:, 0]
             log_q = torch.log_softmax(drafter.logits(head, out[0, kept]).float(), -1)
             shaken = noise[kept + 2 - first][:, drafter.tokens] if drafter.tokens is not None else noise[kept + 2 - first]
-            losses[depth] += misses(log_q, shaken, index[batch.ids[0, kept]])
+            depths[depth].append((row, kept - depth, log_q, shaken, index[batch.ids[0, kept]]))
             features = torch.cat([out[:, :1], out[:, :-1]], 1)
-    return losses
+    return depths
 
 
 def train_msd(run: Run, target: VisionLanguageTarget, recorded: Callable[[bool], Recorded], only: str | None = None) -> None:
