@@ -11,7 +11,7 @@ import torch
 import yaml
 from test_training import write_art
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import DynamicCache, PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedTokenizerFast, SiglipVisionConfig, SiglipVisionModel
 
 from mmspec import blocks
 from mmspec.decode import Stop, generate
@@ -23,12 +23,13 @@ from mmspec.targets.vision_language import VisualPrompts
 from mmspec.training import smollm
 from mmspec.training.dialogue import TEMPLATE, encode, processor
 from mmspec.training.drafters import settle
-from mmspec.training.emoji import Picture
+from mmspec.training.emoji import BACKGROUNDS, Picture
+from mmspec.training.fit import Budget
 from mmspec.training.msd import Batch, Recorded, drafted, laws, loss, pack, vocabulary
 from mmspec.training.recipe import train
 from mmspec.training.run import Run
 from mmspec.training.scenes import KINDS, WHERE, Scene, Studio, Thing
-from mmspec.training.vision import covers
+from mmspec.training.vision import STYLES, align, covers, scenes
 
 pytest.importorskip("peft")
 pytest.importorskip("inflect")
@@ -87,7 +88,7 @@ def recipe() -> dict:
     return {
         "task": "image-text-to-text",
         "data": {"pictures": {"words": 2, "categories": ["Animals & Nature", "Smileys & Emotion"]}, "held_out": 5},
-        "vision": learning | {"batch": 2, "model": eye},
+        "vision": learning | {"batch": 2, "model": eye, "align": {"budget": BUDGET}},
         "target": learning | {"batch": 2, "rank": 2, "text": 6, "text_share": 0.2, "turns": 3, "tower": 0.2, "width": 32},
         "capture": {"pictured": 40, "text": 8, "batch": 4},
         "drafters": {
@@ -279,6 +280,28 @@ def test_patches_are_labelled(studio: Studio) -> None:
     found = covers(Scene((Thing(0, 0, 40), Thing(1, 8, 40)), "white"), 16)
     assert found[0] == found[9] == 0 and found[63] == found[54] == 1 and found[27] == -1 and len(found) == 64
     assert len(WHERE) == 9
+
+
+def test_alignment(studio: Studio, tmp_path: Path) -> None:
+    """The projector learns to say what patches show in the vectors of its words; the tower stays as it is."""
+    chance = torch.Generator().manual_seed(0)
+    vectors = {name: torch.randn(16, generator=chance) for name in (*studio.names, *STYLES, *BACKGROUNDS)}
+    tower = SiglipVisionModel(SiglipVisionConfig(image_size=128, vision_use_head=False, **recipe()["vision"]["model"]))
+    before, projector = {name: value.clone() for name, value in tower.state_dict().items()}, torch.nn.Linear(32, 16)
+    config = {"lr": 1e-2, "batch": 4, "model": {"patch_size": 32}}
+
+    def distance() -> float:
+        images, things, styles, grounds = next(scenes(studio, 16, 32, 9))
+        empty = things == 0
+        assert bool((styles[empty] == -100).all()) and bool((styles[~empty] >= 0).all())
+        said = projector(tower(images, output_hidden_states=True).hidden_states[-1])[empty]
+        colours = torch.stack([vectors[name] for name in BACKGROUNDS])
+        return float((said.detach() - 0.5 * colours[grounds][:, None].expand(-1, 16, -1)[empty]).square().mean())
+
+    first = distance()
+    align(studio, tower, projector, vectors.__getitem__, config, Budget(60), tmp_path / "align.pt", device="cpu")
+    assert distance() < 0.6 * first
+    assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())
 
 
 def test_steps_of_the_loss_are_paths() -> None:

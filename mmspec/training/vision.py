@@ -1,7 +1,7 @@
 """The vision tower: a small ViT that learns what covers every patch of a scene, for a language model to read."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,31 +56,70 @@ class Labeller(nn.Module):
         return {"loss": thing + 0.3 * style + 0.2 * ground, "thing": thing.detach(), "right": right, "style": style.detach()}
 
 
+# A batch of scenes: images, and for each patch its thing (0 for none) and style (-100 for none), and the background of each scene.
+Seen = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def scenes(studio: Studio, batch: int, patch: int, seed: int) -> Iterator[Seen]:
+    """Batches without end, made as they are needed."""
+    chance, colours = random.Random(seed), list(BACKGROUNDS)
+    order = {name: 1 + i for i, name in enumerate(studio.names)}
+    while True:
+        found = [studio.scene(chance, False) for _ in range(batch)]
+        images = pixels([studio.draw(scene, chance, 0.3) for scene in found])
+        names, styles = torch.zeros(batch, (SIZE // patch) ** 2, dtype=torch.long), torch.full((batch, (SIZE // patch) ** 2), -100)
+        for row, scene in enumerate(found):
+            for place, number in enumerate(covers(scene, patch)):
+                if number >= 0:
+                    known = studio.pictures[scene.things[number].picture]
+                    names[row, place], styles[row, place] = order[known.name], STYLES.index(known.style)
+        yield images, names, styles, torch.tensor([colours.index(scene.background) for scene in found])
+
+
 def train_tower(
     studio: Studio, config: dict, budget: Budget, checkpoint: Path, seed: int = 0, device: str | None = None
 ) -> SiglipVisionModel:
     """Train on scenes that are made as they are needed."""
     torch.manual_seed(seed)
-    patch, batch = config["model"]["patch_size"], config["batch"]
     model = Labeller(config["model"], len(studio.names))
-    order = {name: 1 + i for i, name in enumerate(studio.names)}
-    colours = list(BACKGROUNDS)
 
-    def source(step: int) -> Iterator[tuple[Tensor, ...]]:
-        chance = random.Random(seed + 7919 * step)
-        while True:
-            scenes = [studio.scene(chance, False) for _ in range(batch)]
-            images = pixels([studio.draw(scene, chance, 0.3) for scene in scenes])
-            names, styles = torch.zeros(batch, (SIZE // patch) ** 2, dtype=torch.long), torch.full((batch, (SIZE // patch) ** 2), -100)
-            for row, scene in enumerate(scenes):
-                for place, number in enumerate(covers(scene, patch)):
-                    if number >= 0:
-                        known = studio.pictures[scene.things[number].picture]
-                        names[row, place], styles[row, place] = order[known.name], STYLES.index(known.style)
-            yield images, names, styles, torch.tensor([colours.index(scene.background) for scene in scenes])
+    def source(step: int) -> Iterator[Seen]:
+        return scenes(studio, config["batch"], config["model"]["patch_size"], seed + 7919 * step)
 
-    def loss(model: Labeller, parts: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def loss(model: Labeller, parts: Seen) -> dict[str, Tensor]:
         return model.terms(*(part.to(model.tower.device) for part in parts))
 
     chosen = optimizers(model, config["lr"], config.get("weight_decay", 0.05), config.get("muon_lr"))
     return fit("vision", model, source, loss, chosen, budget, checkpoint, device=device).tower
+
+
+def align(
+    studio: Studio,
+    tower: SiglipVisionModel,
+    projector: nn.Module,
+    words: Callable[[str], Tensor],
+    config: dict,
+    budget: Budget,
+    checkpoint: Path,
+    seed: int = 1,
+    device: str | None = None,
+) -> nn.Module:
+    """Train the projector so that each patch says what it shows in the language model's own vectors, `words(text)`: the thing, and half as
+    loud its style and the background. The tower is frozen."""
+    torch.manual_seed(seed)
+    things, styles, grounds = (torch.stack([words(name) for name in names]) for names in (studio.names, STYLES, BACKGROUNDS))
+    things, styles = (torch.cat([torch.zeros_like(table[:1]), table]) for table in (things, styles))
+    spread = float(things[1:].var())
+    tower = tower.eval().requires_grad_(False)
+
+    def source(step: int) -> Iterator[Seen]:
+        return scenes(studio, config["batch"], config["model"]["patch_size"], seed + 7919 * step)
+
+    def loss(projector: nn.Module, parts: Seen) -> dict[str, Tensor]:
+        images, thing, style, ground = parts
+        device = next(projector.parameters()).device
+        seen = tower.to(device)(images.to(device), output_hidden_states=True).hidden_states[-1]
+        wanted = things[thing] + 0.5 * styles[style.clamp(min=-1) + 1] + 0.5 * grounds[ground][:, None]
+        return {"loss": F.mse_loss(projector(seen).float(), wanted.to(device)) / spread}
+
+    return fit("align", projector, source, loss, optimizers(projector, config["lr"], 0.0), budget, checkpoint, device=device)

@@ -28,7 +28,7 @@ from mmspec.training.fit import fit, optimizers
 from mmspec.training.msd import Recorded, record, train_msd
 from mmspec.training.run import Run
 from mmspec.training.scenes import SIZE, Studio
-from mmspec.training.vision import pixels, train_tower
+from mmspec.training.vision import align, pixels, train_tower
 
 console = Console(stderr=True)
 
@@ -81,18 +81,27 @@ def data(run: Run) -> None:
 
 
 def vision(run: Run) -> None:
-    """Train the tower on what covers every patch."""
-    stage = run.recipe["vision"]
-    tower = train_tower(studio(run), stage, run.budget(stage), run.file("vision", run.recipe["data"], stage["model"]), device=run.device)
-    torch.save(tower.state_dict(), tower_file(run))
+    """Train the tower on what covers every patch, then the projector to say so in the language model's vectors."""
+    stage, place = run.recipe["vision"], studio(run)
+    tower = train_tower(place, stage, run.budget(stage), run.file("vision", run.recipe["data"], stage["model"]), device=run.device)
+    torch.save(tower.state_dict(), part_file(run, "tower"))
+    model, known = bare(run)
+    table = model.model.language_model.embed_tokens.weight.detach().float()
+
+    def words(text: str) -> Tensor:
+        return table[known.tokenizer(f" {text}", add_special_tokens=False).input_ids].mean(0)
+
+    budget, checkpoint = run.budget(stage["align"]), part_file(run, "align")
+    projector = align(place, tower, model.model.multi_modal_projector, words, stage, budget, checkpoint, device=run.device)
+    torch.save(projector.state_dict(), part_file(run, "projector"))
 
 
-def tower_file(run: Run) -> Path:
-    return run.file("tower", run.recipe["data"], run.recipe["vision"]["model"])
+def part_file(run: Run, name: str) -> Path:
+    return run.file(name, run.recipe["data"], run.recipe["vision"]["model"])
 
 
 def bare(run: Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The model before it has seen a picture: SmolLM2 in bfloat16, the tower, a random projector."""
+    """The model before it has been asked about a picture: SmolLM2 in bfloat16, the tower, and the projector, random if it is not trained yet."""
     shape = run.recipe["vision"]["model"]
     known = processor(smollm.tokenizer(run.work / "data"), shape["patch_size"], run.out / "processor")
     config = LlavaConfig(
@@ -107,7 +116,9 @@ def bare(run: Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config)
     model.model.language_model.load_state_dict(smollm.weights(run.work / "data"))
-    model.model.vision_tower.load_state_dict(torch.load(tower_file(run), weights_only=True))
+    model.model.vision_tower.load_state_dict(torch.load(part_file(run, "tower"), weights_only=True))
+    if part_file(run, "projector").exists():
+        model.model.multi_modal_projector.load_state_dict(torch.load(part_file(run, "projector"), weights_only=True))
     model.model.language_model.bfloat16()
     model.generation_config = smollm.generation()
     return model, known
