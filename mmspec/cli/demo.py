@@ -8,7 +8,7 @@ from mmspec.errors import MmspecError
 
 @dataclass
 class Demo:
-    """Open the demos in the browser: image, speech, ask, and a race with and without speculation.
+    """Serve the demos as a web page (`--browser` opens it): image, speech, ask, and a race with and without speculation.
 
     Example: mmspec demo
     """

@@ -111,7 +111,7 @@ def tab(stage: Stage) -> None:
         run,
         [kind, prompt, seed],
         [result, *boards],
-        concurrency_limit=8,
+        concurrency_limit=1,
         api_name="race",
         show_progress="hidden",
     )
