@@ -14,6 +14,7 @@ from mmspec.drafters import load
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.training import codec, voices
 from mmspec.training.recipe import train
+from mmspec.training.run import Run
 from mmspec.training.speech_target import JointModel, Spoken, batches, phoneme_tokenizer
 from mmspec.training.voices import build, made, recording, trimmed
 
@@ -175,3 +176,9 @@ def test_phoneme_tokenizer() -> None:
     names = text.convert_ids_to_tokens(text("<ada>ab a").input_ids)
     assert names == ["<bos>", "<ada>", "a", "b", " ", "a", "<speech>"]
     assert text("<ada>xa").input_ids[2] == text.unk_token_id
+
+
+def test_the_order_of_voices_counts(tmp_path: Path) -> None:
+    """Tokens of one order of voices are never taken for those of another."""
+    run = Run({}, tmp_path, tmp_path, None)
+    assert run.file("tokens", {"ada": 2, "ben": 2}) != run.file("tokens", {"ben": 2, "ada": 2})

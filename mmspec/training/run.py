@@ -18,8 +18,8 @@ class Run:
     device: str | None
 
     def file(self, name: str, *origin: object) -> Path:
-        """Where a result that was made from `origin` lies: other settings, another file."""
-        digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+        """Where a result that was made from `origin` lies: other settings, or another order of them (that of voices counts), another file."""
+        digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()
         return self.work / f"{name}-{digest[:10]}.pt"
 
     def budget(self, stage: dict) -> Budget:
