@@ -70,7 +70,7 @@ def cost(folder: Path, drafter: str) -> str:
     ]
     head = f"Measured on {results['sentences']} sentences with {drafter}:"
     return (
-        "\n".join([head, "", "| tolerance | tokens a round | words misheard | points more than exact |", "|---|---|---|---|", *lines])
+        "\n".join([head, "", "| tolerance | tokens a round | words misheard | points over exact |", "|---|---|---|---|", *lines])
         if lines
         else ""
     )
@@ -93,10 +93,10 @@ def tab(stage: Stage) -> None:
                 label="Tolerance",
                 info="1 is exact. Above, tokens among so many best are accepted: faster, and NOT the same speech",
             )
-            price = cost(player.pipe.folder, player.pipe.drafter)
-            gr.Markdown(price, visible=bool(price), label="What tolerance costs")
             with gr.Row():
                 go, stop = gr.Button("Speak", variant="primary"), gr.Button("Stop")
+            price = cost(player.pipe.folder, player.pipe.drafter)
+            gr.Markdown(price, visible=bool(price), label="What tolerance costs")
             with gr.Accordion("Settings", open=False):
                 seed = gr.Number(7, label="Seed", info="The same seed says it the same way with any drafter; empty draws one", precision=0)
                 temperature = gr.Slider(0, 1.5, player.pipe.temperature, step=0.1, label="Temperature", info="0 is greedy")

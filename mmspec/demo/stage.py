@@ -36,11 +36,14 @@ class Player:
         prompts, stop = self.pipe.rows([example(self.pipe.folder)])
         for guidance in (0.0, 1.0) if prompts.unconditional else (1.0,):
             part = prompts.part(slice(None), guidance)
-            stats = GenerationStats()
-            law: dict[str, Any] = dict(sampling=Sampling(1.0), seeds=[0], rule=acceptance("exact"), stats=stats)
-            for _ in Solo()(self.pipe, "none", part, stop.length)(part, 1, Stop(SAMPLE), **law):
-                pass
-            self.plain[len(part.streams)] = stats.tokens / (stats.total - stats.prefill)
+            rates = []
+            for _ in range(3):  # the best of them: other work may wake for a moment
+                stats = GenerationStats()
+                law: dict[str, Any] = dict(sampling=Sampling(1.0), seeds=[0], rule=acceptance("exact"), stats=stats)
+                for _ in Solo()(self.pipe, "none", part, stop.length)(part, 1, Stop(SAMPLE), **law):
+                    pass
+                rates.append(stats.tokens / (stats.total - stats.prefill))
+            self.plain[len(part.streams)] = max(rates)
 
     @property
     def drafters(self) -> list[str]:
