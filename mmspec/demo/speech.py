@@ -63,17 +63,15 @@ def cost(folder: Path, drafter: str) -> str:
     for row in results["rows"]:
         if row.get("drafter") == drafter:
             found.setdefault(row["acceptance"].removeprefix("tolerance:"), row)
+    if not found:
+        return ""
     lines = [
         f"| {tau} | {row['mean_acceptance_length']:.2f} | {100 * row['word_error_rate']:.1f} % "
         f"| {100 * row['over_ar']:+.1f} ± {100 * row['over_ar_error']:.1f} |"
         for tau, row in found.items()
     ]
     head = f"Measured on {results['sentences']} sentences with {drafter}:"
-    return (
-        "\n".join([head, "", "| tolerance | tokens a round | words misheard | points over exact |", "|---|---|---|---|", *lines])
-        if lines
-        else ""
-    )
+    return "\n".join([head, "", "| tolerance | tokens a round | words misheard | points over exact |", "|---|---|---|---|", *lines])
 
 
 def tab(stage: Stage) -> None:

@@ -83,7 +83,7 @@ def data(run: Run) -> None:
 def vision(run: Run) -> None:
     """Train the tower on what covers every patch, then the projector to say so in the language model's vectors."""
     stage, place = run.recipe["vision"], studio(run)
-    tower = train_tower(place, stage, run.budget(stage), run.file("vision", run.recipe["data"], stage["model"]), device=run.device)
+    tower = train_tower(place, stage, run.budget(stage), part_file(run, "vision"), device=run.device)
     torch.save(tower.state_dict(), part_file(run, "tower"))
     model, known = bare(run)
     table = model.model.language_model.embed_tokens.weight.detach().float()
