@@ -42,12 +42,11 @@ def load(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     missing = kinds.keys() - stored.keys()
     if missing:
         raise MmspecError(f"{folder} lacks {min(missing)}, which {INDEX} names: restore the file that holds it")
+    stored = {name: dequantise(kinds[name], value) if name in kinds else value for name, value in stored.items()}
     found = {}
     for name, value in stored.items():
         if name.endswith((".lora_A", ".lora_B")):
             continue
-        if name in kinds:
-            value = dequantise(kinds[name], value)
         if f"{name}.lora_A" in stored:
             value = value.float() + scale * stored[f"{name}.lora_B"].float() @ stored[f"{name}.lora_A"].float()
         found[name] = value.to(dtype)

@@ -157,7 +157,7 @@ def test_training_and_the_processor_read_alike(pipe: ImageTextToTextPipeline) ->
 
 
 def test_the_base_model_is_kept(rebuilt: Path, pipe: ImageTextToTextPipeline) -> None:
-    """Stored blocks are the source's own; loaded weights are those and the low-rank update."""
+    """Stored blocks are the source's own; loaded weights are those and the low-rank update, whose wide half is in blocks, too."""
     from safetensors.torch import load_file
 
     smol, kinds = _tiny_source(pipe)
@@ -165,7 +165,9 @@ def test_the_base_model_is_kept(rebuilt: Path, pipe: ImageTextToTextPipeline) ->
     learnt = load_file(rebuilt / "out" / "transformer" / "learnt.safetensors")
     name = "layers.1.mlp.up_proj.weight"
     assert torch.equal(stored[f"model.language_model.{name}"], smol[name])
-    update = learnt[f"model.language_model.{name}.lora_B"].double() @ learnt[f"model.language_model.{name}.lora_A"].double()
+    narrow, wide = (learnt[f"model.language_model.{name}.lora_{which}"] for which in "BA")
+    assert wide.dtype == torch.uint8
+    update = narrow.double() @ blocks.dequantise("Q8_0", wide).double()
     weight = pipe.transformer.model.language_model.layers[1].mlp.up_proj.weight
     torch.testing.assert_close(weight, blocks.dequantise(kinds[name], smol[name]).double() + 2 * update, rtol=1e-5, atol=1e-5)
     assert pipe.transformer.lm_head.weight.data_ptr() == pipe.transformer.get_input_embeddings().weight.data_ptr()
