@@ -1,5 +1,6 @@
 """The models that ship: real weights, real codes, every drafter."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -10,6 +11,7 @@ from PIL import Image
 from mmspec import drafters, zoo
 from mmspec.cli import main
 from mmspec.decode import Generation, Stop, generate
+from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 from mmspec.pipelines.request import repetition
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
@@ -17,6 +19,7 @@ from mmspec.sampling import Sampling
 
 NAMES = ["lookup", "jacobi", "medusa", "hawk", "hawk-path"]
 SPEECH = ["lookup", "jacobi", "vadusa", "medusa", "hawk-path"]
+ANSWERS = ["lookup", "jacobi", "msd", "eagle-2"]
 ASKED = [{"prompt": "The train leaves at 7:45.", "voice": "heart"}, {"prompt": "Who knows?", "voice": "bella"}]
 
 
@@ -126,3 +129,56 @@ def test_speech_from_the_command_line(tmp_path) -> None:
     (drafted, rate), (plain, _) = (soundfile.read(tmp_path / f"{name}.wav") for name in ("vadusa", "none"))
     assert rate == 22050 and 0.4 * rate < len(drafted) < 3 * rate and abs(drafted).max() > 0.05
     assert (drafted == plain).all()
+
+
+@cache
+def asker() -> ImageTextToTextPipeline:
+    return ImageTextToTextPipeline.from_pretrained("magpie-135", torch_dtype=torch.float64)
+
+
+@cache
+def questions() -> list[dict]:
+    """A description, a chat that goes on, and a question without a picture."""
+    known = {line["kind"]: line for line in zoo.prompts(asker().folder)}
+    return [known["describe"], known["follow-up"], {"prompt": "What is the capital of France?"}]
+
+
+def answered(drafter: str, temperature: float) -> Generation:
+    prompts, stop = asker().rows(questions())
+    known = drafters.load(drafter, asker().folder, asker().target)
+    return generate(asker().target, prompts, 3, replace(stop, length=24), known, sampling=Sampling(temperature), seeds=5)
+
+
+@cache
+def plainly_answered(temperature: float) -> list[list[int]]:
+    return answered("none", temperature).tokens
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_same_answers_as_plain_decoding(name: str, temperature: float) -> None:
+    """equality: in fp64 each drafter gives the tokens of AR, three chats in a batch."""
+    assert answered(name, temperature).tokens == plainly_answered(temperature)
+
+
+def test_greedy_answers_are_those_of_transformers() -> None:
+    """equality: plain decoding in our loop is `transformers.generate`."""
+    for question, tokens in zip(questions(), plainly_answered(0.0), strict=True):
+        prompts, _ = asker().rows([question])
+        ids = torch.tensor(prompts.conditional)
+        pixels = prompts.images[0] if prompts.images else {}
+        stop = dict(max_new_tokens=24, eos_token_id=sorted(asker().ends), pad_token_id=0)
+        wanted = asker().transformer.generate(ids, attention_mask=torch.ones_like(ids), **pixels, do_sample=False, **stop)
+        assert wanted[0, ids.shape[1] :].tolist() == tokens
+
+
+def test_an_answer_from_the_command_line(capfd: pytest.CaptureFixture) -> None:
+    """`mmspec ask` says what is in a picture, the same with and without a drafter, and MSD's drafts are accepted."""
+    found = {}
+    for name in ("msd", "none"):
+        with pytest.raises(SystemExit) as end:
+            main(["ask", str(asker().folder / "samples" / "00.png"), "Describe the picture.", *f"--drafter {name} --dtype fp32 --json".split()])
+        assert end.value.code == 0
+        found[name] = json.loads(capfd.readouterr().out)
+    assert found["msd"]["answer"] == found["none"]["answer"] and len(found["msd"]["answer"].split()) > 4
+    assert found["msd"]["mean_acceptance_length"] > 2

@@ -22,6 +22,7 @@ from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
 from mmspec.targets.vision_language import VisualPrompts
 
+BUNDLED = "magpie-135"
 # What the lines of `prompts.jsonl` are by their kind; any other kind is a short answer.
 TASKS = {"describe": "descriptions", "follow-up": "several turns"}
 SHORT = "short answers"
@@ -96,11 +97,17 @@ def answer_by_transformers(
     return Answered(stats, None if options else clock.first)
 
 
+def questions(folder: Path) -> list[dict]:
+    """A model's own list, `prompts.jsonl`; where it has none, that of the bundled model, pictures by their full paths."""
+    source = folder if (folder / zoo.PROMPTS).exists() else zoo.resolve(BUNDLED)
+    return [line | ({"image": str((source / line["image"]).absolute())} if line.get("image") else {}) for line in zoo.prompts(source)]
+
+
 def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entrants: Sequence[Entrant], task: str) -> list[dict]:
     """All entrants on the same questions and seeds, at every temperature."""
     pipe = ImageTextToTextPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     pipe.target.narrowest = 1  # plain decoding at its fastest
-    lines = [line for line in zoo.prompts(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]
+    lines = [line for line in questions(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]
     if not lines:
         return []
     known = [pipe.rows([line])[0] for line in lines[:repeats]]
@@ -125,7 +132,7 @@ def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entr
 
 
 def run(
-    model: str = "magpie-135",
+    model: str = BUNDLED,
     out: Path = Path("results"),
     quick: bool = False,
     device: str = "cpu",

@@ -85,7 +85,9 @@ def sample_prompts(folder: Path, count: int) -> list[dict]:
     from mmspec.pipelines import task_of
 
     task = task_of(folder)
-    if (folder / zoo.PROMPTS).exists() or task == "image-text-to-text":
+    if task == "image-text-to-text":
+        known = suite(task).questions(folder)
+    elif (folder / zoo.PROMPTS).exists():
         known = zoo.prompts(folder)
     else:
         known = [{"prompt": text} for text in suite(task).PROMPTS]
