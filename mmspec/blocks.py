@@ -42,6 +42,10 @@ def load(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     missing = kinds.keys() - stored.keys()
     if missing:
         raise MmspecError(f"{folder} lacks {min(missing)}, which {INDEX} names: restore the file that holds it")
+    halves = {name for name in stored if name.endswith((".lora_A", ".lora_B"))}
+    missing = {name[:-1] + other for name in halves for other in "AB"} - halves
+    if missing:
+        raise MmspecError(f"{folder} lacks {min(missing)}, one half of a low-rank update: restore the file that holds it")
     stored = {name: dequantise(kinds[name], value) if name in kinds else value for name, value in stored.items()}
     found = {}
     for name, value in stored.items():

@@ -1,5 +1,6 @@
 """Pictures from anywhere, and on disk: metadata, contact sheets, and the animation of a picture being filled."""
 
+import base64
 import io
 import os
 import sys
@@ -31,16 +32,16 @@ PIXELS, BYTES = 64_000_000, 50_000_000
 def read(source: Any) -> Image.Image:
     """A picture as RGB, upright by its EXIF tag, on white where it is transparent; animations give their first frame.
 
-    `source` is a PIL image, a path, an http(s) URL, bytes, or "-" for standard input.
+    `source` is a PIL image, a path, an http(s) or data URL, bytes, or "-" for standard input.
     """
-    name = repr(source) if isinstance(source, str | Path) else f"the picture ({type(source).__name__})"
+    name = f"{source!r:.80}" if isinstance(source, str | Path) else f"the picture ({type(source).__name__})"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = source if isinstance(source, Image.Image) else Image.open(_bytes(source), formats=READ)
             if image.width * image.height > PIXELS:
                 raise MmspecError(f"{name} has {image.width} x {image.height} pixels, and {PIXELS} are the most: make it smaller")
-            image = ImageOps.exif_transpose(image)
+            image = _upright(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 page = Image.new("RGBA", image.size, "white")
@@ -55,14 +56,33 @@ def read(source: Any) -> Image.Image:
         raise
     except FileNotFoundError:
         raise MmspecError(f"no picture at {source}: give a path, an http(s) URL, or - for standard input") from None
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
+    except Exception as error:  # Pillow's readers raise anything over a broken file
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise MmspecError(f"{name} cannot be read as a picture ({reason}): give a PNG, JPEG or WebP file that opens elsewhere") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF tag says; as it is where the tags are broken."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's reader of tags raises anything over broken ones
+        return image
+
+
+def data_of(url: str) -> bytes:
+    """The file in a data URL, `data:image/png;base64,...`; ValueError if it is broken."""
+    head, comma, body = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise ValueError("its head is not data:image/png;base64")
+    return base64.b64decode(body, validate=True)
 
 
 def _bytes(source: Any) -> Any:
     if isinstance(source, bytes):
         return io.BytesIO(source)
+    if isinstance(source, str) and source.startswith("data:"):
+        return io.BytesIO(data_of(source))
     if str(source) == "-":
         return _within(sys.stdin.buffer.read(BYTES + 1), "standard input")
     if not isinstance(source, str) or not source.startswith(("http://", "https://")):

@@ -93,6 +93,27 @@ def test_forms_of_a_question(pipe, tmp_path: Path) -> None:
     assert pipe([{"role": "user", "content": "hello there"}], seed=1).tokens == pipe(None, "hello there", seed=1).tokens
 
 
+def test_an_answer_that_is_gone_on_with(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers does: the last message stays open."""
+    monkeypatch.setattr(pipe.processor, "chat_template", pipe.processor.chat_template.replace("|lower", "").replace("| lower", ""))
+    chat = talk((RED, QUESTION), "a red")
+    law = dict(continue_final_message=True, tokenize=True, return_dict=True, return_tensors="pt")
+    prompt = pipe.processor.apply_chat_template(chat, **law)
+    wanted = pipe.transformer.generate(**prompt, do_sample=False, max_new_tokens=12, eos_token_id=sorted(pipe.ends), pad_token_id=0)
+    found = pipe(chat, temperature=0.0, max_new_tokens=12)
+    said = [token for token in wanted[0, prompt["input_ids"].shape[1] :].tolist() if token not in pipe.ends]
+    assert found.tokens[0] == said and found.prompt_tokens == prompt["input_ids"].shape[1]
+
+
+def test_several_questions(pipe) -> None:
+    """Each with its own picture, or without any."""
+    law = dict(temperature=0.0, max_new_tokens=8)
+    assert pipe([RED, BLUE], [QUESTION, "colour?"], **law).texts == [pipe(RED, QUESTION, **law).text, pipe(BLUE, "colour?", **law).text]
+    assert pipe(text=[QUESTION, "colour?"], **law).texts == [pipe(text=QUESTION, **law).text, pipe(text="colour?", **law).text]
+    with pytest.raises(MmspecError, match="1 images were given for 2 questions"):
+        pipe([RED], [QUESTION, QUESTION])
+
+
 def test_streaming(pipe) -> None:
     """Words joined are the answer; every round brings its tokens; a chat goes on with its answer."""
     words = list(pipe.stream(RED, QUESTION, seed=3, temperature=1.0))

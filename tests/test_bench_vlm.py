@@ -85,7 +85,16 @@ def test_refused(run, model: Path, arguments: list[str], message: str) -> None:
 
 
 def test_a_model_without_questions(run, vision_folder: Path) -> None:
-    code, _, err = run("bench", "vlm", "--model", vision_folder)
-    assert code == 2 and "prompts.jsonl must hold a line" in err
-    code, _, err = run("verify", vision_folder)
-    assert code == 2 and "prompts.jsonl must hold a line" in err
+    """It is asked the bundled model's, about the pictures that lie there."""
+    code, _, err = run(
+        "verify", vision_folder, *"--prompts 2 --tokens 4 --dtype fp64 --temperature 0 --drafters jacobi --json f.json".split()
+    )
+    assert code == 0 and {row["equal"] for row in json.loads(Path("f.json").read_text())} == {2}, err
+
+
+def test_a_broken_list_of_questions(run, model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / "prompts.jsonl").write_text("{")
+    for arguments in (["bench", "vlm", "--model", folder], ["verify", folder]):
+        code, _, err = run(*arguments)
+        assert code == 2 and "prompts.jsonl must hold a line" in err

@@ -177,7 +177,14 @@ def test_an_answer_from_the_command_line(capfd: pytest.CaptureFixture) -> None:
     found = {}
     for name in ("msd", "none"):
         with pytest.raises(SystemExit) as end:
-            main(["ask", str(asker().folder / "samples" / "00.png"), "Describe the picture.", *f"--drafter {name} --dtype fp32 --json".split()])
+            main(
+                [
+                    "ask",
+                    str(asker().folder / "samples" / "00.png"),
+                    "Describe the picture.",
+                    *f"--drafter {name} --dtype fp32 --json".split(),
+                ]
+            )
         assert end.value.code == 0
         found[name] = json.loads(capfd.readouterr().out)
     assert found["msd"]["answer"] == found["none"]["answer"] and len(found["msd"]["answer"].split()) > 4

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,15 @@ def test_streams_are_literal(run, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize(("settings", "coloured"), [({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)])
+def test_runs_are_tinted(run, answer: str, monkeypatch: pytest.MonkeyPatch, settings: dict, coloured: bool) -> None:
+    """In a terminal with colours what came in one round has one colour."""
+    for name, value in ({"TERM": "xterm-256color"} | settings).items():
+        monkeypatch.setenv(name, value)
+    out = run("ask", "red.png", "what is this?", *LAW, "--stream", "--quiet")[1]
+    assert re.sub(r"\x1b\[[0-9;]*m", "", out) == answer + "\n" and ("\x1b[36m" in out and "\x1b[32m" in out) == coloured
+
+
 def test_ask_a_pipe(run, answer: str, tmp_path: Path) -> None:
     """- is a picture on standard input."""
     assert run("ask", "-", "what is this?", *LAW, heard=(tmp_path / "red.png").read_bytes())[1] == answer + "\n"
@@ -89,6 +99,7 @@ def test_chat(run, vision_folder: Path) -> None:
         (["ask", "red.png", " "], "there is no question"),
         (["ask", "red.png", "what?", "--drafter", "mds"], "unknown drafter 'mds'"),
         (["chat", "nowhere.png"], "no picture at nowhere.png"),
+        (["chat", "-"], "the picture must be a file or a URL"),
     ],
 )
 def test_refused(run, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -11,7 +11,7 @@ from tiny import text_target
 
 from mmspec.accept import Verdict
 from mmspec.cache import TreeCache, causal
-from mmspec.decode import Stop, generate, stream
+from mmspec.decode import Batch, Stop, generate, stream
 from mmspec.drafters.msd import MsdDrafter
 from mmspec.errors import MmspecError
 from mmspec.pipelines.request import repetition
@@ -71,6 +71,8 @@ def test_drawn_trees_keep_the_rule(kind: str) -> None:
     tree = max(seen, key=lambda tree: tree.size)
     assert tree.size > 3 and tree.laws is not None and tree.laws.shape[2] == 40
     torch.testing.assert_close(tree.laws[:, 1:].sum(2), torch.ones_like(tree.laws[:, 1:, 0]))
+    drafted = KINDS[kind].get("tokens", range(40))
+    assert not tree.laws[:, 1:, [token for token in range(40) if token not in drafted]].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,10 +105,34 @@ def test_the_cache_follows_commits(kind: str) -> None:
     assert checked > 12
 
 
-def test_the_tree_reads_its_own_path() -> None:
-    """Children of a node are the best by one pass over the committed sequence and the path to that node, whatever its siblings."""
-    target, drafter = text_target(), built()
-    drafter.nodes = 14
+def test_rows_that_join_and_leave() -> None:
+    """What the cache has read of the rows that stay is kept, and new ones are read: as if all had been read anew."""
+    target, drafter, fresh = VisionLanguageTarget(model("llava")), built(), built()
+    rows = [VisualPrompts.of([asked("llava", sizes, seed)]) for seed, sizes in enumerate(IMAGES[:3])]
+    batch = Batch(target, drafter, Sampling(1.0))
+    batch.join(rows[0], [0], Stop(40))
+    batch.round()
+    batch.join(rows[1], [1], Stop(40))
+    batch.round()
+    batch.keep([1])
+    batch.join(rows[2], [2], Stop(40))
+    started = []
+    drafter.start = lambda *ignored: started.append(ignored)
+    batch.round()
+    fresh.start(target, batch.state, Sampling(1.0), False)
+    assert not started and drafter._cache.lengths == fresh._cache.lengths
+    torch.testing.assert_close(drafter._tail, fresh._tail, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["decoupled", "few tokens"])
+@pytest.mark.parametrize(("temperature", "coupled"), [(0.0, True), (1.0, True), (1.0, False)])
+def test_the_tree_reads_its_own_path(temperature: float, coupled: bool, kind: str) -> None:
+    """Children of a node are the best by one pass over the committed sequence and the path to that node, whatever its siblings; with the
+    share of the noise that each depth is coupled by, if it is."""
+    target, drafter = text_target(), built(**KINDS[kind], coupling=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    drafter.nodes, drafter.coupled = 14, coupled
+    drafted = torch.tensor(KINDS[kind].get("tokens", range(target.vocabulary)))
+    drafted = drafted[drafted < target.vocabulary]
     trees = []
     draft = drafter.draft
 
@@ -131,14 +157,18 @@ def test_the_tree_reads_its_own_path() -> None:
                 cache.open(size)
                 predicted = drafter.layer(inputs[None], cache.mask(causal(1, size, "cpu")), torch.arange(size)[None], cache)[0, -1:]
             children = [tokens[child] for child, parent in enumerate(parents) if parent == node]
-            law = drafter.logits(target.head, predicted)[0]
-            assert set(children) == set(law.topk(len(children)).indices.tolist())
+            law = drafter.logits(drafter.head(target), predicted)[0]
+            if temperature and coupled:
+                depth = len(path) if node else 0
+                shaken = noise.gumbel(state.counts, depth + 1)[0, depth, drafted]
+                law = law.log_softmax(-1) + drafter.coupling[depth] * shaken if depth < drafter.depth else law
+            assert set(children) == set(drafted[law.topk(len(children)).indices].tolist())
         trees.append(tree)
         return tree
 
     drafter.draft = check
     with torch.inference_mode():
-        generate(target, text_prompts([[1, 3, 4, 2]]), 1, Stop(10), drafter, sampling=Sampling(0))
+        generate(target, text_prompts([[1, 3, 4, 2]]), 1, Stop(10), drafter, sampling=Sampling(temperature))
     assert max(tree.size for tree in trees) == 15 and max(tree.height for tree in trees) > 2
 
 
@@ -209,6 +239,10 @@ def test_released_files_load_by_name(released: Path, tmp_path: Path) -> None:
     target = VisionLanguageTarget(model("llava"))
     drafter = drafters.load("msd", tmp_path / "model", target, nodes=9)
     assert drafter.nodes == 9 and drafter.fc.weight.dtype == torch.float64
+    other = VisionLanguageTarget(model("llava"))
+    other.hidden_size = 64
+    with pytest.raises(MmspecError, match="its hidden_size is 32, this target's is 64; train one for this target"):
+        drafters.load("msd", tmp_path / "model", other)
     for damage in (b"x" * 40, b""):
         (folder / "pytorch_model.bin").write_bytes(damage)
         with pytest.raises(MmspecError, match="pytorch_model.bin is truncated or foreign"):

@@ -1,5 +1,7 @@
 """Pictures that people give: kinds, rotation, transparency, depth, and what is refused."""
 
+import base64
+import contextlib
 import io
 from pathlib import Path
 
@@ -69,12 +71,35 @@ def test_other_colours(flag: Image.Image) -> None:
         (7, "a picture is a PIL image, a path, a URL or bytes, not int"),
         ("http://localhost/a b.png", "could not fetch http://localhost/a b.png"),
         ("~nosuchuser/x.png", "cannot be read as a picture"),
+        ("data:image/png;base64,AAA" + "A" * 500, r"^.{0,120}cannot be read as a picture"),
+        ("data:image/png,hello", "cannot be read as a picture"),
         ("http://127.0.0.1:9/x.png", "could not fetch http://127.0.0.1:9/x.png"),
     ],
 )
 def test_what_is_no_picture(source, message: str) -> None:
     with pytest.raises(MmspecError, match=message):
         picture.read(source)
+
+
+def test_data_urls(flag: Image.Image) -> None:
+    url = "data:image/png;base64," + base64.b64encode(saved(flag, "PNG")).decode()
+    assert picture.read(url).tobytes() == flag.convert("RGB").tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF.*", "ignore:Truncated File Read")
+def test_broken_tags(flag: Image.Image) -> None:
+    """A picture whose EXIF block is damaged anywhere is read all the same, or refused as a picture."""
+    tags = Image.Exif()
+    tags[0x0112], tags[0x011A], tags[0x010E] = 6, 72.0, "a flag"
+    file = io.BytesIO()
+    flag.convert("RGB").save(file, "JPEG", exif=tags)
+    whole, seen = file.getvalue(), 0
+    start = whole.index(b"Exif")
+    for place in range(start + 6, start + 6 + len(tags.tobytes())):
+        for value in (0, 5, 12, 255):
+            with contextlib.suppress(MmspecError):
+                seen += picture.read(whole[:place] + bytes([value]) + whole[place + 1 :]).width > 0
+    assert seen > 100
 
 
 def test_a_truncated_picture(flag: Image.Image) -> None:

@@ -202,6 +202,33 @@ def test_damaged_blocks(rebuilt: Path, tmp_path: Path) -> None:
         ImageTextToTextPipeline.from_pretrained(folder)
 
 
+def test_half_an_update(rebuilt: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(rebuilt / "out", tmp_path / "model"))
+    path = folder / "transformer" / "learnt.safetensors"
+    stored = load_file(path)
+    name = "model.language_model.layers.1.mlp.up_proj.weight.lora_B"
+    save_file({key: value for key, value in stored.items() if key != name}, path)
+    with pytest.raises(MmspecError, match=f"lacks {name}, one half of a low-rank update"):
+        ImageTextToTextPipeline.from_pretrained(folder)
+
+
+def test_saved_over_itself(rebuilt: Path, tmp_path: Path) -> None:
+    """A model in blocks becomes one of plain weights, which loads and says the same."""
+    import shutil
+
+    folder = Path(shutil.copytree(rebuilt / "out", tmp_path / "model"))
+    pipe = ImageTextToTextPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    said = pipe(text="hello", seed=1, max_new_tokens=8).tokens
+    pipe.save_pretrained(folder)
+    again = ImageTextToTextPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    assert again(text="hello", seed=1, max_new_tokens=8).tokens == said
+    assert not (folder / "transformer" / "blocks.json").exists()
+
+
 def test_names_of_gguf() -> None:
     assert smollm.translated("blk.3.attn_q.weight") == "layers.3.self_attn.q_proj.weight"
     assert smollm.translated("token_embd.weight") == "embed_tokens.weight" and smollm.translated("output_norm.weight") == "norm.weight"

@@ -86,7 +86,8 @@ def answer_by_transformers(
     if "pixel_values" in given:
         given["pixel_values"] = given["pixel_values"].to(pipe.transformer.dtype)
     clock = Clock()
-    law: dict[str, Any] = dict(do_sample=False) if sampling.greedy else dict(do_sample=True, top_k=0, temperature=sampling.temperature)
+    law: dict[str, Any] = dict(do_sample=False) if sampling.greedy else dict(do_sample=True, temperature=sampling.temperature, top_k=0)
+    law |= dict(top_p=1.0, repetition_penalty=1.0)  # whatever the model's own generation config says
     streams = {} if options else {"streamer": clock}  # assisted generation takes no streamer
     marks = dict(eos_token_id=sorted(pipe.ends), pad_token_id=min(pipe.ends))
     out = pipe.transformer.generate(

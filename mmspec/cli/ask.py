@@ -18,11 +18,11 @@ class Manner:
     """How to answer."""
 
     max_new_tokens: int | None = None
-    """The model's own default if left out."""
+    """What the model's index says if left out, else 256."""
     seed: int | None = None
     """Same seed, same answer, whatever the drafter. Question i of a talk has seed + i. Random if left out, and printed."""
     temperature: float | None = None
-    """0 is greedy. The model's own default if left out."""
+    """0 is greedy. What the model's index says if left out, else 0; a generation_config.json is not asked."""
     top_k: int = 0
     """Keep the k most probable tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -85,6 +85,10 @@ class Chat(Manner):
     def run(self) -> int:
         from mmspec.picture import read
 
+        if self.image == "-":
+            raise MmspecError(
+                "a chat reads its questions from standard input, so the picture must be a file or a URL; `mmspec ask -` takes one from a pipe"
+            )
         chat: list[dict] = []
         pictures = [{"type": "image", "image": read(self.image)}] if self.image else []
         talk = Talk(self)
@@ -129,7 +133,9 @@ class Talk:
         seed = None if command.seed is None else command.seed + number
         for step, words in enumerate(self.pipe.stream(chat, seed=seed, **law)):
             if streams:  # not by rich's print, which expands tabs and draws :heart: as a heart
-                tinted = Style(color=self.COLOURS[step % 2]).render(words.texts[0]) if out.is_terminal else words.texts[0]
+                tinted = (
+                    Style(color=self.COLOURS[step % 2]).render(words.texts[0]) if out.color_system and not out.no_color else words.texts[0]
+                )
                 print(tinted, end="", flush=True)
         if streams:
             print()

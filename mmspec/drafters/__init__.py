@@ -77,9 +77,6 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
         raise MmspecError(
             f"drafter {name!r} has no weights for this model: train it with `mmspec train`, or use one of {', '.join(sorted(usable(folder)))}"
         )
-    if "num_attention_heads" in config:  # not one of ours: the layout that the authors of MSD publish
-        return dressed(built.from_released(path), name, target, options)
-    config.pop("kind", None)
     for key, wanted in (
         ("hidden_size", target.hidden_size),
         ("vocabulary", target.vocabulary),
@@ -89,6 +86,9 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
             raise MmspecError(
                 f"drafter {name!r} was trained for another target: its {key} is {config[key]}, this target's is {wanted}; train one for this target"
             )
+    if "num_attention_heads" in config:  # not one of ours: the layout that the authors of MSD publish
+        return dressed(built.from_released(path), name, target, options)
+    config.pop("kind", None)
     if config.get("target") and getattr(target, "hash", None) and config["target"] != target.hash:
         warnings.warn(
             f"drafter {name!r} was trained on other weights of this target ({config['target']} and not {target.hash}): exact, but slow",

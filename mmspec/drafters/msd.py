@@ -124,27 +124,42 @@ class MsdDrafter(TrainedDrafter):
         self._target, self._drawn, self._sampling = target, drawn, replace(sampling, processors=[])
         self._head = self.head(target).to(self.fc.weight.dtype)
         self._length = 3.0
-        self._cache = TreeCache(1, state.rows, state.cache.capacity + self.beam * self.depth, target.device)
-        self._tail = state.features.new_zeros(state.rows, self.fc.out_features)
-        parts = []
-        for row, ((reading, hidden), prompt) in enumerate(zip(state.context, state.prompts, strict=True)):
-            read = self.enter(self.read(reading, prompt)[1:], hidden, reading.text[1:])
-            parts.append(torch.cat([read, self._committed(state, row, state.counts[row])]))
-        self._ready = min(map(len, parts)) > 0  # a prompt of one token has nothing to read yet
-        if max(map(len, parts)):
-            self._feed(pad_sequence(parts, batch_first=True), [len(part) for part in parts])
+        self._cache, self._tail, self._ready = self._begun(state, range(state.rows))
+
+    def reseat(self, state: State, former: list[int | None]) -> None:
+        kept = [row for row in former if row is not None]  # new rows come after them
+        self._cache.keep(kept)
+        self._tail = self._tail[kept]
+        if len(kept) < state.rows:
+            cache, tail, ready = self._begun(state, range(len(kept), state.rows))
+            self._cache.join(cache)
+            self._tail, self._ready = torch.cat([self._tail, tail]), self._ready and ready
 
     @torch.inference_mode()
-    def _feed(self, inputs: Float[Tensor, "row node width"], counts: list[int]) -> None:
-        """Read committed positions, `counts[row]` of each row; keep the last prediction of each."""
-        width, cache = inputs.shape[1], self._cache
+    def _begun(self, state: State, rows: range) -> tuple[TreeCache, Float[Tensor, "row width"], bool]:
+        """A cache that has read all of some rows, their last predictions, and whether every row has one."""
+        cache = TreeCache(1, len(rows), state.cache.capacity + self.beam * self.depth, self._target.device)
+        tail = state.features.new_zeros(len(rows), self.fc.out_features)
+        parts = []
+        for row in rows:
+            reading, hidden = state.context[row]
+            read = self.enter(self.read(reading, state.prompts[row])[1:], hidden, reading.text[1:])
+            parts.append(torch.cat([read, self._committed(state, row, state.counts[row])]))
+        if max(map(len, parts)):
+            self._feed(cache, tail, pad_sequence(parts, batch_first=True), [len(part) for part in parts])
+        return cache, tail, min(map(len, parts)) > 0  # a prompt of one token has nothing to read yet
+
+    @torch.inference_mode()
+    def _feed(self, cache: TreeCache, tail: Tensor, inputs: Float[Tensor, "row node width"], counts: list[int]) -> None:
+        """Read committed positions, `counts[row]` of each row; the last prediction of each goes to `tail`."""
+        width = inputs.shape[1]
         cache.open(width)
         ahead = torch.arange(width, device=inputs.device).expand(len(counts), -1)
         out = self.layer(inputs, cache.mask(causal(len(counts), width, inputs.device)), positions(cache.lengths, ahead), cache)
         cache.lengths = [length + count for length, count in zip(cache.lengths, counts)]
         for row, count in enumerate(counts):
             if count:
-                self._tail[row] = out[row, count - 1]
+                tail[row] = out[row, count - 1]
 
     def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
         fresh = [len(new) for new in verdict.tokens]
@@ -153,7 +168,7 @@ class MsdDrafter(TrainedDrafter):
         if not max(fresh):
             return
         parts = [self._committed(state, row, new) for row, new in enumerate(fresh)]
-        self._feed(pad_sequence(parts, batch_first=True), fresh)
+        self._feed(self._cache, self._tail, pad_sequence(parts, batch_first=True), fresh)
         self._ready = True
 
     def _committed(self, state: State, row: int, new: int) -> Float[Tensor, "position width"]:
@@ -191,7 +206,9 @@ class MsdDrafter(TrainedDrafter):
                 if gumbel is not None:
                     shaken = gumbel[:, depth, None, : keys.shape[2]] if self.tokens is None else gumbel[:, depth, None, self.tokens]
                     keys = torch.log_softmax(keys, -1) + self.coupling[depth] * shaken.to(keys.dtype)
-                keys = keys * (self.greedy[depth] if gumbel is None else self.beta[depth])
+                    keys = keys * self.beta[depth]
+                elif noise.greedy:
+                    keys = keys * self.greedy[depth]
                 found = self.candidates(keys)
                 return found if self.tokens is None else Candidates(self.tokens[found.tokens], found.chances)
 

@@ -114,6 +114,10 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         copy_companions(self.folder, goal)
         self.processor.save_pretrained(goal / "processor")
         self.transformer.save_pretrained(goal / "transformer")
+        (goal / "transformer" / blocks.INDEX).unlink(missing_ok=True)  # saved over a model in blocks, which this one is no longer
+        for path in (goal / "transformer").glob("*.safetensors"):
+            if not path.name.startswith("model"):
+                path.unlink()
         index = {
             "_class_name": type(self).__name__,
             "transformer": ["transformers", type(self.transformer).__name__],
@@ -136,10 +140,15 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         """Chats as token ids and pixels, by the processor's own template."""
         if not getattr(self.processor, "chat_template", None):
             raise MmspecError(f"{self.folder or 'the processor'} has no chat template: use a model that has one")
-        law = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+        law = dict(tokenize=True, return_dict=True, return_tensors="pt")
+        found = []
         try:
             with READING:
-                return VisualPrompts.of([dict(self.processor.apply_chat_template(chat, **law)) for chat in chats])
+                for chat in chats:
+                    # An answer at the end of a chat is gone on with, as transformers' pipeline does.
+                    end = "continue_final_message" if chat[-1]["role"] == "assistant" else "add_generation_prompt"
+                    found.append(dict(self.processor.apply_chat_template(chat, **law, **{end: True})))
+                return VisualPrompts.of(found)
         except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise MmspecError(f"the model's processor refuses the chat ({reason}): check roles and pictures") from None
@@ -185,7 +194,9 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         rule, chosen = rule_of(acceptance), self.drafter if drafter is None else drafter
         seeds = row_seeds(0 if seed is None and sampling.greedy else seed, None, len(asked), "chats")
         prompts = self.encode(asked)
+        spent = perf_counter() - began
         run = self.loop(self, chosen, prompts, length)
+        began = perf_counter() - spent  # loading a drafter and measuring passes, once, are not counted
         out = ImageTextToTextOutput(asked, seeds, [""] * len(asked), [[] for _ in asked], prompt_tokens=sum(map(len, prompts.conditional)))
 
         def answer() -> Iterator[Words]:
@@ -229,8 +240,8 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         Args:
             images: a PIL image, a path, a URL, bytes, or a list of them; or a chat, or a list of chats, as transformers' pipeline
                 takes them: `[{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": "..."}]}]`.
-            text: the question about the images, or about nothing seen; or a chat, or a list of chats, whose parts `{"type": "image"}`
-                stand for the images, one after the other.
+            text: the question about the images, or about nothing seen; a list of questions, one for each image; or a chat, or a list of
+                chats, whose parts `{"type": "image"}` stand for the images, one after the other. An answer at the end of a chat is gone on with.
             seed: chat i uses seed + i; a list gives each its own; drawn if None. The same seed gives the same answer with any drafter.
             max_new_tokens, temperature, top_k, top_p, repetition_penalty: the sampling law; temperature 0 is greedy; the model's defaults if None.
             drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default.
@@ -250,6 +261,10 @@ def chats(images: Any, text: Any) -> list[Chat]:
     if text is None and isinstance(images, list):
         images, text = None, images
     pictures = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
+    if isinstance(text, list) and text and all(isinstance(one, str) for one in text):
+        if pictures and len(pictures) != len(text):
+            raise MmspecError(f"{len(pictures)} images were given for {len(text)} questions: give one each, or chats")
+        return [chats(pictures[row] if pictures else None, one)[0] for row, one in enumerate(text)]
     if isinstance(text, list):
         found = [_chat(one, pictures) for one in (text if text and isinstance(text[0], list) else [text])]
         if pictures:
@@ -283,7 +298,9 @@ def _part(part: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    source = next((part[key] for key in ("image", "url", "path", "image_url") if part.get(key) is not None), None)
+    source = next((part[key] for key in ("image", "url", "path", "image_url", "base64") if part.get(key) is not None), None)
+    if "base64" in part and source is part["base64"]:
+        source = f"data:;base64,{source}"
     if isinstance(source, dict):  # as OpenAI's clients give it
         source = source.get("url")
     if kind == "image" and source is None and pictures:

@@ -1,7 +1,5 @@
 """`POST /v1/chat/completions`."""
 
-import base64
-import binascii
 import io
 from collections.abc import AsyncIterator
 from time import time
@@ -125,12 +123,9 @@ def data_of(serving: Serving, url: str) -> bytes:
         if not serving.urls:
             raise Refusal(400, "this server fetches no addresses: give the picture as a data URL, data:image/png;base64,...")
         return fetch(url, serving.limits.body, min(20.0, serving.limits.seconds))
-    head, comma, body = url.partition(",")
     try:
-        if not comma or not head.endswith(";base64"):
-            raise ValueError
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError):
+        return picture.data_of(url)
+    except ValueError:
         raise Refusal(400, "a picture's data URL is broken: give data:image/png;base64, and the file in base64") from None
 
 

@@ -24,7 +24,8 @@ from mmspec.training.drafters import Law, cross_entropy, mean, settle
 from mmspec.training.fit import Budget, fit, optimizers
 from mmspec.training.run import Run
 
-Chat = tuple[tuple[tuple[str, str], ...], Tensor | None]
+# Questions and answers in turn, the picture, and whether the last answer came to its end.
+Chat = tuple[tuple[tuple[str, str], ...], Tensor | None, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,17 @@ def record(
     found = Recorded([], [], [], [], [])
     for start in track(range(0, len(chats), batch), "recording answers"):
         part = chats[start : start + batch]
-        asked = [encode(known, [*turns[:-1], (turns[-1][0], "")], picture is not None) for turns, picture in part]
-        images = [{} if picture is None else {"pixel_values": picture[None]} for _, picture in part]
+        asked = [encode(known, [*turns[:-1], (turns[-1][0], "")], picture is not None) for turns, picture, _ in part]
+        images = [{} if picture is None else {"pixel_values": picture[None]} for _, picture, _ in part]
         prompts = VisualPrompts([one.ids for one in asked], images=images)
         sampled = own and start // batch % 2 == 1
         if not own:
-            said = [encode(known, turns, picture is not None).ids[len(one.ids) : -1] for (turns, picture), one in zip(part, asked)]
+            said = [
+                encode(known, turns, picture is not None, ended).ids[
+                    len(one.ids) : -1 if ended else None
+                ]  # without the newline after the end
+                for (turns, picture, ended), one in zip(part, asked)
+            ]
         else:
             law = Sampling(1.0 if sampled else 0.0)
             said = generate(target, prompts, len(part), Stop(length, ends), sampling=law, seeds=start).tokens

@@ -27,7 +27,7 @@ from mmspec.training import smollm
 from mmspec.training.dialogue import IMAGE, Encoded, encode, processor
 from mmspec.training.emoji import build
 from mmspec.training.fit import fit, optimizers
-from mmspec.training.msd import Recorded, record, train_msd
+from mmspec.training.msd import Chat, Recorded, record, train_msd
 from mmspec.training.run import Run
 from mmspec.training.scenes import SIZE, Studio
 from mmspec.training.vision import align, pixels, train_tower
@@ -302,13 +302,14 @@ def recorded(run: Run, pipe: ImageTextToTextPipeline, own: bool) -> Recorded:
     stage, place, chance = run.recipe["capture"], studio(run), random.Random(3)
     known, text = pipe.processor, spoken(run, pipe.processor)
     chance.shuffle(text)
-    chats: list[tuple[tuple[tuple[str, str], ...], Tensor | None]] = []
+    chats: list[Chat] = []
     for number in range(stage["pictured"] + stage["text"]):
         if number < stage["text"]:
-            chats.append(((text[number % len(text)][:2],), None))
+            question, answer, ended = text[number % len(text)]
+            chats.append((((question, answer),), None, ended))
         else:
             scene = place.scene(chance, False)
-            chats.append((tuple(place.talk(scene, chance, 2)), pixels([place.draw(scene, chance)])[0]))
+            chats.append((tuple(place.talk(scene, chance, 2)), pixels([place.draw(scene, chance)])[0], True))
     chance.shuffle(chats)
     return record(pipe.target, known, pipe.ends, chats, stage["batch"], own, run.file("recorded", pipe.target.hash, stage, own))
 
