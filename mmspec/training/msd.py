@@ -56,6 +56,7 @@ def record(
     if cache.exists():
         return Recorded(**torch.load(cache, weights_only=True))
     found = Recorded([], [], [], [], [])
+    target.narrowest = 1
     for start in track(range(0, len(chats), batch), "recording answers"):
         part = chats[start : start + batch]
         asked = [encode(known, [*turns[:-1], (turns[-1][0], "")], picture is not None) for turns, picture, _ in part]
