@@ -28,8 +28,8 @@ from mmspec.training.fit import Budget
 from mmspec.training.msd import Batch, Recorded, drafted, laws, loss, pack, vocabulary
 from mmspec.training.recipe import train
 from mmspec.training.run import Run
-from mmspec.training.scenes import KINDS, WHERE, Scene, Studio, Thing
-from mmspec.training.vision import STYLES, align, covers, scenes
+from mmspec.training.scenes import KINDS, SIZE, WHERE, Scene, Studio, Thing
+from mmspec.training.vision import STYLES, align, covers, pixels, scenes
 
 pytest.importorskip("peft")
 pytest.importorskip("inflect")
@@ -138,20 +138,23 @@ def test_a_recipe_makes_a_model(rebuilt: Path, pipe: ImageTextToTextPipeline, te
 
 
 def test_training_and_the_processor_read_alike(pipe: ImageTextToTextPipeline) -> None:
-    """Ids of training are those of the shipped processor and template, with a picture and without, in several turns."""
+    """Ids and pixels of training are those of the shipped processor and template, with a picture and without, in several turns."""
     from PIL import Image
 
-    known = pipe.processor
+    known, image = pipe.processor, Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
     for picture in (True, False):
         turns = (("How many cats?", "There are two."), ("Sure?", ""))
         chat = []
         for question, answer in turns:
-            shown = [{"type": "image", "image": Image.new("RGB", (128, 128))}] if picture and not chat else []
+            shown = [{"type": "image", "image": image}] if picture and not chat else []
             chat.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
             if answer:
                 chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         found = encode(known, turns, picture)
-        assert pipe.encode([chat]).conditional == [found.ids]
+        read = pipe.encode([chat])
+        assert read.conditional == [found.ids]
+        if picture:
+            torch.testing.assert_close(read.images[0]["pixel_values"].float(), pixels([image]), atol=1e-5, rtol=0)
         said = known.tokenizer.decode([token for token, answer in zip(found.ids, found.answer) if answer])
         assert said == "There are two.<|im_end|>"
 
