@@ -116,7 +116,9 @@ def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entr
     for temperature in TEMPERATURES:
         sampling = Sampling(temperature)
         field = runners(entrants, folder, pipe.target, known[0], pipe.max_new_tokens, partial(answer, pipe, sampling))
-        for at, (label, options) in enumerate((("transformers.generate", {}), (ASSISTED, {"prompt_lookup_num_tokens": 10}))):
+        # It would copy the places of a picture out of the prompt, and fail; what is suppressed is not copied.
+        assisted = {"prompt_lookup_num_tokens": 10, "suppress_tokens": [pipe.transformer.config.image_token_id]}
+        for at, (label, options) in enumerate((("transformers.generate", {}), (ASSISTED, assisted))):
             field.insert(1 + at, (label, partial(answer_by_transformers, pipe, sampling, options)))
         title = f"{dtype}, T = {temperature:g}, {task}"
         rows = []
