@@ -130,12 +130,11 @@ class Talk:
         names = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "drafter", "acceptance")
         law = {name: getattr(command, name) for name in names}
         streams = not isinstance(command, Ask) or (command.stream and not command.json)
+        tints = out.color_system and not out.no_color
         seed = None if command.seed is None else command.seed + number
         for step, words in enumerate(self.pipe.stream(chat, seed=seed, **law)):
             if streams:  # not by rich's print, which expands tabs and draws :heart: as a heart
-                tinted = (
-                    Style(color=self.COLOURS[step % 2]).render(words.texts[0]) if out.color_system and not out.no_color else words.texts[0]
-                )
+                tinted = Style(color=self.COLOURS[step % 2]).render(words.texts[0]) if tints else words.texts[0]
                 print(tinted, end="", flush=True)
         if streams:
             print()

@@ -298,9 +298,9 @@ def _part(part: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    source = next((part[key] for key in ("image", "url", "path", "image_url", "base64") if part.get(key) is not None), None)
-    if "base64" in part and source is part["base64"]:
-        source = f"data:;base64,{source}"
+    source = next((part[key] for key in ("image", "url", "path", "image_url") if part.get(key) is not None), None)
+    if source is None and part.get("base64") is not None:
+        source = f"data:;base64,{part['base64']}"
     if isinstance(source, dict):  # as OpenAI's clients give it
         source = source.get("url")
     if kind == "image" and source is None and pictures:

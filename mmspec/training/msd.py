@@ -64,12 +64,9 @@ def record(
         prompts = VisualPrompts([one.ids for one in asked], images=images)
         sampled = own and start // batch % 2 == 1
         if not own:
-            said = [
-                encode(known, turns, picture is not None, ended).ids[
-                    len(one.ids) : -1 if ended else None
-                ]  # without the newline after the end
-                for (turns, picture, ended), one in zip(part, asked)
-            ]
+            whole = [encode(known, turns, picture is not None, ended).ids for turns, picture, ended in part]
+            # A newline follows the end of an answer.
+            said = [ids[len(one.ids) : -1 if ended else None] for ids, one, (_, _, ended) in zip(whole, asked, part)]
         else:
             law = Sampling(1.0 if sampled else 0.0)
             said = generate(target, prompts, len(part), Stop(length, ends), sampling=law, seeds=start).tokens

@@ -146,12 +146,11 @@ class Learner(nn.Module):
         model.model.language_model.requires_grad_(False)
         names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model.model.language_model)
-        model.model.language_model.set_attn_implementation(
-            "eager"
-        )  # with the line below a step of short rows on a CPU takes 3.6 s and not 4.6 s
+        # Eager attention, and no casts beside those of autocast: a step of short rows on a CPU takes 3.6 s and not 4.6 s.
+        model.model.language_model.set_attn_implementation("eager")
         for layer in model.modules():
             if isinstance(layer, LoraLayer):
-                layer.cast_input_dtype_enabled = False  # autocast does that
+                layer.cast_input_dtype_enabled = False
         for name, weight in model.model.language_model.named_parameters():
             if "lora_" in name:
                 weight.data = weight.data.float()
