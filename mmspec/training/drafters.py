@@ -74,7 +74,7 @@ def head_loss(drafter: HeadDrafter, target: CausalTarget, batch: Batch, decay: f
     """Sum over heads of decay^(k-1) soft cross entropy at the places each head reaches, plus that of the pooled law per depth."""
     batch = batch.to(target.device)
     features, guidance = batch.features, batch.guidance
-    head = target.head.to(torch.bfloat16) if features.dtype == torch.bfloat16 else target.head
+    head = target.head.to(features.dtype)
     law = mix(target.logits(features), guidance).softmax(-1)
     length = batch.tokens.shape[1]
     valid = torch.arange(length, device=target.device) < batch.lengths[:, None]

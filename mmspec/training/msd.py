@@ -188,7 +188,7 @@ def calibrate(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded,
 def laws(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, rows: list[int]) -> list[list[Law]]:
     """What the drafter says along the answers at each depth, in drafting vocabulary; greedy answers have no noise."""
     depths: list[list[Law]] = [[] for _ in range(drafter.depth)]
-    head = drafter.head(target)
+    head = drafter.head(target).to(drafter.fc.weight.dtype)
     index = torch.full((target.vocabulary,), -1, device=target.device)
     index[drafter.tokens if drafter.tokens is not None else slice(None)] = torch.arange(len(head), device=target.device)
     for row in rows:
