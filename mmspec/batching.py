@@ -231,7 +231,8 @@ class Batcher:
         going_on = {job for job, _ in shared.seats}
         for job, tokens in parts.items():
             job.stats.add(step, tokens, held)
-            job.rounds.put(replace(step, tokens=tokens))
+            if any(tokens):  # else its rows waited for the first tokens of others
+                job.rounds.put(replace(step, tokens=tokens))
             if job not in going_on:
                 job.rounds.put(None)
         if not staying:

@@ -15,7 +15,7 @@ from mmspec.errors import MmspecError
 from mmspec.metrics import GenerationStats
 from mmspec.sampling import Noise, Prefixes, Sampling
 from mmspec.targets.base import State, Target
-from mmspec.tree import DraftTree
+from mmspec.tree import DraftTree, root
 
 # Slots kept for one tree, whatever the drafter: a cache of equal size makes passes of equal bits (see cache.VISIBLE).
 TREE = 64
@@ -104,7 +104,6 @@ class Batch:
 
     def _seat(self, state: State) -> None:
         """Tell the drafter who is there."""
-        self._noise = Noise(self.seeds, self.target.vocabulary, self.target.device, self.sampling.greedy)
         reseat: Any = getattr(self.drafter, "reseat", None)
         if reseat and any(row is not None for row in self._former):
             reseat(state, self._former)
@@ -114,24 +113,33 @@ class Batch:
 
     @torch.inference_mode()
     def round(self, on_verdict: Callable[[State, DraftTree, Tensor, Verdict], None] | None = None) -> Round:
-        """Draft, verify, accept, commit."""
+        """Draft, verify, accept, commit. Rows that have just joined get the token that reading their prompts told, and the others wait."""
         state = self.state
         assert state is not None, "nobody has joined"
         t0 = perf_counter()
-        if not self._seated:
-            self._seat(state)
-        noise = self._noise
-        left = max(stop.length - count for (stop, _), count, alive in zip(self.stops, state.counts, self.running) if alive)
-        tree = self.drafter.draft(state, noise, left - 1)
-        t1 = perf_counter()
-        out = self.target.forward(state, tree)
+        noise = Noise(self.seeds, self.target.vocabulary, self.target.device, self.sampling.greedy)
+        fresh = [one is not None for one in state.ahead]
+        if any(fresh):
+            turn = [alive and new for alive, new in zip(self.running, fresh)]
+            tree = root(state.roots)
+            t1 = perf_counter()
+            out = state.first()
+            state.ahead = [None] * state.rows
+        else:
+            turn = self.running
+            if not self._seated:
+                self._seat(state)
+            left = max(stop.length - count for (stop, _), count, alive in zip(self.stops, state.counts, turn) if alive)
+            tree = self.drafter.draft(state, noise, left - 1)
+            t1 = perf_counter()
+            out = self.target.forward(state, tree)
         t2 = perf_counter()
         scores = self.sampling.scores(out.logits, Prefixes(state, tree) if self.sampling.processors else None)
         keys = perturb(tree, scores, noise, state.counts)
         verdict = self.rule(tree, scores, keys, noise, state.counts)
         ends = [
-            stop.trim(row, before, found) if alive else ([], True)
-            for (stop, row), before, found, alive in zip(self.stops, state.tokens, verdict.tokens, self.running)
+            stop.trim(row, before, found) if mine else ([], not alive)
+            for (stop, row), before, found, mine, alive in zip(self.stops, state.tokens, verdict.tokens, turn, self.running)
         ]
         new = [kept for kept, _ in ends]
         paths = [path[: len(kept)] for path, kept in zip(verdict.paths, new)]
@@ -140,7 +148,8 @@ class Batch:
         t3 = perf_counter()
         state.commit(tree, paths, new, out.hidden)
         t4 = perf_counter()
-        self.drafter.observe(state, tree, Verdict(paths, new), keys)
+        if not any(fresh):
+            self.drafter.observe(state, tree, Verdict(paths, new), keys)
         t5 = perf_counter()
         self.running = [not over for _, over in ends]
         return Round(new, tree.size, self.running, t1 - t0 + t5 - t4, t2 - t1, t3 - t2, perf_counter() - t0)

@@ -111,14 +111,14 @@ def test_rows_that_join_and_leave() -> None:
     rows = [VisualPrompts.of([asked("llava", sizes, seed)]) for seed, sizes in enumerate(IMAGES[:3])]
     batch = Batch(target, drafter, Sampling(1.0))
     batch.join(rows[0], [0], Stop(40))
-    batch.round()
+    batch.round(), batch.round()  # the first token, without a draft, and more
     batch.join(rows[1], [1], Stop(40))
-    batch.round()
+    batch.round(), batch.round()
     batch.keep([1])
     batch.join(rows[2], [2], Stop(40))
     started = []
     drafter.start = lambda *ignored: started.append(ignored)
-    batch.round()
+    batch.round(), batch.round()
     fresh.start(target, batch.state, Sampling(1.0), False)
     assert not started and drafter._cache.lengths == fresh._cache.lengths
     torch.testing.assert_close(drafter._tail, fresh._tail, rtol=1e-9, atol=1e-9)
@@ -173,7 +173,7 @@ def test_the_tree_reads_its_own_path(temperature: float, coupled: bool, kind: st
 
 
 def test_a_prompt_of_one_token() -> None:
-    """It has nothing to read before the first round: that one drafts nothing; a longer one beside it is read all the same."""
+    """Its first token is all that the drafter can read; a longer one beside it is read all the same."""
     plain = [generate(text_target(), text_prompts([ids]), 1, Stop(10), seeds=[i]).tokens[0] for i, ids in enumerate(([1], [1, 4, 2, 3]))]
     drafter = built()
     assert generate(text_target(), text_prompts([[1], [1, 4, 2, 3]]), 2, Stop(10), drafter, seeds=0).tokens == plain

@@ -124,7 +124,7 @@ class HawkPathDrafter(TrainedDrafter):
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         height = min(limit, self.depth)
-        if height < 1 or min(state.counts) == 0:
+        if height < 1:
             return root(state.roots)
         began = perf_counter()
         coupled = self.coupled and not noise.greedy

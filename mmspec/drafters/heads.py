@@ -129,7 +129,7 @@ class HeadDrafter(TrainedDrafter):
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         height = min(limit, len(self.horizontal))
-        if height < 1 or min(state.counts) == 0:
+        if height < 1:
             return root(state.roots)
         scores, known = self.sources(state, height)
         if self._drawn:

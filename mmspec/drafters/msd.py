@@ -124,20 +124,20 @@ class MsdDrafter(TrainedDrafter):
         self._target, self._drawn, self._sampling = target, drawn, replace(sampling, processors=[])
         self._head = self.head(target).to(self.fc.weight.dtype)
         self._length = 3.0
-        self._cache, self._tail, self._ready = self._begun(state, range(state.rows))
+        self._cache, self._tail = self._begun(state, range(state.rows))
 
     def reseat(self, state: State, former: list[int | None]) -> None:
         kept = [row for row in former if row is not None]  # new rows come after them
         self._cache.keep(kept)
         self._tail = self._tail[kept]
         if len(kept) < state.rows:
-            cache, tail, ready = self._begun(state, range(len(kept), state.rows))
+            cache, tail = self._begun(state, range(len(kept), state.rows))
             self._cache.join(cache)
-            self._tail, self._ready = torch.cat([self._tail, tail]), self._ready and ready
+            self._tail = torch.cat([self._tail, tail])
 
     @torch.inference_mode()
-    def _begun(self, state: State, rows: range) -> tuple[TreeCache, Float[Tensor, "row width"], bool]:
-        """A cache that has read all of some rows, their last predictions, and whether every row has one."""
+    def _begun(self, state: State, rows: range) -> tuple[TreeCache, Float[Tensor, "row width"]]:
+        """A cache that has read all of some rows, and their last predictions."""
         cache = TreeCache(1, len(rows), state.cache.capacity + self.beam * self.depth, self._target.device)
         tail = state.features.new_zeros(len(rows), self.fc.out_features)
         parts = []
@@ -145,9 +145,8 @@ class MsdDrafter(TrainedDrafter):
             reading, hidden = state.context[row]
             read = self.enter(self.read(reading, state.prompts[row])[1:], hidden, reading.text[1:])
             parts.append(torch.cat([read, self._committed(state, row, state.counts[row])]))
-        if max(map(len, parts)):
-            self._feed(cache, tail, pad_sequence(parts, batch_first=True), [len(part) for part in parts])
-        return cache, tail, min(map(len, parts)) > 0  # a prompt of one token has nothing to read yet
+        self._feed(cache, tail, pad_sequence(parts, batch_first=True), [len(part) for part in parts])
+        return cache, tail
 
     @torch.inference_mode()
     def _feed(self, cache: TreeCache, tail: Tensor, inputs: Float[Tensor, "row node width"], counts: list[int]) -> None:
@@ -169,7 +168,6 @@ class MsdDrafter(TrainedDrafter):
             return
         parts = [self._committed(state, row, new) for row, new in enumerate(fresh)]
         self._feed(self._cache, self._tail, pad_sequence(parts, batch_first=True), fresh)
-        self._ready = True
 
     def _committed(self, state: State, row: int, new: int) -> Float[Tensor, "position width"]:
         """What the layer reads of the last `new` tokens of a row."""
@@ -180,7 +178,7 @@ class MsdDrafter(TrainedDrafter):
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         height = min(limit, self.depth)
-        if height < 1 or not self._ready:
+        if height < 1:
             return root(state.roots)
         began = perf_counter()
         committed, rows = list(self._cache.lengths), torch.arange(state.rows, device=state.roots.device)[:, None]

@@ -49,6 +49,7 @@ class State:
     committed token, whose keys are not yet in the cache. `features[:, b, i]` is the hidden state that predicted
     token i of row b (the one after token i - 1 was read, i = 0 after the prompt); it has no positions unless a drafter asks.
     Then `context` holds, for each stream's row, the prompt and the hidden states of all of its positions but the last.
+    `ahead[b]` is what reading the prompt said of the first token of row b, until that is committed.
     """
 
     cache: TreeCache
@@ -59,6 +60,7 @@ class State:
     features: Float[Tensor, "stream row position width"]
     context: list[tuple[Reading, Tensor]]
     shift: Int[Tensor, "sequence 1"]
+    ahead: "list[Output | None]"
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -73,6 +75,12 @@ class State:
     def history(self, row: int) -> Int[Tensor, "position"]:
         """Prompt and generated tokens of a row; the last one is the root."""
         return torch.cat([self.prompts[row], torch.tensor(self.tokens[row], dtype=torch.long, device=self.roots.device)])
+
+    def first(self) -> "Output":
+        """A pass over the root of every row whose prompt has just been read; of other rows it says nothing."""
+        known = next(one for one in self.ahead if one)
+        rows = [one or Output(torch.zeros_like(known.logits), torch.zeros_like(known.hidden)) for one in self.ahead]
+        return Output(torch.cat([one.logits for one in rows]), torch.cat([one.hidden for one in rows], 1))
 
     def commit(self, tree: DraftTree, paths: list[list[int]], tokens: list[list[int]], hidden: Tensor) -> None:
         """Append what a round accepted: keys and features of the path's nodes, and the new tokens."""
@@ -91,7 +99,7 @@ class State:
         self.cache.keep(sequences)
         self.shift = self.shift[sequences]
         self.context = [self.context[sequence] for sequence in sequences] if self.context else []
-        self.roots, self.features = self.roots[rows], self.features[:, rows]
+        self.roots, self.features, self.ahead = self.roots[rows], self.features[:, rows], [self.ahead[row] for row in rows]
         self.tokens, self.prompts = [self.tokens[row] for row in rows], [self.prompts[row] for row in rows]
 
     def join(self, other: "State") -> None:
@@ -108,7 +116,7 @@ class State:
         features[:, :mine, : self.features.shape[2]] = self.features
         features[:, mine:, : other.features.shape[2]] = other.features
         self.features = features
-        self.tokens, self.prompts = self.tokens + other.tokens, self.prompts + other.prompts
+        self.tokens, self.prompts, self.ahead = self.tokens + other.tokens, self.prompts + other.prompts, self.ahead + other.ahead
         if streams > 1:  # stream by stream again
             order = [
                 i
@@ -142,7 +150,7 @@ class Target(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def prefill(self, prompts: Any, capacity: int, features: bool) -> State:
-        """Read the prompts, all but their last token. `capacity` is new tokens plus one tree, for each row."""
+        """Read the prompts. `capacity` is new tokens plus one tree, for each row."""
         ...
 
     def forward(self, state: State, tree: DraftTree) -> Output:

@@ -171,15 +171,13 @@ class CausalTarget:
         slots = -(-(longest - 1 + capacity) // SLOTS) * SLOTS
         cache = TreeCache(self.model.config.get_text_config().num_hidden_layers, len(streams), slots, self.device)
         read = self.read(prompts)
-        hidden = self.head.new_zeros(len(streams), 0, self.hidden_size, dtype=self.dtype)
-        if longest > 1:
-            vectors = pad_sequence([one.vectors[:-1] for one in read], batch_first=True)
-            places = pad_sequence([one.places[..., :-1].movedim(0, -1) for one in read], batch_first=True)
-            hidden = self._run(
-                cache, vectors, causal(len(streams), longest - 1, self.device), places.movedim(-1, 0) if places.ndim == 3 else places
-            )
-            cache.lengths = [len(prompt) - 1 for prompt in streams]
-        return State(
+        vectors = pad_sequence([one.vectors for one in read], batch_first=True)
+        places = pad_sequence([one.places.movedim(0, -1) for one in read], batch_first=True)
+        hidden = self._run(
+            cache, vectors, causal(len(streams), longest, self.device), places.movedim(-1, 0) if places.ndim == 3 else places
+        )
+        cache.lengths = [len(prompt) - 1 for prompt in streams]  # the root's keys are in place, to be committed with the first token
+        state = State(
             cache=cache,
             streams=len(streams) // rows,
             roots=torch.tensor([prompt[-1] - self.offset for prompt in prompts.conditional], device=self.device),
@@ -188,8 +186,14 @@ class CausalTarget:
             features=self.head.new_zeros(len(streams) // rows, rows, capacity if features else 0, self.hidden_size, dtype=self.dtype),
             context=[(one, row[: len(one.vectors) - 1]) for one, row in zip(read, hidden)] if features else [],
             shift=torch.tensor([[one.shift] for one in read], device=self.device),
+            ahead=[],
             options={"guidance": prompts.guidance},
         )
+        last = torch.stack([row[len(prompt) - 1] for row, prompt in zip(hidden, streams, strict=True)])
+        last = rearrange(last, "(stream row) width -> stream row 1 width", row=rows)
+        logits = self.guide(state, self.logits(last), torch.zeros(rows, 1, dtype=torch.long, device=self.device))
+        state.ahead = [Output(logits[row : row + 1], last[:, row : row + 1]) for row in range(rows)]
+        return state
 
     @torch.inference_mode()
     def forward(self, state: State, tree: DraftTree) -> Output:
