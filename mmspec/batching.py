@@ -1,6 +1,8 @@
 """Continuous batching: generations that are asked for at different times share the target's passes."""
 
 import copy
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,6 +164,7 @@ class Batcher:
             while True:
                 with self._changed:
                     while self._open and not self._queue and not self._batches:
+                        trim()
                         self._changed.wait()
                     if not self._open:
                         return
@@ -256,6 +259,12 @@ class Batcher:
                 (rows for streams, rows in self.costs if streams == state.streams), key=lambda rows: abs(rows - state.rows), default=0
             )
             guesser.cost = self.costs.get((state.streams, near))
+
+
+def trim() -> None:
+    """Hand memory that is free back to the system, which glibc keeps otherwise."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def share(pipe: Any, rows: int, waiting: int) -> Batcher:
