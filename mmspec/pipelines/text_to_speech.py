@@ -304,16 +304,21 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
         out = TextToSpeechOutput(self.codec.sampling_rate, reading.sentences, seeds, reading.unsaid)
 
         def speak() -> Iterator[Chunk]:
+            held: list[Chunk] = []  # pauses: sound begins with the first token, since no token at all is an error
             for number, prompt in enumerate(prompts):
                 for audio in self._say(out, number, run, prompt, piece, callback, sampling=sampling, rule=rule):
                     if len(audio) and out.tokens[number] and not out.first_audio:
                         out.first_audio = perf_counter() - began
                     out.parts.append(audio)
-                    yield Chunk(audio, number, out)
+                    held.append(Chunk(audio, number, out))
+                    if any(out.tokens):
+                        yield from held
+                        held.clear()
                 if self.interrupt:
                     break
             if not any(out.tokens) and not self.interrupt:
                 raise MmspecError(f"the model said nothing for {text!r} with seed {seeds[0]}: try another seed or a longer text")
+            yield from held
 
         return speak()
 
