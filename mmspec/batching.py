@@ -23,6 +23,9 @@ from mmspec.sampling import Sampling
 # Seconds after which one who waits for a round looks whether it was cancelled.
 PATIENCE = 0.1
 
+# Seconds without work after which free memory goes back to the system.
+IDLE = 1.0
+
 
 class Busy(MmspecError):
     """The queue is full: ask again later."""
@@ -163,9 +166,9 @@ class Batcher:
         try:
             while True:
                 with self._changed:
-                    while self._open and not self._queue and not self._batches:
+                    if not self._changed.wait_for(self._busy, timeout=IDLE):
                         trim()
-                        self._changed.wait()
+                        self._changed.wait_for(self._busy)
                     if not self._open:
                         return
                     joining = self._next()
@@ -177,6 +180,10 @@ class Batcher:
             with self._changed:
                 self._open = False
             self._fail([*joining, *self._queue, *(job for shared in self._batches.values() for job, _ in shared.seats)], None)
+
+    def _busy(self) -> bool:
+        """Whether the thread has something to do."""
+        return bool(not self._open or self._queue or self._batches)
 
     def _next(self) -> list[Job]:
         """Take from the queue, in order, what finds a place."""
@@ -213,9 +220,10 @@ class Batcher:
         self._batches[job.law] = shared
 
     def _turn(self, law: tuple) -> None:
-        """A round of one batch: everybody gets what is theirs, and those who are done leave."""
+        """A round of one batch: everybody gets what is theirs, and those who are done leave. Those who wait for first tokens of others
+        have their own round right after."""
         shared = self._batches[law]
-        batch, seats = shared.batch, shared.seats
+        batch, seats, first = shared.batch, shared.seats, any(shared.batch.fresh)
         try:
             step = batch.round()
             staying = [place for place, (job, _) in enumerate(seats) if step.running[place] and not job.gone]
@@ -233,13 +241,15 @@ class Batcher:
         self._taken -= len(seats) - len(staying)
         going_on = {job for job, _ in shared.seats}
         for job, tokens in parts.items():
-            job.stats.add(step, tokens, held)
-            if any(tokens):  # else its rows waited for the first tokens of others
+            if any(tokens):
+                job.stats.add(step, tokens, held)
                 job.rounds.put(replace(step, tokens=tokens))
             if job not in going_on:
                 job.rounds.put(None)
         if not staying:
             del self._batches[law]
+        elif first:
+            self._turn(law)
 
     def _lose(self, law: tuple, error: Exception) -> None:
         shared = self._batches.pop(law)

@@ -133,18 +133,14 @@ class TreeCache(Cache):
         """These rows in this order; all others leave."""
         index = torch.tensor(rows, device=self.device)
         for layer in self.layers:
-            if layer.is_initialized:
-                layer.keep(index)
+            layer.keep(index)
         self._seat([self.lengths[row] for row in rows])
 
     def join(self, other: "TreeCache") -> None:
         """The rows of another cache of the same model come after the present ones."""
-        if any(layer.is_initialized != fresh.is_initialized for layer, fresh in zip(self.layers, other.layers, strict=True)):
-            raise MmspecError("a prompt of one token cannot join longer ones: give it a beginning-of-sequence token")
         self.capacity = max(self.capacity, other.capacity)
-        for layer, fresh in zip(self.layers, other.layers):
-            if layer.is_initialized:
-                layer.join(fresh)
+        for layer, fresh in zip(self.layers, other.layers, strict=True):
+            layer.join(fresh)
         self._seat(self.lengths + other.lengths)
 
     def _seat(self, lengths: list[int]) -> None:

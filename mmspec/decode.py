@@ -23,7 +23,7 @@ TREE = 64
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round committed: for each row its new tokens (none for a row that has stopped), which rows go on, and seconds spent."""
+    """What one round committed: for each row its new tokens (none for one that has stopped or waits), which rows go on, and seconds spent."""
 
     tokens: list[list[int]]
     nodes: int
@@ -89,7 +89,7 @@ class Batch:
         self.seeds += seeds
         self.running += [stop.length > 0] * len(seeds)
         self._former += [None] * len(seeds)
-        self._seated = False
+        self._changed()
 
     @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
@@ -100,6 +100,15 @@ class Batch:
             self.state.keep(rows)
         self.stops, self.seeds = [self.stops[row] for row in rows], [self.seeds[row] for row in rows]
         self.running, self._former = [self.running[row] for row in rows], [self._former[row] for row in rows]
+        self._changed()
+
+    @property
+    def fresh(self) -> list[bool]:
+        """Rows whose first token is known and not yet said."""
+        return [one is not None for one in self.state.ahead] if self.state else []
+
+    def _changed(self) -> None:
+        self._noise = Noise(self.seeds, self.target.vocabulary, self.target.device, self.sampling.greedy)
         self._seated = False
 
     def _seat(self, state: State) -> None:
@@ -117,8 +126,7 @@ class Batch:
         state = self.state
         assert state is not None, "nobody has joined"
         t0 = perf_counter()
-        noise = Noise(self.seeds, self.target.vocabulary, self.target.device, self.sampling.greedy)
-        fresh = [one is not None for one in state.ahead]
+        noise, fresh = self._noise, self.fresh
         if any(fresh):
             turn = [alive and new for alive, new in zip(self.running, fresh)]
             tree = root(state.roots)

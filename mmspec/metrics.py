@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class GenerationStats:
     """Counts and seconds of one call.
 
-    `mean_acceptance_length` is tokens committed per round and row, 1 + accepted draft tokens / rounds (vLLM's definition).
-    `runs[row]` lists how many tokens each round committed.
+    `mean_acceptance_length` is tokens committed per round and row, 1 + accepted draft tokens / rounds, the first token's round included
+    (vLLM leaves it out, which says a little more). `runs[row]` lists how many tokens each round committed.
     """
 
     drafter: str = "none"

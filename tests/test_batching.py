@@ -5,13 +5,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from tiny import prompts, text_target
 
 import mmspec
+from mmspec.accept import acceptance
 from mmspec.batching import Batcher, Busy, Closing
 from mmspec.cache import TreeLayer
+from mmspec.decode import Stop
 from mmspec.errors import MmspecError
+from mmspec.metrics import GenerationStats
+from mmspec.sampling import Sampling
 
 PROMPTS = ["a red heart", "a cat face", "a red cat, 3d style", "a heart"]
 
@@ -192,6 +198,34 @@ def test_nothing_stays_behind(pipe, batcher) -> None:
         list(copy.copy(pipe).stream(PROMPTS[0], seed=1, temperature=0.5 + i / 10))
     assert not batcher._batches and batcher.load == (0, 0)
     assert {name: set(vars(guesser)) for name, guesser in batcher.drafters.items()} == before
+
+
+def test_newcomers_do_not_stop_the_others() -> None:
+    """Calls of one token, which join one after the other, take no round away from a call of many."""
+    target = text_target()
+    batcher = Batcher(SimpleNamespace(target=target, folder=None), rows=4)
+    over = threading.Event()
+
+    def call(length: int, seed: int) -> GenerationStats:
+        stats, run = GenerationStats(), batcher(None, "none", None, length)
+        law = dict(sampling=Sampling(1.0), rule=acceptance("exact"), stats=stats)
+        assert sum(len(step.tokens[0]) for step in run(prompts([[1, 3, 4]]), 1, Stop(length), seeds=[seed], **law)) == length
+        return stats
+
+    def short(seed: int) -> int:
+        calls = 0
+        while not over.is_set() and calls < 5000:
+            call(1, seed)
+            calls += 1
+        return calls
+
+    with ThreadPoolExecutor(7) as pool:
+        calls = [pool.submit(short, seed) for seed in range(6)]
+        stats = pool.submit(call, 60, 0).result()
+        over.set()
+        assert sum(each.result() for each in calls) < 6 * 5000
+    batcher.close()
+    assert (stats.rounds, stats.nodes) == (60, 60)
 
 
 def test_closing(pipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,9 @@ def test_rows_that_join_and_leave() -> None:
     batch.join(rows[2], [2], Stop(40))
     started = []
     drafter.start = lambda *ignored: started.append(ignored)
-    batch.round(), batch.round()
+    batch.round()
+    batch.keep([1, 0])
+    batch.round()
     fresh.start(target, batch.state, Sampling(1.0), False)
     assert not started and drafter._cache.lengths == fresh._cache.lengths
     torch.testing.assert_close(drafter._tail, fresh._tail, rtol=1e-9, atol=1e-9)

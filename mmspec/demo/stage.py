@@ -42,7 +42,7 @@ class Player:
                 law: dict[str, Any] = dict(sampling=Sampling(1.0), seeds=[0], rule=acceptance("exact"), stats=stats)
                 for _ in Solo()(self.pipe, "none", part, stop.length)(part, 1, Stop(SAMPLE), **law):
                     pass
-                rates.append(stats.tokens / (stats.total - stats.prefill))
+                rates.append((stats.tokens - 1) / (stats.total - stats.prefill))
             self.plain[len(part.streams)] = max(rates)
 
     @property
@@ -70,10 +70,10 @@ class Player:
 
     def numbers(self, stats: GenerationStats, streams: int = 1) -> str:
         """One line, as Markdown."""
-        spent = stats.total - stats.prefill
-        if not stats.tokens or not spent:
+        rows = len(stats.runs)
+        if stats.tokens <= rows:  # the first tokens come with the prompt
             return ""
-        rate, plain = stats.tokens / spent / max(1, len(stats.runs)), self.plain[streams]
+        rate, plain = (stats.tokens - rows) / (stats.total - stats.prefill) / rows, self.plain[streams]
         kept = "the same output as without" if stats.lossless else "**not** the same output as without"
         return (
             f"**{rate:.0f} tokens/s** · {stats.mean_acceptance_length:.2f} tokens a round · **{rate / plain:.2f} ×** plain decoding "

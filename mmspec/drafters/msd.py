@@ -124,19 +124,22 @@ class MsdDrafter(TrainedDrafter):
         self._target, self._drawn, self._sampling = target, drawn, replace(sampling, processors=[])
         self._head = self.head(target).to(self.fc.weight.dtype)
         self._length = 3.0
-        self._cache, self._tail = self._begun(state, range(state.rows))
+        self._cache, self._tail = self._begun(state, list(range(state.rows)))
 
     def reseat(self, state: State, former: list[int | None]) -> None:
-        kept = [row for row in former if row is not None]  # new rows come after them
+        kept, new = [row for row in former if row is not None], [row for row, was in enumerate(former) if was is None]
         self._cache.keep(kept)
         self._tail = self._tail[kept]
-        if len(kept) < state.rows:
-            cache, tail = self._begun(state, range(len(kept), state.rows))
+        if new:
+            cache, tail = self._begun(state, new)
             self._cache.join(cache)
-            self._tail = torch.cat([self._tail, tail])
+            seats = [row for row, was in enumerate(former) if was is not None] + new
+            order = sorted(range(state.rows), key=seats.__getitem__)
+            self._cache.keep(order)
+            self._tail = torch.cat([self._tail, tail])[order]
 
     @torch.inference_mode()
-    def _begun(self, state: State, rows: range) -> tuple[TreeCache, Float[Tensor, "row width"]]:
+    def _begun(self, state: State, rows: list[int]) -> tuple[TreeCache, Float[Tensor, "row width"]]:
         """A cache that has read all of some rows, and their last predictions."""
         cache = TreeCache(1, len(rows), state.cache.capacity + self.beam * self.depth, self._target.device)
         tail = state.features.new_zeros(len(rows), self.fc.out_features)

@@ -46,7 +46,7 @@ class State:
     """One generation: what is committed, and its keys, values and features. The target itself holds nothing.
 
     Tokens are numbered in the generated vocabulary; prompt tokens outside it are negative. The root is the last
-    committed token, whose keys are not yet in the cache. `features[:, b, i]` is the hidden state that predicted
+    committed token, whose keys are not yet committed to the cache. `features[:, b, i]` is the hidden state that predicted
     token i of row b (the one after token i - 1 was read, i = 0 after the prompt); it has no positions unless a drafter asks.
     Then `context` holds, for each stream's row, the prompt and the hidden states of all of its positions but the last.
     `ahead[b]` is what reading the prompt said of the first token of row b, until that is committed.
