@@ -476,7 +476,6 @@ def test_memory_comes_back(folders, tmp_path: Path) -> None:
 
             with ThreadPoolExecutor(16) as pool:
                 assert {answer.status_code for answer in pool.map(ask, range(32))} == {200}
-            time.sleep(1)  # until the server has seen that there is nothing to do
             return memory(pid)
 
         first = load()

@@ -9,7 +9,7 @@ from transformers.generation import logits_process as hf
 from mmspec.decode import Stop, generate
 from mmspec.errors import MmspecError
 from mmspec.sampling import Sampling
-from mmspec.targets.causal import CausalTarget, Prompts
+from mmspec.targets.causal import CausalTarget, Prompts, projection
 
 SMALL = {
     "vocab_size": 40,
@@ -111,6 +111,19 @@ def test_guidance_mixes_before_anything_else() -> None:
     with torch.inference_mode():
         conditional, unconditional = (llama()(torch.tensor([ids])).logits[0, -1] for ids in ([1, 5, 2], [1, 2]))
     torch.testing.assert_close(seen[0][0, 0], unconditional + 3.0 * (conditional - unconditional), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_logits_of_any_number_of_nodes(dtype: torch.dtype) -> None:
+    """Each node's logits are the same bits among 4 to 33 nodes (one to three are padded, or need not be), and those of plain products."""
+    chance = torch.Generator().manual_seed(0)
+    head, nodes = torch.randn(300, 48, generator=chance).to(dtype), torch.randn(33, 48, generator=chance).to(dtype)
+    project = projection(head)
+    whole = project(nodes)
+    assert whole.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(whole.double(), nodes.double() @ head.double().T, rtol=1e-5, atol=1e-5)
+    if dtype != torch.float64:  # its last bits depend on the number of nodes (docs/how-it-works.md)
+        assert all(torch.equal(project(nodes[:count]), whole[:count]) for count in (1, 2, 3, 4, 5, 8, 17))
 
 
 def test_rows_ahead_stay_within_the_table() -> None:

@@ -51,7 +51,8 @@ def server(*options: str) -> Iterator[tuple[str, int]]:
 
 
 def memory(pid: int) -> int:
-    """Resident bytes of a process."""
+    """Resident bytes of a server's process once it has seen that there is nothing to do."""
+    time.sleep(2)
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) * 1024 if found else 0
 

@@ -28,6 +28,7 @@ class Manner:
     top_p: float = 1.0
     """Keep the most probable tokens that sum to p."""
     repetition_penalty: float = 1.0
+    """Divide the scores of tokens that were said before; 1 is none."""
     drafter: str | None = None
     """none, lookup, jacobi, or one that the model has weights for. Changes the speed, never the answer."""
     acceptance: str = "exact"

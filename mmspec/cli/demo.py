@@ -33,7 +33,7 @@ class Demo:
             from mmspec.demo.app import TABS, launch
             from mmspec.demo.stage import Stage
         except ModuleNotFoundError as error:
-            raise MmspecError(f"the demos need {error.name}: pip install 'mmspec[demo]'") from None
+            raise MmspecError(f"the demos need {error.name}: pip install 'mmspec[speech,demo]'") from None
         known = {name.lower(): name for name in TABS}
         for tab in self.tabs:
             if tab.lower() not in known:

@@ -29,13 +29,13 @@ class Verify:
     dtype: list[str] = field(default_factory=lambda: ["fp64", "fp32", "bf16"])
     temperature: list[float] = field(default_factory=lambda: [0.0, 0.7, 1.0])
     guidance: list[float] | None = None
-    """1 and 2 for pictures if left out; speech has none."""
+    """1 and 2 for pictures if left out; speech and answers have none."""
     repetition_penalty: list[float] = field(default_factory=lambda: [1.0])
     batch: list[int] = field(default_factory=lambda: [1, 4])
     drafters: list[str] = field(default_factory=list)
     """All that the model has weights for, if left out."""
     tokens: int | None = None
-    """Compare this many tokens; the whole picture or sentence if left out."""
+    """Compare this many tokens; the whole picture, sentence or answer if left out."""
     device: str = "auto"
     json: Path | None = None
     """Also write the findings there."""

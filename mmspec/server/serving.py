@@ -119,7 +119,7 @@ class Gauges:
         self.requests = Counter("mmspec_requests", "Requests by path and status", ("path", "status"), registry=home)
         self.seconds = Histogram("mmspec_request_seconds", "Seconds until a request was answered", ("path",), registry=home)
         self.tokens = Counter("mmspec_tokens", "Tokens generated", ("model",), registry=home)
-        self.rounds = Counter("mmspec_rounds", "Target passes that committed tokens of a request", ("model",), registry=home)
+        self.rounds = Counter("mmspec_rounds", "Rounds that committed tokens of a request", ("model",), registry=home)
         running = Gauge("mmspec_rows_running", "Rows that are generated now", ("model",), registry=home)
         waiting = Gauge("mmspec_requests_waiting", "Calls that wait for a place", ("model",), registry=home)
         for name, model in models.items():
