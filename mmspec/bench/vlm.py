@@ -34,7 +34,7 @@ ENTRANTS = (
     Entrant("lookup", "lookup"),
     Entrant("jacobi", "jacobi"),
     Entrant("EAGLE-2 (no decoupling)", "eagle-2"),
-    Entrant("MSD, one stage", "msd-one-stage"),
+    Entrant("MSD, two stages", "msd-two-stages"),
     Entrant("MSD, answers of the data", "msd-data"),
     Entrant("MSD, top-k", "msd", options={"coupled": False}),
     Entrant("MSD", "msd"),
