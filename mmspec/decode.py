@@ -127,7 +127,8 @@ class Batch:
         assert state is not None, "nobody has joined"
         t0 = perf_counter()
         noise, fresh = self._noise, self.fresh
-        if any(fresh):
+        first = any(fresh)
+        if first:
             turn = [alive and new for alive, new in zip(self.running, fresh)]
             tree = root(state.roots)
             t1 = perf_counter()
@@ -156,7 +157,7 @@ class Batch:
         t3 = perf_counter()
         state.commit(tree, paths, new, out.hidden)
         t4 = perf_counter()
-        if not any(fresh):
+        if not first:
             self.drafter.observe(state, tree, Verdict(paths, new), keys)
         t5 = perf_counter()
         self.running = [not over for _, over in ends]

@@ -123,7 +123,7 @@ def wanted(folders, prompt: str, seed: int) -> np.ndarray:
 def check_drawn(page, panel, wanted: np.ndarray) -> None:
     """The page ends with this picture; it may show an earlier round's a moment longer than the gallery takes."""
     expect(panel.locator(".grid-wrap img, .gallery-item img, .thumbnail-item img").first).to_be_visible(timeout=PATIENCE)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 5
     while not np.array_equal(shown := pixels(page, panel.locator("img[src*='image']").first), wanted) and time.monotonic() < until:
         page.wait_for_timeout(100)
     assert np.array_equal(shown, wanted)

@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from mmspec.batching import IDLE
 from mmspec.bench import report
 from mmspec.bench.provenance import provenance
 from mmspec.errors import MmspecError
@@ -52,7 +53,7 @@ def server(*options: str) -> Iterator[tuple[str, int]]:
 
 def memory(pid: int) -> int:
     """Resident bytes of a server's process once it has seen that there is nothing to do."""
-    time.sleep(2)
+    time.sleep(2 * IDLE)
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) * 1024 if found else 0
 

@@ -86,8 +86,9 @@ def refuse(model: PreTrainedModel) -> None:
 def projection(head: Float[Tensor, "vocab width"]) -> Callable[[Float[Tensor, "node width"]], Float[Tensor, "node vocab"]]:
     """Logits in float32, or float64 for such a head.
 
-    FBGEMM (x86 CPUs) reads weights of 16 bits and multiplies and sums in float32: half the memory, several times as
-    fast, and the same bits for a node however many there are. It reads bfloat16 as float16, which is exact down to 2^-17 and off by at most 2^-25 below. It has no gradient.
+    FBGEMM (x86 CPUs) reads weights of 16 bits and multiplies and sums in float32: half the memory, several times as fast,
+    and the same bits for a node however many there are. It reads bfloat16 as float16, which is exact down to 2^-17 and off
+    by at most 2^-25 below. It has no gradient.
     """
     wide = torch.float64 if head.dtype == torch.float64 else torch.float32
     if head.device.type == "cpu" and head.element_size() == 2 and torch.backends.quantized.engine in ("x86", "fbgemm"):
