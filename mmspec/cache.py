@@ -1,8 +1,10 @@
 """The tree KV cache: preallocated, a length for each row, accepted paths compacted in place."""
 
+from inspect import signature
+
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mmspec.errors import MmspecError
@@ -10,6 +12,11 @@ from mmspec.errors import MmspecError
 # Attention reads slots in whole blocks of this many. In bfloat16 the last bits of an attention output depend on how many slots
 # it was given, masked or not; a constant number makes wide and narrow passes agree bit for bit.
 VISIBLE = 512
+
+
+def handed(module: nn.Module, cache: Cache) -> dict[str, Cache]:
+    """The argument by which a module of transformers takes a cache: `cache` from 5.24 on, `past_key_values` before."""
+    return {"cache" if "cache" in signature(module.forward).parameters else "past_key_values": cache}
 
 
 class TreeLayer(CacheLayerMixin):

@@ -128,10 +128,10 @@ def loudness(audio: Float[Tensor, "sample"], rate: int, lufs: float = -20.0) -> 
     return (audio * (gain / peak)).clamp(-0.99, 0.99)
 
 
-def plot(audio: Float[Tensor, "sample"], rate: int, runs: list[int], samples_per_token: int, path: Path) -> None:
+def plot(audio: Float[Tensor, "sample"], rate: int, rounds: list[tuple[int, int]], samples_per_token: int, path: Path) -> None:
     """A PNG: the waveform over the drafted (green) and bonus (orange) tokens of each round, in turns dark and light; log-mel below.
 
-    `runs` are the tokens that each round committed; the last token of a round is its bonus.
+    `rounds` are the tokens that each round brought: drafted ones, and the bonus.
     """
     if not len(audio):
         raise MmspecError("there is no audio to plot: give at least one sample")
@@ -142,11 +142,11 @@ def plot(audio: Float[Tensor, "sample"], rate: int, runs: list[int], samples_per
     audio = audio.detach().float().cpu()
     seconds, token = len(audio) / rate, samples_per_token / rate
     figure, (wave, mel) = pyplot.subplots(2, 1, sharex=True, figsize=(10, 5), layout="constrained")
-    starts = list(accumulate(runs, initial=0))[:-1]
+    ends = list(accumulate(map(sum, rounds)))
     for tint in (0, 1):
-        rounds = list(zip(starts, runs, strict=True))[tint::2]
-        drafted = [(start * token, (run - 1) * token) for start, run in rounds]
-        bonus = [((start + run - 1) * token, token) for start, run in rounds]
+        turns = list(zip(ends, rounds, strict=True))[tint::2]
+        drafted = [((end - own - taken) * token, taken * token) for end, (taken, own) in turns]
+        bonus = [((end - own) * token, own * token) for end, (_, own) in turns]
         wave.broken_barh(drafted, (-1, 2), color=DRAFTED[tint], linewidth=0, label="" if tint else "drafted")
         wave.broken_barh(bonus, (-1, 2), color=BONUS[tint], linewidth=0, label="" if tint else "bonus")
     step = -(-len(audio) // 2000)
@@ -155,7 +155,7 @@ def plot(audio: Float[Tensor, "sample"], rate: int, runs: list[int], samples_per
     wave.fill_between(times, columns.amin(1).numpy(), columns.amax(1).numpy(), color="#20242c", linewidth=0.5)
     peak = max(float(audio.abs().max()), 0.01)
     wave.set(ylim=(-1.05 * peak, 1.05 * peak), xlim=(0, seconds), ylabel="amplitude")
-    wave.set_title(f"{sum(runs)} tokens in {len(runs)} rounds, {seconds:.2f} s", fontsize=10)
+    wave.set_title(f"{sum(map(sum, rounds))} tokens in {len(rounds)} rounds, {seconds:.2f} s", fontsize=10)
     wave.legend(loc="upper right", fontsize=8)
 
     hop = max(256, len(audio) // 2000)

@@ -161,7 +161,7 @@ def work(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows, end = [], 0
         for number, text in enumerate(speech.PROMPTS[:5]):
             length = RATE // 2 + 1000 * number
-            rows.append(dict(text=text, phonemes="", voice=voice, held_out=number < 4, start=end, end=end + length))
+            rows.append(dict(text=text, phonemes="", voice=voice, held_out=number < 4, start=end, end=end + length, onsets=[]))
             end += length
         random.integers(-9000, 9000, end, np.int16).tofile(folder / "data" / f"{voice}.pcm")
         (folder / "data" / f"{voice}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -136,7 +136,7 @@ def test_missing_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module
         if module == "soundfile":
             sound.save(tone(), RATE, tmp_path / "a.wav", {})
         else:
-            sound.plot(tone(), RATE, [1], 100, tmp_path / "a.png")
+            sound.plot(tone(), RATE, [(0, 1)], 100, tmp_path / "a.png")
 
 
 class Stream(io.BytesIO):
@@ -268,30 +268,38 @@ def test_silence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "seconds", "runs", "samples"),
-    [(RATE, 2.0, [1, 4, 2, 6] * 8, 320), (24000, 0.001, [1], 320), (8000, 0.5, [], 320), (48000, 70.0, [3, 1, 5] * 2000, 256)],
+    ("rate", "seconds", "rounds", "samples"),
+    [
+        (RATE, 2.0, [(0, 1), (3, 1), (2, 0), (5, 1)] * 8, 320),
+        (24000, 0.001, [(0, 1)], 320),
+        (8000, 0.5, [], 320),
+        (48000, 70.0, [(2, 1), (0, 1), (4, 1)] * 2000, 256),
+    ],
 )
-def test_plot(tmp_path: Path, rate: int, seconds: float, runs: list[int], samples: int) -> None:
+def test_plot(tmp_path: Path, rate: int, seconds: float, rounds: list[tuple[int, int]], samples: int) -> None:
     """A PNG of a sane size for a sentence, a click, no rounds and a minute in 6,000 rounds; nothing is warned."""
     path = tmp_path / "a.png"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sound.plot(tone(seconds, rate), rate, runs, samples, path)
+        sound.plot(tone(seconds, rate), rate, rounds, samples, path)
     with Image.open(path) as page:
         assert page.format == "PNG" and 1000 <= page.width <= 2000 and 400 <= page.height <= 1200
     assert path.stat().st_size < 2_000_000 and list(tmp_path.iterdir()) == [path]
 
 
 def test_plot_colours(tmp_path: Path) -> None:
-    """A round of three and a round of one in time: two dark green tokens, one dark orange, then one light orange."""
-    sound.plot(torch.full((400,), 1e-4), 100, [3, 1], 100, tmp_path / "a.png")
+    """Rounds of three, of two without a bonus that sounds, and of one, in time: each colour in its place."""
+    sound.plot(torch.full((600,), 1e-4), 100, [(2, 1), (2, 0), (0, 1)], 100, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as page:
         picture = page.convert("RGB")
     row = [picture.getpixel((x, 150)) for x in range(picture.width)]
-    wanted = [tuple(bytes.fromhex(name[1:])) for name in (sound.DRAFTED[0], sound.BONUS[0], sound.BONUS[1])]
-    places = [[x for x, pixel in enumerate(row) if pixel == colour] for colour in wanted]
-    assert all(places) and max(places[0]) < min(places[1]) and max(places[1]) < min(places[2])
-    assert 1.8 < len(places[0]) / len(places[1]) < 2.2
+    names = [sound.DRAFTED[0], sound.BONUS[0], sound.DRAFTED[1]]
+    first, bonus, second = ([x for x, pixel in enumerate(row) if pixel == tuple(bytes.fromhex(name[1:]))] for name in names)
+    last = [x for x in first + bonus if second and x > max(second)]  # the third round is dark again, its bonus alone
+    first, bonus = ([x for x in part if x < min(second)] for part in (first, bonus))
+    assert first and bonus and last and max(first) < min(bonus) and max(bonus) < min(second)
+    for part, tokens in ((first, 2), (second, 2), (last, 1)):
+        assert 0.9 * tokens < len(part) / len(bonus) < 1.1 * tokens
 
 
 def test_nothing_to_plot(tmp_path: Path) -> None:

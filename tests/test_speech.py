@@ -630,6 +630,57 @@ def test_hub_codec_is_saved(hub, tmp_path: Path) -> None:
         TextToSpeechPipeline.from_pretrained(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def mixed(pipe) -> TextToSpeechPipeline:
+    """The random model as one that says phonemes among its codes."""
+    found = TextToSpeechPipeline(pipe.tokenizer, pipe.transformer, pipe.codec, ["ada", "ben"], tokens_per_phoneme=8.0, interleaved=True)
+    found.folder = pipe.folder
+    return found
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
+def test_interleaved(mixed, temperature: float, penalty: float) -> None:
+    """Phonemes are said, verified and counted, and not heard; every drafter gives the same, and chunks join to the whole."""
+    how: dict = dict(seed=4, temperature=temperature, repetition_penalty=penalty)
+    wanted = mixed(TEXT, drafter="none", **how)
+    assert wanted.tokens[0] and len(wanted.tokens[0]) < wanted.stats[0].tokens and all(0 <= code < 32 for code in wanted.tokens[0])
+    assert torch.equal(wanted.audio, mixed.codec.decode(torch.tensor(wanted.tokens))[0])
+    for drafter in ("lookup", "jacobi", "vadusa"):
+        found = mixed(TEXT, drafter=drafter, **how)
+        assert found.tokens == wanted.tokens and found.stats[0].tokens == wanted.stats[0].tokens and found.total.lossless
+        assert [len(found.rounds[0]), sum(map(sum, found.rounds[0]))] == [len(found.stats[0].runs[0]), len(found.tokens[0])]
+    joined = torch.cat([chunk.audio for chunk in mixed.stream(TEXT, **how)])
+    assert len(joined) == len(wanted.audio) and (joined - wanted.audio).abs().max() < CLOSE * wanted.audio.abs().max()
+
+
+def test_interleaved_stall(mixed, force, monkeypatch) -> None:
+    """Silence is found among phonemes: 172 silent codes end a sentence however many phonemes stand between."""
+    quiet, phoneme = mixed.first + 7, 9
+    honest = SpeechTarget.guide
+
+    def guide(self, state, logits, places):
+        turn = torch.where(places % 5 == 0, phoneme, quiet)[..., None]
+        return honest(self, state, logits, places).masked_fill(torch.arange(self.vocabulary) != turn, -torch.inf)
+
+    monkeypatch.setattr(SpeechTarget, "guide", guide)
+    monkeypatch.setattr(mixed, "silence", frozenset({7}))
+    with pytest.warns(UserWarning, match=r"did not end by itself \(silence\)"):
+        out = mixed("Hello there, how are you this morning?", seed=1)
+    assert out.ended == ["silence"] and out.tokens == [[7] * 172] and out.stats[0].tokens == 172 + 172 // 4
+
+
+def test_interleaved_is_saved(mixed, hub, tmp_path: Path) -> None:
+    """The setting is kept; a codec of several tokens a frame is refused."""
+    mixed.save_pretrained(tmp_path)
+    again = TextToSpeechPipeline.from_pretrained(tmp_path, torch_dtype=torch.float64)
+    assert again.interleaved and again(TEXT, seed=4).tokens == mixed(TEXT, seed=4).tokens
+    with pytest.raises(
+        MmspecError, match="interleaved is set, and the codec has 3 tokens a frame: give one of a single token, or leave it out"
+    ):
+        TextToSpeechPipeline(hub.tokenizer, hub.transformer, hub.codec, ["ada"], interleaved=True)
+
+
 class Clicks:
     """Somebody's own codec: a click for every token."""
 

@@ -3,20 +3,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 pytest.importorskip("hibari")
 
-from mmspec.codecs.mel import vocoder
+from mmspec.codecs.mel import RATE, vocoder
 from mmspec.drafters import load
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.training import codec, voices
 from mmspec.training.recipe import train
 from mmspec.training.run import Run
-from mmspec.training.speech_target import JointModel, Spoken, batches, phoneme_tokenizer
-from mmspec.training.voices import build, made, recording, trimmed
+from mmspec.training.speech_target import JointModel, Spoken, batches, interleaved, phoneme_tokenizer
+from mmspec.training.voices import build, made, recording, spoken
 
 LINES = [f"{one} {other}." for one in ("Red apples", "Two birds", "The old men") for other in ("fall", "sing", "wait", "go home", "sleep")]
 BUDGET = {"steps": 3, "minutes": 5}
@@ -24,7 +25,7 @@ BUDGET = {"steps": 3, "minutes": 5}
 
 def recipe() -> dict:
     """The shape of models/wren-86/recipe.yaml."""
-    llama = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512}
+    llama = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 1024}
     learning = {"lr": 1e-3, "budget": BUDGET}
     return {
         "task": "text-to-speech",
@@ -33,7 +34,7 @@ def recipe() -> dict:
         | {"utterances": 6, "crop": 16, "batch": 2}
         | {"model": {"width": 16, "code_width": 4, "codes": 32, "stride": 1, "dilations": [1], "vocoder_width": 32}},
         "target": learning
-        | {"muon_lr": 1e-3, "heads": 5, "head_weight": 0.2, "head_decay": 0.8, "widths": [96, 288], "tokens": 576, "noise": 0.2}
+        | {"muon_lr": 1e-3, "heads": 5, "head_weight": 0.2, "head_decay": 0.8, "widths": [128, 352], "tokens": 704, "noise": 0.2}
         | {"model": llama},
         "capture": {"sampled": 20, "taken": 4, "batch": 20},
         "drafters": {
@@ -60,10 +61,10 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_recipe_makes_a_voice(rebuilt: Path) -> None:
     """Everything is in the folder, the end is a token of the model, and all drafters give the tokens of plain decoding."""
     pipe = TextToSpeechPipeline.from_pretrained(rebuilt / "out", torch_dtype=torch.float64)
-    assert pipe.voices == ["heart"] and pipe.transformer.config.eos_token_id == len(pipe.tokenizer) + 32
+    assert pipe.interleaved and pipe.voices == ["heart"] and pipe.transformer.config.eos_token_id == len(pipe.tokenizer) + 32
     settings = dict(seed=3, temperature=1.0)
     wanted = pipe("Two birds sing.", drafter="none", **settings)
-    assert len(wanted.audio) == 256 * len(wanted.tokens[0]) > 0
+    assert len(wanted.audio) == 256 * len(wanted.tokens[0]) > 0 and all(0 <= code < 32 for code in wanted.tokens[0])
     for name in ("vadusa", "medusa", "hawk-path"):
         drafter = load(name, pipe.folder, pipe.target)
         assert drafter.target_hash == pipe.target.hash and all(beta > 0 for beta in drafter.beta)
@@ -99,9 +100,25 @@ def test_recordings_continue(rebuilt: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_recorded_speech_is_trimmed() -> None:
-    """Silence at both ends is cut to 0.08 s; speech that is all silence stays as it is."""
+    """Silence at both ends is cut to 0.08 s; speech that is all silence, or ends at once, stays as it is."""
     speech = torch.cat([torch.zeros(9000), torch.full((500,), 0.5), torch.zeros(9000)])
-    assert len(trimmed(speech)) == 500 - 1 + 2 * 1764 and (trimmed(torch.zeros(100)) == 0).all()
+    assert spoken(speech) == (9000 - 1764, 9499 + 1764) and spoken(torch.zeros(100)) == (0, 100)
+    assert spoken(torch.full((500,), 0.5)) == (0, 500)
+
+
+def test_onsets(rebuilt: Path) -> None:
+    """Each phoneme has a place in its recording, in order, and its sound is there: vowels are louder than stops; 0.1 s later they are not."""
+    loud: dict[int, dict[str, list[float]]] = {0: {}, RATE // 10: {}}
+    for one in build(rebuilt / "work" / "data", {"heart": 8}, 4)["heart"]:
+        assert len(one.onsets) == len(one.phonemes) and one.onsets == sorted(one.onsets)
+        assert one.onsets[0] >= 0 and one.onsets[-1] <= one.end - one.start
+        samples = recording(rebuilt / "work" / "data", "heart")[one.start : one.end].astype(float)
+        for late, found in loud.items():
+            for letter, begin, end in zip(one.phonemes, one.onsets, one.onsets[1:]):
+                kind = "vowel" if letter in "æɑɔiuɪOAIəʌɛ" else "stop" if letter in "ptkbdɡ" else ""
+                found.setdefault(kind, []).append((samples[begin + late : end + late] ** 2).mean() ** 0.5)
+    right, wrong = (np.nanmean(found["vowel"]) / np.nanmean(found["stop"]) for found in loud.values())
+    assert len(loud[0]["stop"]) > 20 and right > 1.6 and wrong < 1.2
 
 
 def test_made_sentences() -> None:
@@ -117,10 +134,10 @@ def test_made_sentences() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_batches(noise: float) -> None:
-    """Labels are the codes and the end, inputs are padded to a width; noise changes inputs only, and stays within the codes."""
-    found = [Spoken("ada", [1, 4, 7, 2], torch.tensor([*[row % 30] * (5 + row), 31], dtype=torch.int16)) for row in range(20)]
+    """Labels are what is said and the end, inputs are padded to a width; noise changes codes among the inputs only, into other codes."""
+    found = [Spoken("ada", [1, 4, 7, 2], torch.tensor([7, *[8 + row % 30] * (4 + row), 39], dtype=torch.int16)) for row in range(20)]
     found.append(Spoken("ada", [1, 2], torch.zeros(100, dtype=torch.int16)))  # fits no width
-    known = {tuple(one.codes.tolist()) for one in found[:-1]}
+    known = {tuple(one.tokens.tolist()) for one in found[:-1]}
     source = batches(found, 8, [16, 32], 64, noise, 1.0, seed=0)
     widths, wrong, total = set(), 0, 0
     for _ in range(40):
@@ -128,8 +145,8 @@ def test_batches(noise: float) -> None:
         widths.add(ids.shape)
         kept = labels != -100
         assert all(tuple(row[row != -100].tolist()) in known for row in labels)
-        assert (ids[:, 0] == 1).all() and (ids[kept] >= 8).all() and (ids[kept] < 8 + 32).all()
-        wrong, total = wrong + int((ids[kept] != labels[kept] + 8).sum()), total + int(kept.sum())
+        assert (ids[:, 0] == 1).all() and (ids[kept] < 40).all() and ((ids[kept] == 7) == (labels[kept] == 7)).all()
+        wrong, total = wrong + int((ids[kept] != labels[kept]).sum()), total + int(kept.sum())
     assert widths == {(4, 16), (2, 32)}
     assert wrong == 0 if noise == 0 else 0.02 < wrong / total < 0.2
 
@@ -151,23 +168,30 @@ def test_balance(balance: float, share: float) -> None:
 def test_heads_look_further_ahead(rebuilt: Path) -> None:
     """The loss of head k is over the code k + 1 places on: codes that can be told only from the place before cost it nothing."""
     pipe = TextToSpeechPipeline.from_pretrained(rebuilt / "out")
-    model = JointModel(pipe.transformer, len(pipe.tokenizer), 2)
-    ids = torch.tensor([[1, 5, 2, *[len(pipe.tokenizer) + code for code in (3, 4, 5, 6)]]])
-    labels = torch.tensor([[-100] * 3 + [3, 4, 5, 6]])
+    model = JointModel(pipe.transformer, 2)
+    ids = torch.tensor([[1, 5, 2, 3, 14, 15, 16]])
+    labels = torch.tensor([[-100] * 3 + [3, 14, 15, 16]])
     terms = model.terms(pipe.transformer.model, (ids, labels), 0.5, 0.8)
     hidden = pipe.transformer.model(ids).last_hidden_state[0]
-    table = pipe.transformer.lm_head.weight[len(pipe.tokenizer) :]
+    table = pipe.transformer.lm_head.weight
 
     def error(states: torch.Tensor, wanted: list[int]) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(states @ table.T, torch.tensor(wanted))
 
     own, first, second = (
-        error(hidden[2:6], [3, 4, 5, 6]),
-        error(model.heads[0](hidden)[1:5], [3, 4, 5, 6]),
-        error(model.heads[1](hidden)[0:4], [3, 4, 5, 6]),
+        error(hidden[2:6], [3, 14, 15, 16]),
+        error(model.heads[0](hidden)[1:5], [3, 14, 15, 16]),
+        error(model.heads[1](hidden)[0:4], [3, 14, 15, 16]),
     )
     assert terms["own"] == pytest.approx(float(own.detach())) and terms["last"] == pytest.approx(float(second.detach()))
     assert float(terms["loss"].detach()) == pytest.approx(float(own + 0.5 * (0.8 * first + 0.64 * second).detach()))
+
+
+def test_interleaved() -> None:
+    """Each phoneme stands before the codes from its place on; those at one place keep their order, and no code is lost."""
+    codes = torch.tensor([50, 51, 52, 53])
+    assert interleaved(torch.tensor([5, 6, 7]), torch.tensor([0, 2, 2]), codes).tolist() == [5, 50, 51, 6, 7, 52, 53]
+    assert interleaved(torch.tensor([5, 6]), torch.tensor([1, 4]), codes).tolist() == [50, 5, 51, 52, 53, 6]
 
 
 def test_phoneme_tokenizer() -> None:

@@ -78,7 +78,7 @@ class Said:
 
 
 def voiced(pipe: TextToSpeechPipeline, tokens: list[list[int]]) -> tuple[float, float]:
-    """Seconds that decoding whole rows takes, and seconds of audio that come of it; a part of a frame has none."""
+    """Seconds that decoding whole rows of codec tokens takes, and seconds of audio that come of it; a part of a frame has none."""
     began, samples, width = perf_counter(), 0, pipe.codec.frame_tokens
     for one in tokens:
         if whole := one[: len(one) // width * width]:
@@ -88,7 +88,7 @@ def voiced(pipe: TextToSpeechPipeline, tokens: list[list[int]]) -> tuple[float, 
 
 def why(pipe: TextToSpeechPipeline, tokens: list[int]) -> str:
     """As `TextToSpeechOutput.ended`."""
-    return "end" if tokens[-1:] == [pipe.end] else pipe.stalled(tokens) or "length"
+    return "end" if tokens[-1:] == [pipe.end] else pipe.stalled(pipe.codes(tokens)) or "length"
 
 
 def say(pipe: TextToSpeechPipeline, sampling: Sampling, drafter: Drafter, rule: str, prompts: Prompts, length: int, seed: int) -> Said:
@@ -99,19 +99,20 @@ def say(pipe: TextToSpeechPipeline, sampling: Sampling, drafter: Drafter, rule: 
     for found in stream(pipe.target, prompts, rows, pipe.stop(length), drafter, sampling=sampling, seeds=seed, rule=rule, stats=stats):
         for one, new in zip(tokens, found.tokens, strict=True):
             one += new
-        if not first and len(tokens[0]) - told >= pipe.due(told) and tokens[0][-1] != pipe.end:
+        codes = [] if first else pipe.codes(tokens[0])
+        if not first and len(codes) - told >= pipe.due(told) and tokens[0][-1] != pipe.end:
             began = perf_counter()
-            audio, told = decoder.push(tokens[0][told:]), len(tokens[0])
+            audio, told = decoder.push(codes[told:]), len(codes)
             extra += perf_counter() - began
             first = stats.total + extra if len(audio) else 0.0
-    decoding, audio_seconds = voiced(pipe, [[token for token in one if token != pipe.end] for one in tokens])
+    decoding, audio_seconds = voiced(pipe, [pipe.codes(one) for one in tokens])
     return Said(stats, [why(pipe, one) for one in tokens], decoding, audio_seconds, first or stats.total + decoding)
 
 
 def say_plainly(pipe: TextToSpeechPipeline, model: Transformers, prompts: Prompts, length: int, seed: int) -> Said:
     """The same by `transformers.generate`, which gives all tokens at once: its first samples are there with the last."""
     done = model(prompts, length, seed)
-    decoding, audio = voiced(pipe, [[token for token in one if token != pipe.end] for one in done.tokens])
+    decoding, audio = voiced(pipe, [pipe.codes(one) for one in done.tokens])
     return Said(done.stats, [why(pipe, one) for one in done.tokens], decoding, audio, done.stats.total + decoding)
 
 

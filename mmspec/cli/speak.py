@@ -131,7 +131,7 @@ class Speak:
             number = next(i for i, tokens in enumerate(done.tokens) if tokens)
             first = done.audio[round(sum(one.pause for one in done.sentences[:number]) * done.sampling_rate) :]
             first = first[: round(len(done.tokens[number]) * token_samples)]
-            sound.plot(first, done.sampling_rate, done.stats[number].runs[0], round(token_samples), self.plot)
+            sound.plot(first, done.sampling_rate, done.rounds[number], round(token_samples), self.plot)
         if not self.quiet:
             kept = "lossless" if stats.lossless else "NOT lossless"
             console.print(

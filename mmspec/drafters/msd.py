@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from mmspec.accept import Verdict
-from mmspec.cache import TreeCache, causal, positions
+from mmspec.cache import TreeCache, causal, handed, positions
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.errors import MmspecError
 from mmspec.sampling import Noise, Sampling
@@ -92,9 +92,8 @@ class MsdDrafter(TrainedDrafter):
     ) -> Float[Tensor, "row node width"]:
         """Predicted features."""
         around = self.rotary(inputs, places)
-        return self.layers[0](
-            inputs, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, position_embeddings=around
-        )
+        kept = handed(self.layers[0], cache)
+        return self.layers[0](inputs, attention_mask=mask, position_ids=places, use_cache=True, position_embeddings=around, **kept)
 
     def embed(self, target: CausalTarget, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
         """Input vectors of text tokens, numbered as the loop does."""

@@ -46,6 +46,7 @@ SETTINGS: dict[str, Any] = {
     "tokens_per_phoneme": (int, float),
     "longest_sentence": int,
     "silence": list,
+    "interleaved": bool,
 }
 
 
@@ -53,6 +54,7 @@ SETTINGS: dict[str, Any] = {
 class TextToSpeechOutput:
     """A waveform in -1..1 and how it came about; lists have one entry for each sentence (that has begun).
 
+    `tokens` are the codec's, and `rounds` says how many of them each round brought: drafted ones, and the bonus.
     `ended` says why each sentence ended: "end" (the model's own end token), "length" (longest duration for its text), "silence"
     or "loop" (two seconds of nothing else), "interrupted". `unsaid` are characters that were left out. `first_audio` is seconds from
     the call to the first samples, less those for loading a drafter.
@@ -63,6 +65,7 @@ class TextToSpeechOutput:
     seeds: list[int]
     unsaid: list[str]
     tokens: list[list[int]] = field(default_factory=list)
+    rounds: list[list[tuple[int, int]]] = field(default_factory=list)
     stats: list[GenerationStats] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     first_audio: float = 0.0
@@ -108,7 +111,8 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
 
     `codec` is a `MelCodec`, a `HubCodec`, or anything that follows `codecs.base.Codec` (which speaks, but is not saved). `voices` are
     those that the tokenizer has a token `<voice>` for. `tokens_per_phoneme` bounds how long a sentence may become, and sentences of more
-    phonemes than `longest_sentence` are said in parts; tokens in `silence` are silent.
+    phonemes than `longest_sentence` are said in parts; tokens in `silence` are silent. An `interleaved` model says each phoneme before the
+    codec's tokens that voice it (ELLA-V, Song et al. 2024, arXiv 2401.07333).
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
         tokens_per_phoneme: float = 6.0,
         longest_sentence: int = 180,
         silence: list[int] | None = None,
+        interleaved: bool = False,
     ):
         if not isinstance(codec, Codec):
             raise MmspecError(
@@ -139,11 +144,15 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
                 f"the transformer has {has} tokens, but the tokenizer's {len(tokenizer)}, the codec's {codec.vocabulary} and the end are "
                 f"{wanted}: give parts of one model"
             )
+        if interleaved and codec.frame_tokens > 1:
+            raise MmspecError(
+                f"interleaved is set, and the codec has {codec.frame_tokens} tokens a frame: give one of a single token, or leave it out"
+            )
         super().__init__(transformer)
         self.tokenizer, self.codec = tokenizer, codec
         self.voices, self.drafter, self.temperature = voices, drafter, temperature
         self.tokens_per_phoneme, self.longest_sentence = tokens_per_phoneme, longest_sentence
-        self.silence = frozenset(silence or ())
+        self.silence, self.interleaved = frozenset(silence or ()), interleaved
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToSpeechPipeline":
@@ -210,12 +219,21 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
         return self
 
     def view(self, hash: str) -> SpeechTarget:
-        return SpeechTarget(self.transformer, len(self.tokenizer), self.codec, hash)
+        return SpeechTarget(self.transformer, len(self.tokenizer) - self.first, self.codec, hash, self.first)
+
+    @property
+    def first(self) -> int:
+        """The first of the target's tokens that is the codec's; those before are the tokenizer's."""
+        return len(self.tokenizer) if self.interleaved else 0
 
     @property
     def end(self) -> int:
-        """The token that ends a sentence: the one after the codec's."""
-        return self.codec.vocabulary
+        """The target's token that ends a sentence: the one after the codec's."""
+        return self.first + self.codec.vocabulary
+
+    def codes(self, tokens: list[int]) -> list[int]:
+        """The codec's tokens among the target's."""
+        return [token - self.first for token in tokens if self.first <= token < self.end]
 
     @cached_property
     def reader(self) -> Reader:
@@ -240,22 +258,27 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
 
     def stop(self, length: int) -> Stop:
         """A sentence ends with its end token, after `length` tokens, or when it has stalled."""
-        return Stop(length, frozenset({self.end}), lambda row, so_far: bool(self.stalled(so_far)))
+        return Stop(length, frozenset({self.end}), lambda row, so_far: bool(self.stalled(self.codes(so_far[-2 * self.patience :]))))
 
     def longest(self, phonemes: str) -> int:
         """How many tokens a sentence may take."""
         return int(len(phonemes) * self.tokens_per_phoneme) + SPARE
 
     def due(self, told: int, piece: float = PIECE) -> int:
-        """New tokens to wait for before the next piece of a sentence is decoded, `told` of whose tokens have been; the first one waits for
+        """New codec tokens to wait for before the next piece of a sentence is decoded, `told` of whose have been; the first one waits for
         its right context too."""
         width = self.codec.frame_tokens
         frames = min(piece, piece if told else FIRST) * self.codec.sampling_rate / self.codec.frame_samples
         return width * (max(1, round(frames)) + (0 if told else self.codec.context[1]))
 
+    @cached_property
+    def patience(self) -> int:
+        """Codec tokens of two seconds."""
+        return round(2 * self.codec.sampling_rate * self.codec.frame_tokens / self.codec.frame_samples)
+
     def stalled(self, tokens: list[int]) -> str:
-        """ "silence" if the last two seconds are silent, "loop" if they say one thing three times or more, else ""."""
-        span = round(2 * self.codec.sampling_rate * self.codec.frame_tokens / self.codec.frame_samples)
+        """ "silence" if the codec tokens of the last two seconds are silent, "loop" if they say one thing three times or more, else ""."""
+        span = self.patience
         tail = tokens[-span:]
         if len(tail) < span:
             return ""
@@ -328,21 +351,25 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
         """One sentence, piece by piece; the last piece always comes, with the pause after it."""
         sentence, seed = out.sentences[number], out.seeds[number]
         tokens: list[int] = []
+        rounds: list[tuple[int, int]] = []
         stats, decoder, told, last = GenerationStats(), StreamDecoder(self.codec), 0, -1
         out.tokens.append(tokens)
+        out.rounds.append(rounds)
         out.stats.append(stats)
         length = self.longest(sentence.phonemes)
         stop = self.stop(length)
         for found in run(prompt, 1, stop, seeds=[seed], cancel=lambda: self.interrupt, stats=stats, **options):
-            last = found.tokens[0][-1]
-            tokens += [token for token in found.tokens[0] if token != self.end]
+            *drafted, last = found.tokens[0]
+            fresh, bonus = self.codes(drafted), self.codes([last])
+            tokens += fresh + bonus
+            rounds.append((len(fresh), len(bonus)))
             if callback:
                 callback(out)
             if piece is not None and len(tokens) - told >= self.due(told, piece):
                 audio, told = decoder.push(tokens[told:]), len(tokens)
                 if len(audio):
                     yield audio.float().clone()
-        why = "end" if last == self.end else self.stalled(tokens) or ("length" if len(tokens) == length else "interrupted")
+        why = "end" if last == self.end else self.stalled(tokens) or ("length" if stats.tokens == length else "interrupted")
         out.ended.append(why)
         trouble = "came out empty" if not tokens else f"did not end by itself ({why})" if why != "end" else ""
         if trouble and why != "interrupted" and (tokens or len(out.sentences) > 1):  # nothing at all is an error

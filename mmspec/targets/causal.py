@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from mmspec.cache import TreeCache, causal, positions
+from mmspec.cache import TreeCache, causal, handed, positions
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Output, Reading, State
 from mmspec.tree import DraftTree
@@ -227,7 +227,8 @@ class CausalTarget:
         mask = cache.mask(ancestors)
         if self.decoder.config._attn_implementation == "eager":
             mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
-        out = self.decoder(inputs_embeds=vectors, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
+        kept = handed(self.decoder, cache)
+        out = self.decoder(inputs_embeds=vectors, attention_mask=mask, position_ids=places, use_cache=True, **kept)
         if not cache.layers[0].is_initialized:
             raise MmspecError(f"{type(self.model).__name__} does not use the cache that it is given: use a transformer with attention")
         return out.last_hidden_state[:, :width]

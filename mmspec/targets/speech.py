@@ -11,13 +11,14 @@ from mmspec.targets.causal import CausalTarget
 
 
 class SpeechTarget(CausalTarget):
-    """A causal model over a codec's tokens and an end token, the last of the vocabulary.
+    """A causal model over `first` tokens of text, a codec's tokens, and an end token, the last of the vocabulary.
 
-    Where a frame has several tokens, only those of a place's codebook are possible there, and the end only between frames.
+    Where a frame has several tokens, only those of a place's codebook are possible there, and the end only between frames; there is no
+    text between those.
     """
 
-    def __init__(self, model: PreTrainedModel, offset: int, codec: Codec, hash: str = ""):
-        super().__init__(model, offset, codec.vocabulary + 1, hash)
+    def __init__(self, model: PreTrainedModel, offset: int, codec: Codec, hash: str = "", first: int = 0):
+        super().__init__(model, offset, first + codec.vocabulary + 1, hash)
         self.codebooks, self.codes = codec.frame_tokens, codec.vocabulary // codec.frame_tokens
 
     def guide(

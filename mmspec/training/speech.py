@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mmspec import zoo
-from mmspec.codecs.mel import RATE, MelCodec
+from mmspec.codecs.mel import HOP, RATE, MelCodec
 from mmspec.decode import Stop
 from mmspec.picture import replace
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
@@ -20,7 +20,7 @@ from mmspec.training.capture import Captured, capture
 from mmspec.training.codec import encode_utterances, mels, train_codec
 from mmspec.training.drafters import train_drafters
 from mmspec.training.run import Run
-from mmspec.training.speech_target import Spoken, held_out_loss, phoneme_tokenizer, train_target
+from mmspec.training.speech_target import Spoken, held_out_loss, interleaved, phoneme_tokenizer, train_target
 from mmspec.training.voices import Utterance, build
 
 console = Console(stderr=True)
@@ -71,28 +71,32 @@ def tokens(run: Run) -> list[tuple[Utterance, Tensor]]:
 
 def spoken(run: Run) -> tuple[list[tuple[Utterance, Spoken]], PreTrainedTokenizerFast]:
     """Training sequences and the phoneme tokenizer."""
-    coded, end = tokens(run), run.recipe["codec"]["model"]["codes"]
+    coded, shape = tokens(run), run.recipe["codec"]["model"]
     text = phoneme_tokenizer(sorted({letter for one, _ in coded for letter in one.phonemes}), list(run.recipe["data"]["voices"]))
-    last = torch.tensor([end], dtype=torch.int16)
-    return [
-        (one, Spoken(one.voice, text(f"<{one.voice}>{one.phonemes}").input_ids, torch.cat([codes, last]))) for one, codes in coded
-    ], text
+    last = torch.tensor([len(text) + shape["codes"]])
+
+    def sequence(one: Utterance, codes: Tensor) -> Spoken:
+        prompt = text(f"<{one.voice}>{one.phonemes}").input_ids
+        places = (torch.tensor(one.onsets) / (HOP * shape["stride"])).round().long()
+        said = interleaved(torch.tensor(prompt[-1 - len(places) : -1]), places, codes.long() + len(text))
+        return Spoken(one.voice, prompt, torch.cat([said, last]).short())
+
+    return [(one, sequence(one, codes)) for one, codes in coded], text
 
 
 def target(run: Run) -> None:
     """Train the decoder-only model and VADUSA's heads with it; weights are stored in bfloat16."""
-    stage, end = run.recipe["target"], run.recipe["codec"]["model"]["codes"]
+    stage = run.recipe["target"]
     found, text = spoken(run)
     checkpoint = run.file("target", run.recipe["data"], zoo.weights_hash(run.out / "codec"), {k: stage[k] for k in ("model", "heads")})
-    model = train_target(
-        [one for said, one in found if not said.held_out], text, end, stage, run.budget(stage), checkpoint, device=run.device
-    )
+    seen, codes = [one for said, one in found if not said.held_out], run.recipe["codec"]["model"]["codes"]
+    model = train_target(seen, text, codes, stage, run.budget(stage), checkpoint, device=run.device)
     model = model.float()
     console.print(f"held out: {held_out_loss(model, [one for said, one in found if said.held_out]):.4f} nats a token")
     text.save_pretrained(run.out / "tokenizer")
     model.language.bfloat16().save_pretrained(run.out / "transformer")
     torch.save(model.heads.state_dict(), run.work / "heads.pt")
-    ratio = torch.tensor([len(one.codes) / len(said.phonemes) for said, one in found if len(said.phonemes) >= 20])
+    ratio = torch.tensor([len(one.tokens) / len(said.phonemes) for said, one in found if len(said.phonemes) >= 20])
     index = {
         "_class_name": "TextToSpeechPipeline",
         "transformer": ["transformers", "LlamaForCausalLM"],
@@ -100,6 +104,7 @@ def target(run: Run) -> None:
         "tokens_per_phoneme": round(1.25 * float(ratio.max()), 2),
         "longest_sentence": int((stage["widths"][-1] - 4) / (1 + float(ratio.quantile(0.99)))),
         "silence": silent_codes(run),
+        "interleaved": True,
         **run.recipe["pipeline"],
     }
     (run.out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -139,7 +144,7 @@ def captured(run: Run) -> Captured:
     chance = random.Random(0)
     found = [(said, one) for said, one in spoken(run)[0] if not said.held_out]
     texts = sorted((spliced(chance, [said.phonemes for said, _ in found]) for _ in range(stage["sampled"])), key=len)
-    taken = sorted((chance.choice(found)[1] for _ in range(stage["taken"])), key=lambda one: len(one.codes))
+    taken = sorted((chance.choice(found)[1] for _ in range(stage["taken"])), key=lambda one: len(one.tokens))
 
     def batches(rows: list) -> list[list]:
         """Rows of a batch end at about the same time."""
@@ -148,8 +153,8 @@ def captured(run: Run) -> Captured:
         return parts
 
     asked = [Prompts([goal.encode([text], chance.choice(goal.voices)).conditional[0] for text in part]) for part in batches(texts)]
-    given = [(Prompts([one.prompt for one in part]), [one.codes.long() for one in part]) for part in batches(taken)]
-    stop = Stop(max(len(one.codes) for _, one in found), frozenset({goal.end}))
+    given = [(Prompts([one.prompt for one in part]), [one.tokens.long() for one in part]) for part in batches(taken)]
+    stop = Stop(max(len(one.tokens) for _, one in found), frozenset({goal.end}))
     return capture(goal.target, asked, stop, given, run.file("captured", goal.target.hash, stage))
 
 

@@ -1,4 +1,4 @@
-"""The speech model: a voice and phonemes as prefix, then codec tokens and an end token, one Llama over all of them, with VADUSA's heads."""
+"""The speech model: a voice and phonemes as prefix, then each phoneme once more before its codec tokens, one Llama over all of them, with VADUSA's heads."""
 
 import random
 from collections import Counter
@@ -37,60 +37,68 @@ def phoneme_tokenizer(alphabet: list[str], voices: list[str]) -> PreTrainedToken
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """One training sequence: who speaks, prompt ids, and codes with the end token."""
+    """One training sequence: who speaks, prompt ids, and the ids of what is said: phonemes, codec tokens, the end."""
 
     voice: str
     prompt: list[int]
-    codes: Tensor
+    tokens: Tensor
+
+
+def interleaved(phonemes: Tensor, places: Tensor, codes: Tensor) -> Tensor:
+    """`codes` with phoneme i before those from `places[i]` on (ELLA-V, Song et al. 2024, arXiv 2401.07333)."""
+    order = torch.cat([2 * places, 2 * torch.arange(len(codes)) + 1]).argsort(stable=True)
+    return torch.cat([phonemes, codes])[order]
 
 
 def batches(
-    found: list[Spoken], offset: int, widths: list[int], tokens: int, noise: float, balance: float, seed: int
+    found: list[Spoken], first: int, widths: list[int], tokens: int, noise: float, balance: float, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (input ids, labels), labels -100 on text and padding.
+    """Endless (input ids, labels), labels -100 on prompts and padding.
 
     Sequences are padded to the least of `widths` that holds them (few shapes for a compiled model) and batched with their like,
-    about `tokens` places a batch. In half of the rows a share of the input codes, uniform in [0, noise], is replaced by other codes.
+    about `tokens` places a batch. In half of the rows a share of the input codes (ids from `first` on), uniform in [0, noise], is
+    replaced by other codes.
     A voice with n sequences is drawn in proportion to n^balance: 1 draws all sequences alike, 0 all voices.
     """
     chance, dice = random.Random(seed), torch.Generator().manual_seed(seed)
     rooms: list[list[Spoken]] = [[] for _ in widths]
     for one in found:
-        room = next((i for i, width in enumerate(widths) if len(one.prompt) + len(one.codes) <= width), None)
+        room = next((i for i, width in enumerate(widths) if len(one.prompt) + len(one.tokens) <= width), None)
         if room is not None:
             rooms[room].append(one)
     heard = Counter(one.voice for one in found)
     weights = [[heard[one.voice] ** (balance - 1) for one in room] for room in rooms]
     shares = [sum(room) * width for room, width in zip(weights, widths)]
-    every = torch.cat([one.codes[:-1] for one in found]).long()
+    every = torch.cat([one.tokens[:-1] for one in found]).long()
+    every = every[every >= first]
     while True:
         room = chance.choices(range(len(widths)), shares)[0]
         rows = chance.choices(rooms[room], weights[room], k=max(1, tokens // widths[room]))
         ids = torch.zeros(len(rows), widths[room], dtype=torch.long)
         labels = torch.full_like(ids, -100)
         for row, one in enumerate(rows):
-            first, end, codes = len(one.prompt), len(one.prompt) + len(one.codes), one.codes.long()
-            labels[row, first:end] = codes
+            begin, end, said = len(one.prompt), len(one.prompt) + len(one.tokens), one.tokens.long()
+            labels[row, begin:end] = said
             if noise and chance.random() < 0.5:
-                wrong = torch.rand(len(codes), generator=dice) < chance.random() * noise
-                codes = torch.where(wrong, every[torch.randint(len(every), codes.shape, generator=dice)], codes)
-            ids[row, :end] = torch.cat([torch.tensor(one.prompt), codes + offset])
+                wrong = (torch.rand(len(said), generator=dice) < chance.random() * noise) & (said >= first)
+                said = torch.where(wrong, every[torch.randint(len(every), said.shape, generator=dice)], said)
+            ids[row, :end] = torch.cat([torch.tensor(one.prompt), said])
         yield ids, labels
 
 
 class JointModel(nn.Module):
     """A language model and the heads that are trained with it (VADUSA: joint training is part of the method)."""
 
-    def __init__(self, language: LlamaForCausalLM, offset: int, heads: int):
+    def __init__(self, language: LlamaForCausalLM, heads: int):
         super().__init__()
-        self.language, self.offset = language, offset
+        self.language = language
         self.heads = nn.ModuleList(ResidualHead(language.config.hidden_size) for _ in range(heads))
 
     def terms(self, body, batch: tuple[Tensor, Tensor], weight: float, decay: float) -> dict[str, Tensor]:
-        """Cross entropy of the next code plus weight * sum_k decay^k that of head k = 1, 2, ..., k places further; nats a token."""
+        """Cross entropy of the next token plus weight * sum_k decay^k that of head k = 1, 2, ..., k places further; nats a token."""
         ids, labels = (part.to(self.language.device) for part in batch)
         hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-        table = self.language.lm_head.weight[self.offset :]
+        table = self.language.lm_head.weight
 
         def error(hidden: Tensor, ahead: int) -> Tensor:
             wanted = labels[:, ahead:]
@@ -117,7 +125,7 @@ def train_target(
     torch.manual_seed(seed)
     special = dict(bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=len(tokenizer) + codes)
     language = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) + codes + 1, **special, **config["model"]))
-    model = JointModel(language, len(tokenizer), config["heads"])
+    model = JointModel(language, config["heads"])
     chosen = optimizers(model, config["lr"], config.get("weight_decay", 0.01), config.get("muon_lr"))
     body = torch.compile(language.model, dynamic=False) if config.get("compile") else language.model
 
@@ -133,12 +141,12 @@ def train_target(
 
 @torch.inference_mode()
 def held_out_loss(model: JointModel, found: list[Spoken]) -> float:
-    """Cross entropy of the next code on sequences that were not trained on, nats a token."""
+    """Cross entropy of the next token on sequences that were not trained on, nats a token."""
     total = count = 0.0
     for one in found:
-        ids = torch.cat([torch.tensor(one.prompt), one.codes.long() + model.offset])[None].to(model.language.device)
-        labels = torch.full_like(ids, -100)
-        labels[0, len(one.prompt) :] = one.codes.long()
-        total += float(model.terms(model.language.model, (ids, labels), 0.0, 1.0)["own"]) * len(one.codes)
-        count += len(one.codes)
+        ids = torch.cat([torch.tensor(one.prompt), one.tokens.long()])[None].to(model.language.device)
+        labels = ids.clone()
+        labels[0, : len(one.prompt)] = -100
+        total += float(model.terms(model.language.model, (ids, labels), 0.0, 1.0)["own"]) * len(one.tokens)
+        count += len(one.tokens)
     return total / count

