@@ -5,6 +5,7 @@ import random
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,10 +18,15 @@ import mmspec
 from mmspec import drafters, zoo
 from mmspec.codecs.hub import HubCodec
 from mmspec.codecs.mel import MelCodec
+from mmspec.decode import generate
+from mmspec.drafters.jacobi import JacobiDrafter
+from mmspec.drafters.none import NoDrafter
 from mmspec.drafters.vadusa import VadusaDrafter
 from mmspec.errors import MmspecError
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
+from mmspec.sampling import Sampling
 from mmspec.targets.speech import SpeechTarget
+from mmspec.training.capture import features_of
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -632,16 +638,25 @@ def test_hub_codec_is_saved(hub, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def mixed(pipe) -> TextToSpeechPipeline:
-    """The random model as one that says phonemes among its codes."""
-    found = TextToSpeechPipeline(pipe.tokenizer, pipe.transformer, pipe.codec, ["ada", "ben"], tokens_per_phoneme=8.0, interleaved=True)
+    """A random model that says where its phonemes begin."""
+    speaker = llama(len(pipe.tokenizer) + 32 + 2, seed=3)
+    options: dict = dict(tokens_per_phoneme=8.0, longest_sentence=50, interleaved=True)
+    found = TextToSpeechPipeline(pipe.tokenizer, speaker, pipe.codec, ["ada", "ben"], **options)
+    speaker.lm_head.weight.data[-1] = 2 * speaker.lm_head.weight[len(pipe.tokenizer)]  # marks are not rare, even when greedy
     found.folder = pipe.folder
     return found
+
+
+def said(mixed, **how) -> list[int]:
+    """What the model says of one text, marks and end too, in plain decoding."""
+    prompts, stop = mixed.rows([{"prompt": TEXT, "voice": "ada"}])
+    return generate(mixed.target, prompts, 1, stop, **how).tokens[0]
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
 def test_interleaved(mixed, temperature: float, penalty: float) -> None:
-    """Phonemes are said, verified and counted, and not heard; every drafter gives the same, and chunks join to the whole."""
+    """Marks are verified and counted, and not heard; every drafter gives the same, and chunks join to the whole."""
     how: dict = dict(seed=4, temperature=temperature, repetition_penalty=penalty)
     wanted = mixed(TEXT, drafter="none", **how)
     assert wanted.tokens[0] and len(wanted.tokens[0]) < wanted.stats[0].tokens and all(0 <= code < 32 for code in wanted.tokens[0])
@@ -654,31 +669,60 @@ def test_interleaved(mixed, temperature: float, penalty: float) -> None:
     assert len(joined) == len(wanted.audio) and (joined - wanted.audio).abs().max() < CLOSE * wanted.audio.abs().max()
 
 
-def test_interleaved_stall(mixed, force, monkeypatch) -> None:
-    """Silence is found among phonemes: 172 silent codes end a sentence however many phonemes stand between."""
-    quiet, phoneme = mixed.first + 7, 9
+def test_interleaved_law(mixed) -> None:
+    """As many marks as phonemes, and only then the end; a batch of different texts gives what each gives alone, with drafts too."""
+    texts = [TEXT, "And you?", "I am fine, thank you."]
+    prompts, stop = mixed.rows([{"prompt": text, "voice": "ben"} for text in texts])
+    stop = replace(stop, length=400)
+    alone = [generate(mixed.target, prompts.part(slice(i, i + 1), 1.0), 1, stop, seeds=[i]).tokens[0] for i in range(3)]
+    for row, prompt in zip(alone, prompts.conditional):
+        assert row[-1] == mixed.end and row.count(mixed.end) == 1 and row.count(mixed.end + 1) == len(prompt) - 3
+    for drafter in (NoDrafter(), JacobiDrafter(6), drafters.load("vadusa", mixed.folder, mixed.target)):
+        assert generate(mixed.target, prompts, 3, stop, drafter, seeds=0).tokens == alone
+
+
+def test_interleaved_reads_its_phonemes(mixed) -> None:
+    """What the model reads in a mark's place is the phoneme that begins: greedy decoding is that of `transformers.generate` over the ids
+    themselves, and one pass over all of them gives the same features."""
+    prompts, stop = mixed.rows([{"prompt": TEXT, "voice": "ada"}])
+    greedy = said(mixed, sampling=Sampling(0.0))
+    start, target = len(prompts.conditional[0]), mixed.target
+    law: dict = dict(max_new_tokens=stop.length, do_sample=False, eos_token_id=target.offset + mixed.end, pad_token_id=0)
+    ids = mixed.transformer.generate(torch.tensor(prompts.conditional), logits_processor=[target.processor(start)], **law)[0]
+    assert ids[start:].tolist() == target.sequence(torch.tensor(prompts.conditional[0]), torch.tensor(greedy)).tolist()
+    assert [i for i in ids[start:].tolist() if i < target.offset] == prompts.conditional[0][2:-1] and greedy[-1] == mixed.end
+    codes = torch.tensor([token < mixed.end for token in greedy])
+    best = target.logits(features_of(target, prompts.conditional, [torch.tensor(greedy)])[0])[:, : mixed.end].argmax(1)
+    assert codes.sum() > 10 and (best[codes] == torch.tensor(greedy)[codes]).all()
+
+
+def test_interleaved_stall(mixed, monkeypatch) -> None:
+    """Silence is found among phonemes: 172 silent codes end a sentence however many marks stand between."""
     honest = SpeechTarget.guide
 
     def guide(self, state, logits, places):
-        turn = torch.where(places % 5 == 0, phoneme, quiet)[..., None]
+        turn = torch.where(places % 20 == 0, mixed.end + 1, 7)[..., None]
         return honest(self, state, logits, places).masked_fill(torch.arange(self.vocabulary) != turn, -torch.inf)
 
     monkeypatch.setattr(SpeechTarget, "guide", guide)
     monkeypatch.setattr(mixed, "silence", frozenset({7}))
     with pytest.warns(UserWarning, match=r"did not end by itself \(silence\)"):
         out = mixed("Hello there, how are you this morning?", seed=1)
-    assert out.ended == ["silence"] and out.tokens == [[7] * 172] and out.stats[0].tokens == 172 + 172 // 4
+    assert out.ended == ["silence"] and out.tokens == [[7] * 172] and out.stats[0].tokens == 172 + 10
 
 
 def test_interleaved_is_saved(mixed, hub, tmp_path: Path) -> None:
-    """The setting is kept; a codec of several tokens a frame is refused."""
+    """The setting is kept; a codec of several tokens a frame, and a model without the mark, are refused."""
     mixed.save_pretrained(tmp_path)
     again = TextToSpeechPipeline.from_pretrained(tmp_path, torch_dtype=torch.float64)
     assert again.interleaved and again(TEXT, seed=4).tokens == mixed(TEXT, seed=4).tokens
-    with pytest.raises(
-        MmspecError, match="interleaved is set, and the codec has 3 tokens a frame: give one of a single token, or leave it out"
+    for model, text in (
+        (hub, "interleaved is set, and the codec has 3 tokens a frame: give one of a single token"),
+        (mixed, "the mark are"),
     ):
-        TextToSpeechPipeline(hub.tokenizer, hub.transformer, hub.codec, ["ada"], interleaved=True)
+        speaker = llama(len(hub.tokenizer) + 3 * 16 + 2) if model is hub else llama(len(hub.tokenizer) + 33)
+        with pytest.raises(MmspecError, match=text):
+            TextToSpeechPipeline(hub.tokenizer, speaker, model.codec, ["ada"], interleaved=True)
 
 
 class Clicks:

@@ -16,7 +16,7 @@ from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.training import codec, voices
 from mmspec.training.recipe import train
 from mmspec.training.run import Run
-from mmspec.training.speech_target import JointModel, Spoken, batches, interleaved, phoneme_tokenizer
+from mmspec.training.speech_target import JointModel, Spoken, batches, marked, phoneme_tokenizer
 from mmspec.training.voices import build, made, recording, spoken
 
 LINES = [f"{one} {other}." for one in ("Red apples", "Two birds", "The old men") for other in ("fall", "sing", "wait", "go home", "sleep")]
@@ -135,18 +135,20 @@ def test_made_sentences() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_batches(noise: float) -> None:
     """Labels are what is said and the end, inputs are padded to a width; noise changes codes among the inputs only, into other codes."""
-    found = [Spoken("ada", [1, 4, 7, 2], torch.tensor([7, *[8 + row % 30] * (4 + row), 39], dtype=torch.int16)) for row in range(20)]
+    found = [Spoken("ada", [1, 4, 7, 2], torch.tensor([32, *[row % 30] * (4 + row), 31], dtype=torch.int16)) for row in range(20)]
+    letters = torch.arange(8) >= 5
     found.append(Spoken("ada", [1, 2], torch.zeros(100, dtype=torch.int16)))  # fits no width
     known = {tuple(one.tokens.tolist()) for one in found[:-1]}
-    source = batches(found, 8, [16, 32], 64, noise, 1.0, seed=0)
+    source = batches(found, 8, 31, letters, [16, 32], 64, noise, 1.0, seed=0)
     widths, wrong, total = set(), 0, 0
     for _ in range(40):
         ids, labels = next(source)
         widths.add(ids.shape)
         kept = labels != -100
         assert all(tuple(row[row != -100].tolist()) in known for row in labels)
-        assert (ids[:, 0] == 1).all() and (ids[kept] < 40).all() and ((ids[kept] == 7) == (labels[kept] == 7)).all()
-        wrong, total = wrong + int((ids[kept] != labels[kept]).sum()), total + int(kept.sum())
+        assert (ids[:, 0] == 1).all() and (ids[kept] < 40).all() and ((ids[kept] == 7) == (labels[kept] == 32)).all()
+        codes = labels < 32
+        wrong, total = wrong + int((ids != labels + 8)[kept & codes].sum()), total + int(kept.sum())
     assert widths == {(4, 16), (2, 32)}
     assert wrong == 0 if noise == 0 else 0.02 < wrong / total < 0.2
 
@@ -160,7 +162,7 @@ def test_balance(balance: float, share: float) -> None:
         for mark, (voice, count) in enumerate(counts.items(), 4)
         for row in range(count)
     ]
-    source = batches(found, 200, [8], 800, 0.0, balance, seed=0)
+    source = batches(found, 200, 101, torch.arange(200) > 9, [8], 800, 0.0, balance, seed=0)
     ids = torch.cat([next(source)[0] for _ in range(20)])
     assert (ids[:, 0] == 5).float().mean().item() == pytest.approx(share, abs=0.04)
 
@@ -168,30 +170,30 @@ def test_balance(balance: float, share: float) -> None:
 def test_heads_look_further_ahead(rebuilt: Path) -> None:
     """The loss of head k is over the code k + 1 places on: codes that can be told only from the place before cost it nothing."""
     pipe = TextToSpeechPipeline.from_pretrained(rebuilt / "out")
-    model = JointModel(pipe.transformer, 2)
-    ids = torch.tensor([[1, 5, 2, 3, 14, 15, 16]])
-    labels = torch.tensor([[-100] * 3 + [3, 14, 15, 16]])
+    model = JointModel(pipe.transformer, len(pipe.tokenizer), 2)
+    ids = torch.tensor([[1, 5, 2, *[len(pipe.tokenizer) + code for code in (3, 4, 5, 6)]]])
+    labels = torch.tensor([[-100] * 3 + [3, 4, 5, 6]])
     terms = model.terms(pipe.transformer.model, (ids, labels), 0.5, 0.8)
     hidden = pipe.transformer.model(ids).last_hidden_state[0]
-    table = pipe.transformer.lm_head.weight
+    table = pipe.transformer.lm_head.weight[len(pipe.tokenizer) :]
 
     def error(states: torch.Tensor, wanted: list[int]) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(states @ table.T, torch.tensor(wanted))
 
     own, first, second = (
-        error(hidden[2:6], [3, 14, 15, 16]),
-        error(model.heads[0](hidden)[1:5], [3, 14, 15, 16]),
-        error(model.heads[1](hidden)[0:4], [3, 14, 15, 16]),
+        error(hidden[2:6], [3, 4, 5, 6]),
+        error(model.heads[0](hidden)[1:5], [3, 4, 5, 6]),
+        error(model.heads[1](hidden)[0:4], [3, 4, 5, 6]),
     )
     assert terms["own"] == pytest.approx(float(own.detach())) and terms["last"] == pytest.approx(float(second.detach()))
     assert float(terms["loss"].detach()) == pytest.approx(float(own + 0.5 * (0.8 * first + 0.64 * second).detach()))
 
 
-def test_interleaved() -> None:
-    """Each phoneme stands before the codes from its place on; those at one place keep their order, and no code is lost."""
-    codes = torch.tensor([50, 51, 52, 53])
-    assert interleaved(torch.tensor([5, 6, 7]), torch.tensor([0, 2, 2]), codes).tolist() == [5, 50, 51, 6, 7, 52, 53]
-    assert interleaved(torch.tensor([5, 6]), torch.tensor([1, 4]), codes).tolist() == [50, 5, 51, 52, 53, 6]
+def test_marked() -> None:
+    """A mark stands before the codes from each place on, as many at one place as there are; no code is lost, and the end is last."""
+    codes = torch.tensor([5, 6, 7, 8])
+    assert marked(codes, torch.tensor([0, 2, 2]), 9).tolist() == [10, 5, 6, 10, 10, 7, 8, 9]
+    assert marked(codes, torch.tensor([1, 4]), 9).tolist() == [5, 10, 6, 7, 8, 10, 9]
 
 
 def test_phoneme_tokenizer() -> None:

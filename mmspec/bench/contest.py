@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 from rich.progress import track
-from transformers import SuppressTokensLogitsProcessor
 
 from mmspec import drafters
 from mmspec.bench import report
@@ -44,7 +43,6 @@ class Transformers:
 
     def __init__(self, target: CausalTarget, end: int | None = None, temperature: float = 1.0):
         self.target, self.temperature = target, temperature
-        self.others = SuppressTokensLogitsProcessor(list(range(target.offset)), device=str(target.device))
         self.ends = {} if end is None else dict.fromkeys(("eos_token_id", "pad_token_id"), target.offset + end)
 
     def __call__(self, prompts: Prompts, length: int, seed: int) -> Generation:
@@ -56,7 +54,7 @@ class Transformers:
             else {"guidance_scale": prompts.guidance, "negative_prompt_ids": torch.tensor(prompts.unconditional, device=ids.device)}
         )
         began = perf_counter()
-        law = dict(do_sample=True, top_k=0, temperature=self.temperature, logits_processor=[self.others])
+        law = dict(do_sample=True, top_k=0, temperature=self.temperature, logits_processor=[self.target.processor(ids.shape[1])])
         out = self.target.model.generate(ids, max_new_tokens=length, **law, **guided, **self.ends)
         tokens = (out[:, ids.shape[1] :] - self.target.offset).tolist()
         total = perf_counter() - began

@@ -31,7 +31,7 @@ from mmspec.pipelines.solo import Run
 from mmspec.reading import Reader, Sentence
 from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
-from mmspec.targets.speech import SpeechTarget
+from mmspec.targets.speech import SpeechTarget, phonemes_of
 
 # Seconds of new speech in a piece, and in a sentence's first one: less is heard sooner, and decodes more context for each sample.
 PIECE, FIRST = 0.6, 0.3
@@ -111,8 +111,8 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
 
     `codec` is a `MelCodec`, a `HubCodec`, or anything that follows `codecs.base.Codec` (which speaks, but is not saved). `voices` are
     those that the tokenizer has a token `<voice>` for. `tokens_per_phoneme` bounds how long a sentence may become, and sentences of more
-    phonemes than `longest_sentence` are said in parts; tokens in `silence` are silent. An `interleaved` model says each phoneme before the
-    codec's tokens that voice it (ELLA-V, Song et al. 2024, arXiv 2401.07333).
+    phonemes than `longest_sentence` are said in parts; tokens in `silence` are silent. An `interleaved` model says where each phoneme begins
+    (`SpeechTarget`).
     """
 
     def __init__(
@@ -138,11 +138,11 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
             raise MmspecError(
                 f"the tokenizer has no token <{missing[0]}>: name its voices" if missing else "voices is empty: name at least one"
             )
-        wanted, has = len(tokenizer) + codec.vocabulary + 1, transformer.get_output_embeddings().weight.shape[0]
+        wanted, has = len(tokenizer) + codec.vocabulary + 1 + interleaved, transformer.get_output_embeddings().weight.shape[0]
         if has != wanted:
             raise MmspecError(
-                f"the transformer has {has} tokens, but the tokenizer's {len(tokenizer)}, the codec's {codec.vocabulary} and the end are "
-                f"{wanted}: give parts of one model"
+                f"the transformer has {has} tokens, but the tokenizer's {len(tokenizer)}, the codec's {codec.vocabulary} and the end"
+                f"{' and the mark' if interleaved else ''} are {wanted}: give parts of one model"
             )
         if interleaved and codec.frame_tokens > 1:
             raise MmspecError(
@@ -219,21 +219,17 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
         return self
 
     def view(self, hash: str) -> SpeechTarget:
-        return SpeechTarget(self.transformer, len(self.tokenizer) - self.first, self.codec, hash, self.first)
-
-    @property
-    def first(self) -> int:
-        """The first of the target's tokens that is the codec's; those before are the tokenizer's."""
-        return len(self.tokenizer) if self.interleaved else 0
+        phonemes = phonemes_of(self.tokenizer) if self.interleaved else None
+        return SpeechTarget(self.transformer, len(self.tokenizer), self.codec, hash, phonemes)
 
     @property
     def end(self) -> int:
-        """The target's token that ends a sentence: the one after the codec's."""
-        return self.first + self.codec.vocabulary
+        """The token that ends a sentence: the one after the codec's."""
+        return self.codec.vocabulary
 
     def codes(self, tokens: list[int]) -> list[int]:
-        """The codec's tokens among the target's."""
-        return [token - self.first for token in tokens if self.first <= token < self.end]
+        """The codec's tokens among those of the model."""
+        return [token for token in tokens if 0 <= token < self.end]
 
     @cached_property
     def reader(self) -> Reader:

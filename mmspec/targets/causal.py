@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import LogitsProcessor, PreTrainedModel, SuppressTokensLogitsProcessor
 
 from mmspec.cache import TreeCache, causal, handed, positions
 from mmspec.errors import MmspecError
@@ -151,6 +151,18 @@ class CausalTarget:
         """The model's own table; `ids` are the model's."""
         return self.model.get_input_embeddings()(ids)
 
+    def ids(self, state: State, tree: DraftTree) -> Int[Tensor, "row node"]:
+        """What the model reads in a node's place."""
+        return tree.tokens + self.offset
+
+    def sequence(self, prompt: Int[Tensor, "position"], tokens: Int[Tensor, "token"]) -> Int[Tensor, "token"]:
+        """What the model reads in the place of `tokens` after a prompt (the model's own ids)."""
+        return tokens + self.offset
+
+    def processor(self, start: int) -> LogitsProcessor:
+        """What `transformers.generate` needs to follow the same law after prompts of `start` ids."""
+        return SuppressTokensLogitsProcessor(list(range(self.offset)), device=str(self.device))
+
     def read(self, prompts: Prompts) -> list[Reading]:
         """What the decoder is given for each stream's prompt."""
         every = [torch.tensor(ids, device=self.device) for ids in prompts.streams]
@@ -199,7 +211,7 @@ class CausalTarget:
     @torch.inference_mode()
     def forward(self, state: State, tree: DraftTree) -> Output:
         depths = tree.depths.repeat(state.streams, 1)
-        ids = (tree.tokens + self.offset).repeat(state.streams, 1)
+        ids = self.ids(state, tree).repeat(state.streams, 1)
         # Rows ahead of the others, and stopped ones, get nodes beyond the end: what is said there is never kept.
         where = positions(state.cache.lengths, depths).clamp(max=self.positions - 1) + state.shift
         hidden = self._run(state.cache, self.embed(ids), tree.ancestors().repeat(state.streams, 1, 1), where)

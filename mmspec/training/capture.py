@@ -39,7 +39,8 @@ def features_of(target: CausalTarget, prompts: list[list[int]], tokens: list[Ten
     longest = max(len(prompt) + len(row) - 1 for prompt, row in zip(prompts, tokens, strict=True))
     ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=target.device)
     for row, (prompt, found) in enumerate(zip(prompts, tokens)):
-        ids[row, : len(prompt) + len(found) - 1] = torch.cat([torch.tensor(prompt), found[:-1] + target.offset]).to(target.device)
+        given = torch.tensor(prompt)
+        ids[row, : len(prompt) + len(found) - 1] = torch.cat([given, target.sequence(given, found[:-1])]).to(target.device)
     hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return [hidden[row, len(prompt) - 1 :][: len(found)] for row, (prompt, found) in enumerate(zip(prompts, tokens))]
 

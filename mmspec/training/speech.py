@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from mmspec import zoo
 from mmspec.codecs.mel import HOP, RATE, MelCodec
-from mmspec.decode import Stop
 from mmspec.picture import replace
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.targets.causal import Prompts
@@ -20,7 +19,7 @@ from mmspec.training.capture import Captured, capture
 from mmspec.training.codec import encode_utterances, mels, train_codec
 from mmspec.training.drafters import train_drafters
 from mmspec.training.run import Run
-from mmspec.training.speech_target import Spoken, held_out_loss, interleaved, phoneme_tokenizer, train_target
+from mmspec.training.speech_target import Spoken, held_out_loss, marked, phoneme_tokenizer, train_target
 from mmspec.training.voices import Utterance, build
 
 console = Console(stderr=True)
@@ -73,13 +72,10 @@ def spoken(run: Run) -> tuple[list[tuple[Utterance, Spoken]], PreTrainedTokenize
     """Training sequences and the phoneme tokenizer."""
     coded, shape = tokens(run), run.recipe["codec"]["model"]
     text = phoneme_tokenizer(sorted({letter for one, _ in coded for letter in one.phonemes}), list(run.recipe["data"]["voices"]))
-    last = torch.tensor([len(text) + shape["codes"]])
 
     def sequence(one: Utterance, codes: Tensor) -> Spoken:
-        prompt = text(f"<{one.voice}>{one.phonemes}").input_ids
         places = (torch.tensor(one.onsets) / (HOP * shape["stride"])).round().long()
-        said = interleaved(torch.tensor(prompt[-1 - len(places) : -1]), places, codes.long() + len(text))
-        return Spoken(one.voice, prompt, torch.cat([said, last]).short())
+        return Spoken(one.voice, text(f"<{one.voice}>{one.phonemes}").input_ids, marked(codes.long(), places, shape["codes"]).short())
 
     return [(one, sequence(one, codes)) for one, codes in coded], text
 
@@ -92,7 +88,7 @@ def target(run: Run) -> None:
     seen, codes = [one for said, one in found if not said.held_out], run.recipe["codec"]["model"]["codes"]
     model = train_target(seen, text, codes, stage, run.budget(stage), checkpoint, device=run.device)
     model = model.float()
-    console.print(f"held out: {held_out_loss(model, [one for said, one in found if said.held_out]):.4f} nats a token")
+    console.print(f"held out: {held_out_loss(model, text, codes, [one for said, one in found if said.held_out]):.4f} nats a token")
     text.save_pretrained(run.out / "tokenizer")
     model.language.bfloat16().save_pretrained(run.out / "transformer")
     torch.save(model.heads.state_dict(), run.work / "heads.pt")
@@ -154,7 +150,7 @@ def captured(run: Run) -> Captured:
 
     asked = [Prompts([goal.encode([text], chance.choice(goal.voices)).conditional[0] for text in part]) for part in batches(texts)]
     given = [(Prompts([one.prompt for one in part]), [one.tokens.long() for one in part]) for part in batches(taken)]
-    stop = Stop(max(len(one.tokens) for _, one in found), frozenset({goal.end}))
+    stop = goal.stop(max(len(one.tokens) for _, one in found))
     return capture(goal.target, asked, stop, given, run.file("captured", goal.target.hash, stage))
 
 

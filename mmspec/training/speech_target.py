@@ -1,4 +1,4 @@
-"""The speech model: a voice and phonemes as prefix, then each phoneme once more before its codec tokens, one Llama over all of them, with VADUSA's heads."""
+"""The speech model: a voice and phonemes as prefix, then each phoneme once more before its codec tokens, one Llama over all, with VADUSA's heads."""
 
 import random
 from collections import Counter
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Int
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mmspec.drafters.heads import ResidualHead
+from mmspec.targets.speech import phonemes_of, spelled
 from mmspec.training.fit import Budget, fit, optimizers
 
 SPECIAL = ["<pad>", "<bos>", "<speech>", "<unk>"]
@@ -37,27 +39,34 @@ def phoneme_tokenizer(alphabet: list[str], voices: list[str]) -> PreTrainedToken
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """One training sequence: who speaks, prompt ids, and the ids of what is said: phonemes, codec tokens, the end."""
+    """One training sequence: who speaks, prompt ids, and what is said: codec tokens, a mark where each phoneme begins, the end."""
 
     voice: str
     prompt: list[int]
     tokens: Tensor
 
 
-def interleaved(phonemes: Tensor, places: Tensor, codes: Tensor) -> Tensor:
-    """`codes` with phoneme i before those from `places[i]` on (ELLA-V, Song et al. 2024, arXiv 2401.07333)."""
+def marked(codes: Int[Tensor, "code"], places: Int[Tensor, "phoneme"], end: int) -> Int[Tensor, "token"]:
+    """`codes` with a mark, `end + 1`, before those from each of `places` on, and the end."""
     order = torch.cat([2 * places, 2 * torch.arange(len(codes)) + 1]).argsort(stable=True)
-    return torch.cat([phonemes, codes])[order]
+    return torch.cat([torch.cat([torch.full_like(places, end + 1), codes])[order], torch.tensor([end])])
 
 
 def batches(
-    found: list[Spoken], first: int, widths: list[int], tokens: int, noise: float, balance: float, seed: int
+    found: list[Spoken],
+    offset: int,
+    end: int,
+    phonemes: Bool[Tensor, "id"],
+    widths: list[int],
+    tokens: int,
+    noise: float,
+    balance: float,
+    seed: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (input ids, labels), labels -100 on prompts and padding.
 
     Sequences are padded to the least of `widths` that holds them (few shapes for a compiled model) and batched with their like,
-    about `tokens` places a batch. In half of the rows a share of the input codes (ids from `first` on), uniform in [0, noise], is
-    replaced by other codes.
+    about `tokens` places a batch. In half of the rows a share of the input codes, uniform in [0, noise], is replaced by other codes.
     A voice with n sequences is drawn in proportion to n^balance: 1 draws all sequences alike, 0 all voices.
     """
     chance, dice = random.Random(seed), torch.Generator().manual_seed(seed)
@@ -70,35 +79,36 @@ def batches(
     weights = [[heard[one.voice] ** (balance - 1) for one in room] for room in rooms]
     shares = [sum(room) * width for room, width in zip(weights, widths)]
     every = torch.cat([one.tokens[:-1] for one in found]).long()
-    every = every[every >= first]
+    every = every[every < end]
     while True:
         room = chance.choices(range(len(widths)), shares)[0]
         rows = chance.choices(rooms[room], weights[room], k=max(1, tokens // widths[room]))
         ids = torch.zeros(len(rows), widths[room], dtype=torch.long)
         labels = torch.full_like(ids, -100)
         for row, one in enumerate(rows):
-            begin, end, said = len(one.prompt), len(one.prompt) + len(one.tokens), one.tokens.long()
-            labels[row, begin:end] = said
+            prompt, said = torch.tensor(one.prompt), one.tokens.long()
+            begin, last = len(prompt), len(prompt) + len(said)
+            labels[row, begin:last] = said
             if noise and chance.random() < 0.5:
-                wrong = (torch.rand(len(said), generator=dice) < chance.random() * noise) & (said >= first)
+                wrong = (torch.rand(len(said), generator=dice) < chance.random() * noise) & (said < end)
                 said = torch.where(wrong, every[torch.randint(len(every), said.shape, generator=dice)], said)
-            ids[row, :end] = torch.cat([torch.tensor(one.prompt), said])
+            ids[row, :last] = torch.cat([prompt, spelled(prompt[phonemes[prompt]], said, offset, end + 1)])
         yield ids, labels
 
 
 class JointModel(nn.Module):
     """A language model and the heads that are trained with it (VADUSA: joint training is part of the method)."""
 
-    def __init__(self, language: LlamaForCausalLM, heads: int):
+    def __init__(self, language: LlamaForCausalLM, offset: int, heads: int):
         super().__init__()
-        self.language = language
+        self.language, self.offset = language, offset
         self.heads = nn.ModuleList(ResidualHead(language.config.hidden_size) for _ in range(heads))
 
     def terms(self, body, batch: tuple[Tensor, Tensor], weight: float, decay: float) -> dict[str, Tensor]:
         """Cross entropy of the next token plus weight * sum_k decay^k that of head k = 1, 2, ..., k places further; nats a token."""
         ids, labels = (part.to(self.language.device) for part in batch)
         hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-        table = self.language.lm_head.weight
+        table = self.language.lm_head.weight[self.offset :]
 
         def error(hidden: Tensor, ahead: int) -> Tensor:
             wanted = labels[:, ahead:]
@@ -121,17 +131,18 @@ def train_target(
     seed: int = 0,
     device: str | None = None,
 ) -> JointModel:
-    """Train the decoder over `len(tokenizer) + codes + 1` tokens, and its heads; `checkpoint` is written and resumed."""
+    """Train the decoder over `len(tokenizer) + codes + 2` tokens, and its heads; `checkpoint` is written and resumed."""
     torch.manual_seed(seed)
     special = dict(bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=len(tokenizer) + codes)
-    language = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) + codes + 1, **special, **config["model"]))
-    model = JointModel(language, config["heads"])
+    language = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) + codes + 2, **special, **config["model"]))
+    model = JointModel(language, len(tokenizer), config["heads"])
+    phonemes = phonemes_of(tokenizer)
     chosen = optimizers(model, config["lr"], config.get("weight_decay", 0.01), config.get("muon_lr"))
     body = torch.compile(language.model, dynamic=False) if config.get("compile") else language.model
 
     def source(step: int) -> Iterator[tuple[Tensor, Tensor]]:
         noise, balance = config.get("noise", 0.0), config.get("balance", 1.0)
-        return batches(found, len(tokenizer), config["widths"], config["tokens"], noise, balance, seed + 7919 * step)
+        return batches(found, len(tokenizer), codes, phonemes, config["widths"], config["tokens"], noise, balance, seed + 7919 * step)
 
     def loss(model: JointModel, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return model.terms(body, batch, config["head_weight"], config["head_decay"])
@@ -140,13 +151,12 @@ def train_target(
 
 
 @torch.inference_mode()
-def held_out_loss(model: JointModel, found: list[Spoken]) -> float:
+def held_out_loss(model: JointModel, tokenizer: PreTrainedTokenizerFast, codes: int, found: list[Spoken]) -> float:
     """Cross entropy of the next token on sequences that were not trained on, nats a token."""
     total = count = 0.0
     for one in found:
-        ids = torch.cat([torch.tensor(one.prompt), one.tokens.long()])[None].to(model.language.device)
-        labels = ids.clone()
-        labels[0, : len(one.prompt)] = -100
+        batch = batches([one], len(tokenizer), codes, phonemes_of(tokenizer), [len(one.prompt) + len(one.tokens)], 1, 0.0, 1.0, 0)
+        ids, labels = (part.to(model.language.device) for part in next(batch))
         total += float(model.terms(model.language.model, (ids, labels), 0.0, 1.0)["own"]) * len(one.tokens)
         count += len(one.tokens)
     return total / count
