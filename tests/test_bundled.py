@@ -112,6 +112,20 @@ def test_same_speech_as_plain_decoding(name: str, temperature: float, penalty: f
     assert said(name, temperature, penalty).tokens == plainly(temperature, penalty)
 
 
+def test_greedy_speech_is_that_of_transformers() -> None:
+    """equality: plain decoding in our loop is `transformers.generate` under the target's processor, and each phoneme has begun once, in turn."""
+    target, end = speaker().target, speaker().end
+    for row in ASKED:
+        prompts, stop = speaker().rows([row])
+        tokens = generate(target, prompts, 1, replace(stop, length=96), sampling=Sampling(0.0)).tokens[0]
+        ids = torch.tensor(prompts.conditional)
+        law = dict(max_new_tokens=96, eos_token_id=target.offset + end, pad_token_id=0, logits_processor=[target.processor(ids.shape[1])])
+        wanted = speaker().transformer.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **law)[0, ids.shape[1] :]
+        assert wanted.tolist() == target.sequence(ids[0], torch.tensor(tokens)).tolist()
+        begun = [token for token in wanted.tolist() if token < target.offset]
+        assert len(begun) > 3 and begun == prompts.conditional[0][2:-1][: len(begun)]
+
+
 def test_tolerance_is_lossy_and_longer() -> None:
     """The negative control: more tokens a round, other tokens, and the result says so."""
     exact, loose = said("vadusa", 1.0, 1.0), said("vadusa", 1.0, 1.0, "tolerance:5")

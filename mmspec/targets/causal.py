@@ -151,10 +151,6 @@ class CausalTarget:
         """The model's own table; `ids` are the model's."""
         return self.model.get_input_embeddings()(ids)
 
-    def ids(self, state: State, tree: DraftTree) -> Int[Tensor, "row node"]:
-        """What the model reads in a node's place."""
-        return tree.tokens + self.offset
-
     def sequence(self, prompt: Int[Tensor, "position"], tokens: Int[Tensor, "token"]) -> Int[Tensor, "token"]:
         """What the model reads in the place of `tokens` after a prompt (the model's own ids)."""
         return tokens + self.offset
@@ -209,9 +205,10 @@ class CausalTarget:
         return state
 
     @torch.inference_mode()
-    def forward(self, state: State, tree: DraftTree) -> Output:
+    def forward(self, state: State, tree: DraftTree, ids: Int[Tensor, "row node"] | None = None) -> Output:
+        """`ids` are what the model reads in the nodes' places, their tokens' own if left out."""
         depths = tree.depths.repeat(state.streams, 1)
-        ids = self.ids(state, tree).repeat(state.streams, 1)
+        ids = (tree.tokens + self.offset if ids is None else ids).repeat(state.streams, 1)
         # Rows ahead of the others, and stopped ones, get nodes beyond the end: what is said there is never kept.
         where = positions(state.cache.lengths, depths).clamp(max=self.positions - 1) + state.shift
         hidden = self._run(state.cache, self.embed(ids), tree.ancestors().repeat(state.streams, 1, 1), where)

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,7 +55,7 @@ class SpeechTarget(CausalTarget):
         assert self.phonemes is not None, "the model is not interleaved"
         return prompt[self.phonemes.to(prompt.device)[prompt]]
 
-    def said(self, state: State, tree: DraftTree) -> Int[Tensor, "row node"]:
+    def begun(self, state: State, tree: DraftTree) -> Int[Tensor, "row node"]:
         """How many phonemes have begun when a node has been read."""
         marks = tree.tokens == self.mark
         before = torch.tensor([row.count(self.mark) for row in state.tokens], device=marks.device)
@@ -75,22 +76,17 @@ class SpeechTarget(CausalTarget):
                 state.ahead[row] = Output(self.spell(first.logits, left), first.hidden) if first else None
         return state
 
-    def forward(self, state: State, tree: DraftTree) -> Output:
-        out = super().forward(state, tree)
+    def forward(self, state: State, tree: DraftTree, ids: Int[Tensor, "row node"] | None = None) -> Output:
         if self.phonemes is None:
-            return out
-        every = torch.tensor([len(self.prompted(prompt + self.offset)) for prompt in state.prompts], device=out.logits.device)
-        return Output(self.spell(out.logits, self.said(state, tree) < every[:, None]), out.hidden)
-
-    def ids(self, state: State, tree: DraftTree) -> Int[Tensor, "row node"]:
-        plain = super().ids(state, tree)
-        if self.phonemes is None:
-            return plain
-        due = pad_sequence([self.prompted(prompt + self.offset) for prompt in state.prompts], batch_first=True)
-        if not due.shape[1]:
-            return plain
-        turn = (self.said(state, tree) - 1).clamp(0, due.shape[1] - 1)
-        return torch.where(tree.tokens == self.mark, due.gather(1, turn), plain)
+            return super().forward(state, tree, ids)
+        due = [self.prompted(prompt + self.offset) for prompt in state.prompts]
+        begun, every = self.begun(state, tree), torch.tensor([[len(row)] for row in due], device=self.device)
+        turn = (begun - 1).clamp(min=0).minimum(every)
+        read = torch.where(
+            tree.tokens == self.mark, F.pad(pad_sequence(due, batch_first=True), (0, 1)).gather(1, turn), tree.tokens + self.offset
+        )
+        out = super().forward(state, tree, read)
+        return Output(self.spell(out.logits, begun < every), out.hidden)
 
     def sequence(self, prompt: Int[Tensor, "position"], tokens: Int[Tensor, "token"]) -> Int[Tensor, "token"]:
         if self.phonemes is None:
