@@ -53,8 +53,8 @@ class Transformers:
             if prompts.unconditional is None
             else {"guidance_scale": prompts.guidance, "negative_prompt_ids": torch.tensor(prompts.unconditional, device=ids.device)}
         )
-        began = perf_counter()
         law = dict(do_sample=True, top_k=0, temperature=self.temperature, logits_processor=[self.target.processor(ids.shape[1])])
+        began = perf_counter()
         out = self.target.model.generate(ids, max_new_tokens=length, **law, **guided, **self.ends)
         tokens = (out[:, ids.shape[1] :] - self.target.offset).tolist()
         total = perf_counter() - began
