@@ -1,6 +1,7 @@
 """The tree KV cache: preallocated, a length for each row, accepted paths compacted in place."""
 
 from inspect import signature
+from weakref import proxy
 
 import torch
 from jaxtyping import Bool, Int
@@ -26,7 +27,7 @@ class TreeLayer(CacheLayerMixin):
 
     def __init__(self, owner: "TreeCache"):
         super().__init__()
-        self.owner = owner
+        self.owner = proxy(owner)  # a cycle would keep keys and values until the garbage collector runs
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, width = key_states.shape

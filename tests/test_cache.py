@@ -1,6 +1,8 @@
 """Cache consistency: cached logits are uncached ones, whatever trees and paths came before."""
 
+import gc
 import random
+import weakref
 
 import pytest
 import torch
@@ -200,3 +202,16 @@ def test_memory_is_committed_plus_one_tree() -> None:
                 out.hidden,
             )
     assert state.cache.bytes == wanted and [layer.keys.data_ptr() for layer in state.cache.layers] == before
+
+
+def test_memory_is_freed_at_once() -> None:
+    """A cache that nobody holds is gone with its keys and values, without waiting for the garbage collector."""
+    gc.disable()
+    try:
+        state = text_target().prefill(prompts([[1, 2, 3]]), 8)
+        keys = weakref.ref(state.cache.layers[0].keys)
+        assert keys() is not None
+        del state
+        assert keys() is None
+    finally:
+        gc.enable()

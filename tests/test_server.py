@@ -321,13 +321,13 @@ def test_a_client_that_leaves(address: str) -> None:
 
 def test_key_and_time_and_queue(folders, tmp_path: Path) -> None:
     """With a key, none and a wrong one are 401; with no queue a second request is 429; one that takes too long is 504."""
-    options = ("--models", folders[1], "--timeout", "12", "--rows", "1", "--queue", "0")
+    options = ("--models", folders[1], "--timeout", "12", "--rows", "1", "--queue", "0", "--text", "20000")
     with serving(tmp_path / "log", *options, key=KEY) as address:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}):
             assert httpx.get(f"{address}/v1/models", headers=headers).status_code == 401
         assert httpx.get(f"{address}/health").status_code == 200
         right = {"authorization": f"Bearer {KEY}"}
-        body = {"input": "Hello there. " * 300, "response_format": "flac", "drafter": "none"}
+        body = {"input": "Hello there. " * 1500, "response_format": "flac", "drafter": "none"}
         with ThreadPoolExecutor(1) as pool:
             long = pool.submit(lambda: httpx.post(f"{address}/v1/audio/speech", json=body, headers=right, timeout=60))
             until = time.monotonic() + 11
