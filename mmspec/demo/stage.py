@@ -33,7 +33,11 @@ class Player:
     seats: dict[str | None, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        prompts, stop = self.pipe.rows([example(self.pipe.folder)])
+        asked = example(self.pipe.folder)
+        if hasattr(self.pipe, "voices"):  # the codec has its part of this machine while tokens come: plain decoding is given the same
+            self.plain[1] = max(pace(self.pipe(asked["prompt"], seed=0, drafter="none", stream_to=len).total) for _ in range(2))
+            return
+        prompts, stop = self.pipe.rows([asked])
         for guidance in (0.0, 1.0) if prompts.unconditional else (1.0,):
             part = prompts.part(slice(None), guidance)
             rates = []
@@ -42,7 +46,7 @@ class Player:
                 law: dict[str, Any] = dict(sampling=Sampling(1.0), seeds=[0], rule=acceptance("exact"), stats=stats)
                 for _ in Solo()(self.pipe, "none", part, stop.length)(part, 1, Stop(SAMPLE), **law):
                     pass
-                rates.append((stats.tokens - 1) / (stats.total - stats.prefill))
+                rates.append(pace(stats))
             self.plain[len(part.streams)] = max(rates)
 
     @property
@@ -71,14 +75,20 @@ class Player:
     def numbers(self, stats: GenerationStats, streams: int = 1) -> str:
         """One line, as Markdown."""
         rows = len(stats.runs)
-        if stats.tokens <= rows:  # the first tokens come with the prompt
+        if stats.tokens <= rows:
             return ""
-        rate, plain = (stats.tokens - rows) / (stats.total - stats.prefill) / rows, self.plain[streams]
+        rate, plain = pace(stats), self.plain[streams]
         kept = "the same output as without" if stats.lossless else "**not** the same output as without"
         return (
             f"**{rate:.0f} tokens/s** · {stats.mean_acceptance_length:.2f} tokens a round · **{rate / plain:.2f} ×** plain decoding "
             f"({plain:.0f} tokens/s here) · {stats.drafter}, {stats.acceptance}: {kept}"
         )
+
+
+def pace(stats: GenerationStats) -> float:
+    """Tokens per second of a row, after the first ones, which come with the prompt."""
+    rows = len(stats.runs)
+    return (stats.tokens - rows) / (stats.total - stats.prefill) / rows
 
 
 class Stage:
