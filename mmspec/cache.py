@@ -1,6 +1,7 @@
 """The tree KV cache: preallocated, a length for each row, accepted paths compacted in place."""
 
 from inspect import signature
+from typing import cast
 from weakref import proxy
 
 import torch
@@ -27,7 +28,7 @@ class TreeLayer(CacheLayerMixin):
 
     def __init__(self, owner: "TreeCache"):
         super().__init__()
-        self.owner = proxy(owner)  # a cycle would keep keys and values until the garbage collector runs
+        self.owner = cast(TreeCache, proxy(owner))  # a cycle would keep keys and values until the garbage collector runs
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, width = key_states.shape
