@@ -226,7 +226,11 @@ def test_held_out(model: Path, work: Path) -> None:
 
 
 def test_held_out_refuses(model: Path, work: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "ada.jsonl").write_text('{"text": "One.", "phonemes": "w", "voice": "ada", "held_out": true, "start": 0, "end": 1}\n')
     for arguments, text in (
+        ((model, old, None, 4), "ada.jsonl is damaged or of another version: remove it, and its recording is made anew"),
         ((model, work / "data", "eve", 4), "unknown voice 'eve'"),
         ((model, work / "data", None, 5), "--sentences 5 is out of range: the model has 4 held-out sentences, give from 2 on"),
         ((model, tmp_path, None, 4), "no recordings of ada in .*: give --work, or make them: mmspec train .*recipe.yaml --stages data"),

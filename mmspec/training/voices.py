@@ -52,6 +52,14 @@ class Utterance:
     onsets: list[int]
 
 
+def utterances(index: Path) -> list[Utterance]:
+    """Those that a recording's list names."""
+    try:
+        return [Utterance(**json.loads(row)) for row in index.read_text().splitlines()]
+    except (ValueError, TypeError):
+        raise MmspecError(f"{index} is damaged or of another version: remove it, and its recording is made anew") from None
+
+
 def made(chance: random.Random) -> str:
     """A sentence with what WordNet lacks: names, numbers, money, dates, times, questions."""
     (name, other), place, thing = chance.sample(NAMES, 2), chance.choice(PLACES), chance.choice(THINGS)
@@ -190,7 +198,7 @@ def build(folder: Path, voices: dict[str, int], held_out: int = 100, seed: int =
 def record(folder: Path, voice: str, lines: list[str], held_out: int, bar: Progress) -> list[Utterance]:
     """One voice's utterances; the first `held_out` lines are held out. A recording that stopped half-way is continued."""
     index, path = folder / f"{voice}.jsonl", folder / f"{voice}.pcm"
-    found = [Utterance(**json.loads(row)) for row in index.read_text().splitlines()] if index.exists() else []
+    found = utterances(index) if index.exists() else []
     if any(one.text != line for one, line in zip(found, lines)):
         found = []
         index.unlink()
