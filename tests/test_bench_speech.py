@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ import torch
 from PIL import Image
 
 from mmspec import cli
+from mmspec.bench import contest
 from mmspec.bench.contest import Transformers
 from mmspec.drafters.hawk_path import HawkPathDrafter
 from mmspec.drafters.medusa import MedusaDrafter
 from mmspec.drafters.vadusa import VadusaDrafter
 from mmspec.errors import MmspecError
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
+from mmspec.targets.causal import Prompts
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("torchaudio")
@@ -142,6 +145,23 @@ def test_wrong_models(run, model: Path, model_folder: Path) -> None:
     """A model of another kind is named as one."""
     code, _, err = run("speech", "--quick", "--model", model_folder)
     assert code == 2 and "not a TextToSpeechPipeline" in err
+
+
+def test_plain_decoding_at_its_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The width whose best rounds are quickest, however long others take; the prompt is not counted."""
+    target, turns = SimpleNamespace(narrowest=9), iter(range(100))
+
+    def rounds(target, prompts, rows, stop, stats):
+        stats.prefill = stats.total = 5.0 / target.narrowest
+        stats.runs.append([])
+        for _ in range(stop.length):
+            stats.runs[0].append(1)
+            stats.total += {1: 3.0, 2: 1.0, 4: 2.0}[target.narrowest] + (10.0 if next(turns) % 4 == 1 else 0.0)
+            yield
+
+    monkeypatch.setattr(contest, "stream", rounds)
+    contest.at_its_fastest(target, Prompts([[1]]), 1)
+    assert target.narrowest == 2 and next(turns) == 15
 
 
 def test_nothing_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmspec import drafters
 from mmspec.bench import report
-from mmspec.bench.contest import Entrant, Transformers, announce, begun, compare, row, runners, sweep, take_turns
+from mmspec.bench.contest import Entrant, Transformers, announce, at_its_fastest, begun, compare, row, runners, sweep, take_turns
 from mmspec.decode import Stop, generate
 from mmspec.drafters.base import Drafter
 from mmspec.metrics import GenerationStats
@@ -70,18 +70,18 @@ def draw(target: ImageTarget, drafter: Drafter, rule: str, prompts: Prompts, len
 def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]) -> list[dict]:
     """All entrants on the same prompts and seeds."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
-    pipe.target.narrowest = 1  # plain decoding at its fastest
     target, guidance = pipe.target, pipe.config.guidance_scale
 
     def asked(turn: int) -> tuple[Prompts, int]:
         texts = [PROMPTS[(turn * batch + i) % len(PROMPTS)] for i in range(batch)]
         return pipe.encode(texts, guidance), target.grid.tokens
 
+    at_its_fastest(target, *asked(0))
     field = runners(entrants, folder, target, *asked(0), partial(draw, target))
     if batch == 1 and entrants is not ABLATIONS:
         transformers = Transformers(target)
         field.insert(1, (transformers.label, lambda *job: transformers(*job).stats))
-    title, rows = f"{dtype}, batch {batch}, guidance {guidance:g}, T = 1", []
+    title, rows = f"{dtype}, batch {batch}, guidance {guidance:g}, T = 1, passes of {target.narrowest} nodes or more", []
     for label, found in take_turns(field, asked, repeats, batch, seed, title).items():
         seconds = sum(stats.total for stats in found) / sum(len(stats.runs) for stats in found)
         rows.append(row(label, title, found, dtype, device, batch, guidance) | {"seconds_per_image": seconds})

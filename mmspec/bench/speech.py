@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mmspec.bench.contest import Entrant, Transformers, announce, begun, compare, row, runners, sweep, take_turns
+from mmspec.bench.contest import Entrant, Transformers, announce, at_its_fastest, begun, compare, row, runners, sweep, take_turns
 from mmspec.codecs.base import StreamDecoder
 from mmspec.decode import stream
 from mmspec.drafters.base import Drafter
@@ -134,20 +134,20 @@ def sounds(label: str, found: Sequence[Said]) -> dict[str, Any]:
 def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]) -> list[dict]:
     """All entrants on the same prompts and seeds, at temperature 1 and at the model's own; the model's voices take turns too."""
     pipe = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
-    pipe.target.narrowest = 1  # plain decoding at its fastest
 
     def asked(turn: int) -> tuple[Prompts, int]:
         numbers = range(turn * batch, (turn + 1) * batch)
         prompts, stop = pipe.rows([{"prompt": PROMPTS[i % len(PROMPTS)], "voice": pipe.voices[i % len(pipe.voices)]} for i in numbers])
         return prompts, stop.length
 
+    at_its_fastest(pipe.target, *asked(0))
     chosen, found = [entrant for entrant in entrants if fits(entrant, folder)], []
     for temperature in dict.fromkeys((1.0, pipe.temperature)):
         field = runners(chosen, folder, pipe.target, *asked(0), partial(say, pipe, Sampling(temperature)))
         if batch == 1 and pipe.codec.frame_tokens == 1 and temperature:
             plain = Transformers(pipe.target, pipe.end, temperature)
             field.insert(1, (plain.label, partial(say_plainly, pipe, plain)))
-        title, rows = f"{dtype}, batch {batch}, T = {temperature:g}", []
+        title, rows = f"{dtype}, batch {batch}, T = {temperature:g}, passes of {pipe.target.narrowest} nodes or more", []
         for label, said in take_turns(field, asked, repeats, batch, seed, title).items():
             own = {"temperature": temperature} | sounds(label, said)
             rows.append(row(label, title, [one.stats for one in said], dtype, device, batch) | own)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmspec import zoo
-from mmspec.bench.contest import Entrant, announce, begun, compare, row, runners, sweep, take_turns
+from mmspec.bench.contest import Entrant, announce, at_its_fastest, begun, compare, row, runners, sweep, take_turns
 from mmspec.decode import Stop, stream
 from mmspec.drafters.base import Drafter
 from mmspec.errors import MmspecError
@@ -107,11 +107,11 @@ def questions(folder: Path) -> list[dict]:
 def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entrants: Sequence[Entrant], task: str) -> list[dict]:
     """All entrants on the same questions and seeds, at every temperature."""
     pipe = ImageTextToTextPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
-    pipe.target.narrowest = 1  # plain decoding at its fastest
     lines = [line for line in questions(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]
     if not lines:
         return []
     known = [pipe.rows([line])[0] for line in lines[:repeats]]
+    at_its_fastest(pipe.target, known[0], pipe.max_new_tokens)
     found = []
     for temperature in TEMPERATURES:
         sampling = Sampling(temperature)
@@ -120,7 +120,7 @@ def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entr
         assisted = {"prompt_lookup_num_tokens": 10, "suppress_tokens": [pipe.transformer.config.image_token_id]}
         for at, (label, options) in enumerate((("transformers.generate", {}), (ASSISTED, assisted))):
             field.insert(1 + at, (label, partial(answer_by_transformers, pipe, sampling, options)))
-        title = f"{dtype}, T = {temperature:g}, {task}"
+        title = f"{dtype}, T = {temperature:g}, {task}, passes of {pipe.target.narrowest} nodes or more"
         rows = []
         turns = take_turns(field, lambda turn: (known[turn % len(known)], pipe.max_new_tokens), repeats, 1, seed, title)
         for label, answers in turns.items():
