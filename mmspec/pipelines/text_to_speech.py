@@ -229,7 +229,8 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
 
     def codes(self, tokens: list[int]) -> list[int]:
         """The codec's tokens among those of the model."""
-        return [token for token in tokens if 0 <= token < self.end]
+        end = self.end
+        return [token for token in tokens if 0 <= token < end]
 
     @cached_property
     def reader(self) -> Reader:
