@@ -464,7 +464,7 @@ def test_a_model_folder_that_vanishes(folders, tmp_path: Path) -> None:
 
 
 def test_memory_comes_back(folders, tmp_path: Path) -> None:
-    """After many requests at once the server holds about what it held after the first ones."""
+    """After many requests at once the server holds about what it held after the first ones, once each of its threads has worked."""
     from mmspec.bench.serving import memory, server
 
     with server("--models", folders[0], "--rows", "8") as (address, pid):
@@ -478,5 +478,5 @@ def test_memory_comes_back(folders, tmp_path: Path) -> None:
                 assert {answer.status_code for answer in pool.map(ask, range(32))} == {200}
             return memory(pid)
 
-        first = load()
+        first = max(load() for _ in range(3))
         assert max(load() for _ in range(3)) < first + 30e6
