@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import torch
 from einops import rearrange
@@ -123,6 +124,40 @@ def grow(
         return root(tokens)
     nodes, parents, depths, chances = (torch.cat(parts, dim=1) for parts in (kept_tokens, kept_parents, kept_depths, kept_reach))
     return prune(tokens, nodes, parents, depths, chances, cut)
+
+
+def product(
+    tokens: Int[Tensor, "row"], levels: Candidates, most: int, cut: Callable[[Float[Tensor, "node"]], int] = lambda reach: 16
+) -> DraftTree:
+    """What `grow` makes with a wide beam where all nodes of a level have the same children: `levels` holds a level in the place of a node,
+    its chances sorted downwards.
+
+    Each row's nodes are found in the order of their chances, `most` of them, in plain Python: so few numbers take longer in tensors.
+    """
+    found = []
+    for chances in levels.chances.nan_to_num(0.0).tolist():
+        nodes: list[tuple[float, int, int, int]] = []  # chance of not being reached, less one; parent, depth, rank
+        front = [(-chances[0][0], 0, 0, 0)]
+        while front and len(nodes) < most:
+            node = reach, parent, depth, rank = heappop(front)
+            nodes.append(node)
+            if rank + 1 < len(chances[depth]):
+                start = nodes[parent - 1][0] if parent else -1.0
+                heappush(front, (start * chances[depth][rank + 1], parent, depth, rank + 1))
+            if depth + 1 < len(chances):
+                heappush(front, (reach * chances[depth + 1][0], len(nodes), depth + 1, 0))
+        found.append(nodes)
+    budget = max(1, max(cut(torch.tensor([-node[0] for node in nodes])) for nodes in found))
+    drafted: list[list[int]] = []
+    above: list[list[int]] = []
+    below: list[list[int]] = []
+    for first, words, nodes in zip(tokens.tolist(), levels.tokens.tolist(), found):
+        _, parents, depths, ranks = zip(*nodes[:budget])
+        drafted.append([first, *(words[depth][rank] for depth, rank in zip(depths, ranks))])
+        above.append([-1, *parents])
+        below.append([0, *(depth + 1 for depth in depths)])
+    device = tokens.device
+    return DraftTree(torch.tensor(drafted, device=device), torch.tensor(above, device=device), torch.tensor(below, device=device))
 
 
 def prune(

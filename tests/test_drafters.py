@@ -8,6 +8,7 @@ from mmspec.accept import Verdict
 from mmspec.decode import Stop, generate
 from mmspec.drafters import cost
 from mmspec.drafters.hawk import HawkDrafter
+from mmspec.drafters.heads import ResidualHead
 from mmspec.drafters.jacobi import JacobiDrafter
 from mmspec.drafters.leftovers import Leftovers
 from mmspec.errors import MmspecError
@@ -83,16 +84,12 @@ def test_horizontal_heads_begin_two_places_ahead() -> None:
             HawkDrafter(8, 5, neighbours)
 
 
-class Shift(torch.nn.Module):
+def shift(offset: int) -> ResidualHead:
     """A head as its loss would make it, where token t is t and the feature that predicted it is the t-th unit vector:
     a head of offset o is taught to say token j + o - 1 when it reads feature j."""
-
-    def __init__(self, offset: int):
-        super().__init__()
-        self.offset = offset
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return features.roll(self.offset - 1, -1)
+    head = ResidualHead(64).double()
+    head.linear.weight.detach().copy_(3 * torch.eye(64).roll(offset - 1, 0))
+    return head
 
 
 @pytest.mark.parametrize("count", [4, 11])
@@ -104,7 +101,7 @@ def test_heads_draft_the_places_they_are_trained_for(count: int, monkeypatch: py
     state.features = torch.eye(64, dtype=torch.float64)[None, None]
     state.tokens, state.roots = [list(range(count))], torch.tensor([count - 1])
     heads = HawkDrafter(32, 5, [(0, 2), (0, 3), (0, 4), (1, 0)])
-    heads.heads = torch.nn.ModuleList(map(Shift, heads.offsets))
+    heads.heads = torch.nn.ModuleList(map(shift, heads.offsets))
     heads.nodes, heads.ranks = 3, 1
     heads.start(target, state, Sampling(0), False)
     heads.observe(state, root(state.roots), Verdict([list(range(count))], [list(range(count))]), torch.zeros(1, 1, 64))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import forest, random_parents
 
-from mmspec.tree import Candidates, DraftTree, chain, grow, root
+from mmspec.tree import Candidates, DraftTree, chain, grow, product, root
 
 
 def forests() -> st.SearchStrategy[DraftTree]:
@@ -123,6 +123,24 @@ def test_grow_keeps_the_most_probable_nodes(seed: int, rows: int, height: int, b
         paths = read(tree, row)[1:]
         assert len(set(paths)) == len(paths) == min(budget, len(reach))
         assert set(paths) == set(best)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 12))
+def test_product_is_what_grow_makes(seed: int, rows: int, ranks: int, height: int, budget: int) -> None:
+    """Where all nodes of a level have the same children, whatever path led to them."""
+    law = table(seed, 5)
+    found = [[law((row, depth)).topk(ranks) for depth in range(height)] for row in range(rows)]
+    tokens, chances = ([[getattr(one, part) for one in row] for row in found] for part in ("indices", "values"))
+    levels = Candidates(torch.stack([torch.stack(row) for row in tokens]), torch.stack([torch.stack(row) for row in chances]))
+    tree = product(torch.zeros(rows, dtype=torch.long), levels, 64, fixed(budget))
+    alike = grown(lambda path: law((path[0], len(path) - 1)), rows, ranks, height, ranks**4, fixed(budget))
+    assert tree.size == alike.size and tree.tokens.dtype == tree.parents.dtype == tree.depths.dtype == torch.long
+    for row in range(rows):
+        assert set(read(tree, row)) == set(read(alike, row))
+    assert product(torch.zeros(rows, dtype=torch.long), levels, 3, fixed(budget)).size == 1 + min(
+        3, budget, alike.size - 1 if height else 0
+    )
 
 
 @settings(max_examples=60, deadline=None)

@@ -68,7 +68,7 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
 
     def budget(self, reach: Tensor, drafting: float = 0.0) -> int:
         """How many of the nodes whose chances of being reached are `reach`, sorted downwards, make the tree."""
-        wanted = self.nodes or (self.cost.cut(drafting)(reach) if self.cost else 16)
+        wanted = self.nodes or (self.cost.cut(drafting)(reach[: self.max_nodes]) if self.cost else 16)
         return min(wanted, self.max_nodes)
 
     def candidates(self, keys: Float[Tensor, "row beam vocab"]) -> Candidates:

@@ -5,7 +5,8 @@ import json
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,6 +33,7 @@ class Cost:
     sizes: list[int]
     seconds: list[float]
     overhead: float = 1e-3
+    _passes: list[float] = field(default_factory=list, repr=False)  # of 2, 3, ... nodes
 
     def target(self, nodes: int) -> float:
         """Interpolated seconds of a pass over `nodes` nodes, the root included."""
@@ -42,10 +44,12 @@ class Cost:
         the smallest count whose rate is at most that share below the best."""
 
         def best(reach: Tensor) -> int:
-            expected = 1 + np.cumsum(reach.double().cpu().numpy())
-            passes = np.interp(np.arange(2, len(expected) + 2), self.sizes, self.seconds)
-            rates = expected / (passes + drafting + self.overhead)
-            return 1 + int(np.argmax(rates >= (1 - slack) * rates.max()))
+            while len(self._passes) < len(reach):
+                self._passes.append(self.target(len(self._passes) + 2))
+            expected = islice(accumulate(reach.tolist(), initial=1.0), 1, None)
+            rates = [tokens / (seconds + drafting + self.overhead) for tokens, seconds in zip(expected, self._passes)]
+            enough = (1 - slack) * max(rates)
+            return 1 + next(count for count, rate in enumerate(rates) if rate >= enough)
 
         return best
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +13,7 @@ from mmspec.drafters.base import TrainedDrafter
 from mmspec.errors import MmspecError
 from mmspec.sampling import Noise, Sampling
 from mmspec.targets.base import State, Target
-from mmspec.tree import Candidates, DraftTree, grow, root
+from mmspec.tree import DraftTree, product, root
 
 Neighbour = Sequence[int]
 
@@ -67,6 +68,8 @@ class HeadDrafter(TrainedDrafter):
     def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
         self._target, self._drawn = target, drawn
         self._sampling = replace(sampling, processors=[])
+        layers: list[Any] = [self.heads[i].linear for i in self.horizontal]  # one product for all of them
+        self._across = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
         self._wait(state)
 
     def reseat(self, state: State, former: list[int | None]) -> None:
@@ -107,6 +110,8 @@ class HeadDrafter(TrainedDrafter):
         self, scores: Float[Tensor, "row depth source vocab"], known: Bool[Tensor, "row depth source"]
     ) -> Float[Tensor, "row depth vocab"]:
         """Log-linear pool of the proposals for each place; sources that are missing get no weight."""
+        if scores.shape[2] == 1:
+            return torch.log_softmax(scores[:, :, 0], 2)
         weights = self.weights[: scores.shape[1]].to(scores.dtype).masked_fill(~known, -torch.inf).softmax(2)
         return torch.einsum("rdsv,rds->rdv", torch.log_softmax(scores, 3).clamp(min=IMPOSSIBLE), weights)
 
@@ -115,7 +120,8 @@ class HeadDrafter(TrainedDrafter):
         counts = torch.tensor(state.counts, device=state.roots.device)[:, None]
         rows = torch.arange(state.rows, device=counts.device)[:, None]
         latest = state.features[:, rows, counts - 1].squeeze(2)
-        stacked = torch.stack([self.heads[self.horizontal[d]](latest) for d in range(height)], dim=2)
+        moved = nn.functional.linear(latest, *self._across).unflatten(2, (len(self.horizontal), -1))[:, :, :height]
+        stacked = latest[:, :, None] + nn.functional.silu(moved)
         places = counts + torch.arange(height, device=counts.device)
         found = [self._target.guide(state, self._target.logits(stacked), places)]
         known = [torch.ones_like(places, dtype=torch.bool)]
@@ -138,13 +144,7 @@ class HeadDrafter(TrainedDrafter):
         if self.coupled and not noise.greedy:
             coupling, beta = (keys.new_tensor(each[:height])[:, None] for each in (self.coupling, self.beta))
             keys = beta * (keys + coupling * noise.gumbel(state.counts, height).to(keys.dtype))
-        levels = self.candidates(keys)  # a depth in the place of a node: all nodes of a level have the same children
-
-        def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
-            beam = tokens.shape[1]
-            return Candidates(*(part[:, depth, None].expand(-1, beam, -1) for part in (levels.tokens, levels.chances)))
-
-        return grow(state.roots, expand, height, self.beam, cut=self.budget)
+        return product(state.roots, self.candidates(keys), self.max_nodes, self.budget)
 
     def _draw(self, state: State, noise: Noise, scores: Tensor, known: Tensor) -> DraftTree:
         """The paper's sampling pool: every candidate is drawn from its own head's law, independently, and keeps that law."""

@@ -44,5 +44,5 @@ class VadusaDrafter(HeadDrafter):
         found = super().candidates(keys)
         if not (self.sparse and self.accuracies):
             return found
-        chances = found.chances.new_tensor(self.accuracies)[: found.chances.shape[1], : found.chances.shape[2]]
+        chances = found.chances.new_tensor(self.accuracies)[: found.chances.shape[1], : found.chances.shape[2]].cummin(1).values
         return Candidates(found.tokens, chances.expand_as(found.chances))
