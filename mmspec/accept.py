@@ -22,13 +22,18 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """A rule by name; `lossless` says whether the target's law is preserved, `drawn` whether it wants drawn drafts."""
+    """A rule by name; `lossless` says whether the target's law is preserved, `drawn` whether it wants drawn drafts.
+
+    One that `keeps_strict` is given the `strict` tokens, and accepts neither such a token in another's place nor another in its place:
+    those that say where others belong, such as the end of a row.
+    """
 
     name: str
     lossless: bool
     rule: Callable[..., Verdict]
     drawn: bool = False
     options: tuple = ()
+    keeps_strict: bool = False
 
     def __call__(
         self,
@@ -37,8 +42,11 @@ class Acceptance:
         keys: Float[Tensor, "row node vocab"],
         noise: Noise,
         counts: list[int],
+        strict: frozenset[int] = frozenset(),
     ) -> Verdict:
         """`scores` are processed logits, `keys` the same plus Gumbel noise, `counts` the tokens each row has so far."""
+        if self.keeps_strict:
+            return self.rule(tree, scores, keys, noise, counts, *self.options, strict=strict)
         return self.rule(tree, scores, keys, noise, counts, *self.options)
 
 
@@ -82,19 +90,31 @@ def exact(tree: DraftTree, scores: Tensor, keys: Tensor, noise: Noise, counts: l
     return _walk(tree, choose)
 
 
-def tolerance(tree: DraftTree, scores: Tensor, keys: Tensor, noise: Noise, counts: list[int], tau: int = 2) -> Verdict:
+def tolerance(
+    tree: DraftTree,
+    scores: Tensor,
+    keys: Tensor,
+    noise: Noise,
+    counts: list[int],
+    tau: int = 2,
+    strict: frozenset[int] = frozenset(),
+) -> Verdict:
     """LOSSY for tau > 1. Accept a child among the tau best of log p + g, i.e. among tau draws without replacement (VADUSA);
-    the best-ranked one if there are several. tau = 1 is `exact`."""
+    the best-ranked one if there are several. tau = 1 is `exact`. That `strict` tokens are not exchanged is our choice."""
     found = keys.topk(min(tau, scores.shape[2]), dim=2)
     possible = scores.gather(2, found.indices).isfinite().tolist()
     drafted, best = tree.tokens.tolist(), found.indices.tolist()
 
     def choose(row: int, node: int, children: list[int]) -> tuple[int | None, int]:
-        for wanted, allowed in zip(best[row][node], possible[row][node], strict=True):
+        first, *others = best[row][node]
+        alike = (
+            [] if first in strict else [token for token, allowed in zip(others, possible[row][node][1:]) if allowed and token not in strict]
+        )
+        for wanted in (first, *alike):
             child = next((child for child in children if drafted[row][child] == wanted), None)
-            if child is not None and allowed:
+            if child is not None:
                 return child, wanted
-        return None, best[row][node][0]
+        return None, first
 
     return _walk(tree, choose)
 
@@ -146,10 +166,17 @@ def rejection(tree: DraftTree, scores: Tensor, keys: Tensor, noise: Noise, count
 
 
 def typical(
-    tree: DraftTree, scores: Tensor, keys: Tensor, noise: Noise, counts: list[int], epsilon: float = 0.3, delta: float = 0.09
+    tree: DraftTree,
+    scores: Tensor,
+    keys: Tensor,
+    noise: Noise,
+    counts: list[int],
+    epsilon: float = 0.3,
+    delta: float = 0.09,
+    strict: frozenset[int] = frozenset(),
 ) -> Verdict:
     """LOSSY. Accept a child x with p(x) > min(epsilon, delta exp(-H(p))) (Medusa's typical acceptance); the most probable
-    such child at every node. The bonus token is the target's own sample."""
+    such child at every node. The bonus token is the target's own sample. That `strict` tokens are not exchanged is our choice."""
     log_p = torch.log_softmax(scores, dim=2)
     p = log_p.exp()
     entropy = -(p * log_p.clamp(min=-1e4)).sum(2)
@@ -158,11 +185,13 @@ def typical(
     drafted = tree.tokens.tolist()
 
     def choose(row: int, node: int, children: list[int]) -> tuple[int | None, int]:
+        sample = samples[row][node]
+        children = [child for child in children if drafted[row][child] == sample or strict.isdisjoint((drafted[row][child], sample))]
         if children:
             chance, child = max((float(p[row, node, drafted[row][child]]), child) for child in children)
             if chance > float(floor[row, node]):
                 return child, drafted[row][child]
-        return None, samples[row][node]
+        return None, sample
 
     return _walk(tree, choose)
 
@@ -189,7 +218,8 @@ def acceptance(name: "str | Acceptance") -> Acceptance:
         tau = values[0] if values else 2.0
         if len(values) > 1 or not tau.is_integer() or not 1 <= tau <= 64:
             raise MmspecError(f"acceptance {name!r}: tolerance takes one whole number from 1 to 64, as in 'tolerance:3'")
-        return Acceptance(f"tolerance:{int(tau)}", tau == 1, tolerance, options=(int(tau),))
+        return Acceptance(f"tolerance:{int(tau)}", tau == 1, tolerance, options=(int(tau),), keeps_strict=tau > 1)
     if base == "typical" and (len(values) not in (0, 2) or any(not 0 < value <= 1 for value in values)):
         raise MmspecError(f"acceptance {name!r}: typical takes epsilon and delta in (0, 1], as in 'typical:0.3,0.09'")
-    return Acceptance(name.rstrip(":"), base != "typical", RULES[base], drawn=base == "rejection", options=values)
+    typically = base == "typical"
+    return Acceptance(name.rstrip(":"), not typically, RULES[base], drawn=base == "rejection", options=values, keeps_strict=typically)

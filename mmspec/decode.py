@@ -108,6 +108,7 @@ class Batch:
         return [one is not None for one in self.state.ahead] if self.state else []
 
     def _changed(self) -> None:
+        self._strict = self.target.strict.union(*(stop.eos for stop, _ in self.stops))
         self._noise = Noise(self.seeds, self.target.vocabulary, self.target.device, self.sampling.greedy)
         self._seated = False
 
@@ -145,7 +146,7 @@ class Batch:
         t2 = perf_counter()
         scores = self.sampling.scores(out.logits, Prefixes(state, tree) if self.sampling.processors else None)
         keys = perturb(tree, scores, noise, state.counts)
-        verdict = self.rule(tree, scores, keys, noise, state.counts)
+        verdict = self.rule(tree, scores, keys, noise, state.counts, self._strict)
         ends = [
             stop.trim(row, before, found) if mine else ([], not alive)
             for (stop, row), before, found, mine, alive in zip(self.stops, state.tokens, verdict.tokens, turn, self.running)

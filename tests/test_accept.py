@@ -101,6 +101,23 @@ def test_tolerance_refuses_forbidden_tokens() -> None:
     assert verdict.paths == [[0], [0]]
 
 
+@pytest.mark.parametrize("name", ["tolerance:8", "typical:1,1"])
+def test_lossy_rules_keep_strict_tokens(name: str) -> None:
+    """Where the target's own sample is a strict token, or a child is one, only the sample is accepted; elsewhere nothing changes."""
+    strict, met, exchanged = frozenset({1, 7}), 0, 0
+    for seed in range(60):
+        tree, _, keys, *_ = case = bench(seed)
+        samples = keys.argmax(2)
+        for row, path in enumerate(acceptance(name)(*case, strict).paths):
+            for node, child in zip(path, path[1:]):
+                pair = {int(samples[row, node]), int(tree.tokens[row, child])}
+                assert len(pair) == 1 or not pair & strict
+                met += bool(pair & strict)
+                exchanged += len(pair) == 2
+        assert acceptance(name)(*case, frozenset()) == acceptance(name)(*case)
+    assert met and exchanged
+
+
 def test_typical_threshold() -> None:
     """A child is accepted when its probability exceeds min(epsilon, delta exp(-H)), the most probable child first."""
     tree, scores, _, noise, counts = bench()

@@ -138,10 +138,11 @@ class Output:
 
 @runtime_checkable
 class Target(Protocol):
-    """A model whose output must be kept."""
+    """A model whose output must be kept; `strict` are tokens that lossy rules leave alone (`accept.Acceptance`)."""
 
     vocabulary: int
     hidden_size: int
+    strict: frozenset[int]
 
     @property
     def device(self) -> torch.device: ...

@@ -117,6 +117,7 @@ class CausalTarget:
         self.model = model.eval()
         self.hash = hash
         self.narrowest = NARROWEST
+        self.strict: frozenset[int] = frozenset()
         self.offset = offset
         self.decoder: Any = model.base_model
         head = model.get_output_embeddings()

@@ -40,6 +40,7 @@ class SpeechTarget(CausalTarget):
         super().__init__(model, offset, codec.vocabulary + 1 + (phonemes is not None), hash)
         self.codebooks, self.codes = codec.frame_tokens, codec.vocabulary // codec.frame_tokens
         self.phonemes, self.end, self.mark = phonemes, codec.vocabulary, codec.vocabulary + 1
+        self.strict = frozenset({self.end, self.mark})
 
     def guide(
         self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]
