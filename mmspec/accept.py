@@ -221,5 +221,5 @@ def acceptance(name: "str | Acceptance") -> Acceptance:
         return Acceptance(f"tolerance:{int(tau)}", tau == 1, tolerance, options=(int(tau),), keeps_strict=tau > 1)
     if base == "typical" and (len(values) not in (0, 2) or any(not 0 < value <= 1 for value in values)):
         raise MmspecError(f"acceptance {name!r}: typical takes epsilon and delta in (0, 1], as in 'typical:0.3,0.09'")
-    typically = base == "typical"
-    return Acceptance(name.rstrip(":"), not typically, RULES[base], drawn=base == "rejection", options=values, keeps_strict=typically)
+    lossy = base == "typical"
+    return Acceptance(name.rstrip(":"), not lossy, RULES[base], drawn=base == "rejection", options=values, keeps_strict=lossy)

@@ -136,7 +136,7 @@ def product(
     """
     found = []
     for chances in levels.chances.nan_to_num(0.0).tolist():
-        nodes: list[tuple[float, int, int, int]] = []  # chance of not being reached, less one; parent, depth, rank
+        nodes: list[tuple[float, int, int, int]] = []  # chance of being reached, negated for the heap; parent, depth, rank
         front = [(-chances[0][0], 0, 0, 0)]
         while front and len(nodes) < most:
             node = reach, parent, depth, rank = heappop(front)

@@ -138,9 +138,7 @@ def test_product_is_what_grow_makes(seed: int, rows: int, ranks: int, height: in
     assert tree.size == alike.size and tree.tokens.dtype == tree.parents.dtype == tree.depths.dtype == torch.long
     for row in range(rows):
         assert set(read(tree, row)) == set(read(alike, row))
-    assert product(torch.zeros(rows, dtype=torch.long), levels, 3, fixed(budget)).size == 1 + min(
-        3, budget, alike.size - 1 if height else 0
-    )
+    assert product(torch.zeros(rows, dtype=torch.long), levels, 3, fixed(budget)).size == 1 + min(3, budget, alike.size - 1)
 
 
 @settings(max_examples=60, deadline=None)

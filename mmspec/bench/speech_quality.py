@@ -29,7 +29,7 @@ from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines.text_to_speech import TextToSpeechOutput, TextToSpeechPipeline
 from mmspec.placement import dtype_of
 from mmspec.training.registry import wheel
-from mmspec.training.voices import Utterance, recording, utterances
+from mmspec.training.voices import Utterance, recorded, recording
 
 console = Console(stderr=True)
 
@@ -271,7 +271,7 @@ def held_out(model: Path, data: Path, voice: str | None, count: int) -> list[tup
             raise MmspecError(
                 f"no recordings of {name} in {data}: give --work, or make them: mmspec train {model / 'recipe.yaml'} --stages data"
             )
-        found[name] = [one for one in utterances(index) if (one.voice, one.text) in known]
+        found[name] = [one for one in recorded(index) if (one.voice, one.text) in known]
     order = [list(found)[number % len(found)] for number in range(count)]
     most = min(map(len, found.values()))
     if not 2 <= count <= most:

@@ -33,7 +33,7 @@ class Cost:
     sizes: list[int]
     seconds: list[float]
     overhead: float = 1e-3
-    _passes: list[float] = field(default_factory=list, repr=False)  # of 2, 3, ... nodes
+    _passes: list[float] = field(default_factory=list, repr=False, compare=False)  # `target` of 2, 3, ... nodes
 
     def target(self, nodes: int) -> float:
         """Interpolated seconds of a pass over `nodes` nodes, the root included."""

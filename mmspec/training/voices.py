@@ -52,7 +52,7 @@ class Utterance:
     onsets: list[int]
 
 
-def utterances(index: Path) -> list[Utterance]:
+def recorded(index: Path) -> list[Utterance]:
     """Those that a recording's list names."""
     try:
         return [Utterance(**json.loads(row)) for row in index.read_text().splitlines()]
@@ -198,7 +198,7 @@ def build(folder: Path, voices: dict[str, int], held_out: int = 100, seed: int =
 def record(folder: Path, voice: str, lines: list[str], held_out: int, bar: Progress) -> list[Utterance]:
     """One voice's utterances; the first `held_out` lines are held out. A recording that stopped half-way is continued."""
     index, path = folder / f"{voice}.jsonl", folder / f"{voice}.pcm"
-    found = utterances(index) if index.exists() else []
+    found = recorded(index) if index.exists() else []
     if any(one.text != line for one, line in zip(found, lines)):
         found = []
         index.unlink()
