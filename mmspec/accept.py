@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -199,10 +200,12 @@ def typical(
 RULES = {"exact": exact, "rejection": rejection, "tolerance": tolerance, "typical": typical}
 
 
-def acceptance(name: "str | Acceptance") -> Acceptance:
-    """A rule by name; options follow a colon: `tolerance:3`, `typical:0.3,0.09`."""
+def acceptance(name: Any) -> Acceptance:
+    """A rule by name (or itself); options follow a colon: `tolerance:3`, `typical:0.3,0.09`."""
     if isinstance(name, Acceptance):
         return name
+    if not isinstance(name, str):
+        raise MmspecError(f"acceptance is a {type(name).__name__}: give one of {', '.join(RULES)}, as in 'exact' or 'tolerance:3'")
     base, _, options = name.partition(":")
     if base not in RULES:
         raise unknown("acceptance", base, RULES)

@@ -29,6 +29,18 @@ LONG_NUMBER = re.compile(r"\d[\d,]{14,}\d")
 LONG_WORD = re.compile(r"(?:\w{0,60}[^\w\s]){12}(?=\S)|\S{60}(?=\S)")  # hibari takes the cube of the parts of a word
 POWER = re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])")
 MIXED = re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])")
+# What hibari would misread, and how it is written for it.
+WRITTEN = (
+    (re.compile(r"(?<=\d)[\u00a0\u202f](?=\d{3}(?!\d))"), ","),  # 5 000
+    (re.compile(r"\bUS\$(?=\d)"), "$"),
+    (re.compile(r"(?<![\w-])-(?=[$£€]\d)"), "minus "),
+    (re.compile(r"(\d[\d.,]*\d|\d) ?([$£€])(?!\d)"), r"\2\1"),  # 20 €
+    (re.compile(r"(?<=\d)(?P<b>b|t)n\b"), lambda found: " billion" if found["b"] == "b" else " trillion"),
+    (re.compile(r"([$£€][\d,]*\.\d)(?!\d|\.\d)(?! ?(?:[kKmMbBtT]\b|(?:thousand|million|billion|trillion)))"), r"\g<1>0"),  # $1.5
+    (re.compile(r"(?<![\d.,:/-])0\d{2,}(?![.,:/-]?\d)"), lambda found: " ".join(found[0])),  # 007
+    (re.compile(r"(?<=:\d\d) ?[-–] ?(?=\d)"), " to "),  # 9:00-17:00
+    (re.compile(r"(?<=\d) ?\* ?(?=\d)"), " × "),
+)
 SCHEME = re.compile(r"\w+://|mailto:")
 SIGNS = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore ", ":": " colon ", "www": "w w w"}
 INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}")
@@ -108,6 +120,8 @@ class Reader:
         parts = INLINE.split(unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").translate(ALIKE)))
         for i in range(0, len(parts), 2):
             spelled = POWER.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), MIXED.sub(" and ", parts[i]))
+            for pattern, instead in WRITTEN:
+                spelled = pattern.sub(instead, spelled)
             folded = [(c, self.fold(c)) for c in re.sub(r"\S+", self.address, spelled)]
             unsaid.update((c, None) for c, plain in folded if plain is None)
             parts[i] = LONG_NUMBER.sub(digits, "".join(" " if plain is None else plain for _, plain in folded))

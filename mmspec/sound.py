@@ -37,6 +37,8 @@ def check_output(path: Path) -> None:
     """A file that can be written, of a known kind, or `-` if standard output is no terminal; raised before any work is done."""
     if str(path) != "-":
         picture.check_output(path, KINDS)
+    elif sys.stdout is None:
+        raise MmspecError("standard output is closed: give a file")
     elif sys.stdout.isatty():
         raise MmspecError("cannot write sound to a terminal: add a pipe, such as | aplay, or give a file")
 

@@ -104,11 +104,14 @@ def test_check_output(tmp_path: Path, name: str, text: str) -> None:
 
 
 def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe is taken, a terminal is not."""
+    """A pipe is taken, a terminal and a closed output are not."""
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     sound.check_output(Path("-"))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with pytest.raises(MmspecError, match="cannot write sound to a terminal: add a pipe, such as | aplay, or give a file"):
+        sound.check_output(Path("-"))
+    monkeypatch.setattr(sys, "stdout", None)  # as in a shell's >&-
+    with pytest.raises(MmspecError, match="standard output is closed: give a file"):
         sound.check_output(Path("-"))
 
 

@@ -362,13 +362,15 @@ def test_lossy_rules_are_labelled(pipe, plain, rule: str, lossless: bool) -> Non
 
 
 def test_save_audio(pipe, tmp_path: Path) -> None:
-    """The file holds the samples in 16 bits and what was said about them; other endings are refused."""
-    out = pipe(TEXT, seed=4)
-    out.save(tmp_path / "a.wav", seed=4)
+    """The file holds the samples in 16 bits, how they came about, and what was said about them; other endings are refused."""
+    out = pipe(TEXT, seed=4, drafter="jacobi", acceptance="tolerance:3")
+    out.save(tmp_path / "a.wav", of="a test")
     back, rate = soundfile.read(tmp_path / "a.wav", dtype="float32")
     assert rate == 22050 and (torch.from_numpy(back) - out.audio.clamp(-1, 1)).abs().max() < 1e-4
     with soundfile.SoundFile(tmp_path / "a.wav") as file:
-        assert json.loads(file.comment) == {"seed": 4}
+        facts = json.loads(file.comment)
+    wanted = {"of": "a test", "seed": 4, "drafter": "jacobi", "acceptance": "tolerance:3", "lossless": "no", "ended": out.ended}
+    assert facts.items() >= wanted.items()
     for name in ("a.mp3", "-"):
         with pytest.raises(MmspecError, match="its ending must be one of .wav, .flac, .ogg"):
             out.save(name)
@@ -754,3 +756,12 @@ def test_gpu(speech_folder: Path, pipe) -> None:
     out, wanted = found(LONG, seed=3), pipe(LONG, seed=3)
     assert out.tokens == wanted.tokens and out.audio.device.type == "cpu"
     assert (out.audio - wanted.audio).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"), [({"acceptance": 3}, "acceptance is a int: give one of exact"), ({"drafter": 3}, "drafter is a int")]
+)
+def test_wrong_kinds(pipe, wrong: dict, why: str) -> None:
+    """A rule or a drafter of a wrong type is a clear error."""
+    with pytest.raises(MmspecError, match=why):
+        pipe(TEXT, seed=4, **wrong)

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         command = tyro.cli(
             Command,
             prog="mmspec",
-            description="Same output, two to two and a half times sooner.",
+            description="Same output, up to two and a half times sooner.",
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )

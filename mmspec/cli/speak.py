@@ -71,6 +71,8 @@ class Speak:
             sound.library("matplotlib", "bench")
         if self.tolerance is not None and self.acceptance is not None:
             raise MmspecError(f"--tolerance {self.tolerance} and --acceptance {self.acceptance} are both given: give one")
+        acceptance = "exact" if self.acceptance is None else self.acceptance
+        acceptance = acceptance if self.tolerance is None else f"tolerance:{self.tolerance}"
         try:
             from mmspec.pipelines.text_to_speech import TextToSpeechOutput, TextToSpeechPipeline
         except ModuleNotFoundError as error:
@@ -101,7 +103,7 @@ class Speak:
                 top_p=self.top_p,
                 repetition_penalty=self.repetition_penalty,
                 drafter=self.drafter,
-                acceptance=self.acceptance or ("exact" if self.tolerance is None else f"tolerance:{self.tolerance}"),
+                acceptance=acceptance,
                 stream_to=hear if self.stream else None,
                 callback=watch,
             )
@@ -109,18 +111,12 @@ class Speak:
         facts = {
             "text": text,
             "voice": pipe.voices[0] if self.voice is None else self.voice,
-            "seed": done.seeds[0],
             "model": self.model,
-            "drafter": stats.drafter,
-            "acceptance": stats.acceptance,
-            "lossless": "yes" if stats.lossless else "no",
             "temperature": pipe.temperature if self.temperature is None else self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,
             "repetition_penalty": self.repetition_penalty,
-            "ended": done.ended,
             "dtype": self.dtype,
-            "mean_acceptance_length": f"{stats.mean_acceptance_length:.3f}",
             "software": ", ".join(f"{name} {version}" for name, version in versions().items()),
         }
         if pipe_out is None:
@@ -134,8 +130,9 @@ class Speak:
             sound.plot(first, done.sampling_rate, done.rounds[number], round(token_samples), self.plot)
         if not self.quiet:
             kept = "lossless" if stats.lossless else "NOT lossless"
+            heard = f", first sound after {done.first_audio:.2f} s" if self.stream else ""
             console.print(
-                f"{self.out}: {done.seconds:.2f} s of speech in {spent:.2f} s, first sound after {done.first_audio:.2f} s, "
+                f"{self.out}: {done.seconds:.2f} s of speech in {spent:.2f} s{heard}, "
                 f"{stats.tokens_per_second:.0f} tokens/s, mean acceptance length {stats.mean_acceptance_length:.2f}, "
                 f"{stats.drafter}, {stats.acceptance} ({kept}), seed {done.seeds[0]}",
                 highlight=False,

@@ -46,6 +46,8 @@ def load(name: Any, folder: Path | None, target: Any, prompts: Any = None, lengt
     if given, for `length` new tokens.
     """
     drafter = by_name(name, folder, target, **options) if isinstance(name, str) else name
+    if not hasattr(drafter, "draft"):
+        raise MmspecError(f"drafter is a {type(drafter).__name__}, which drafts nothing: give a name, such as none, or a Drafter")
     if prompts is not None and hasattr(drafter, "cost") and not drafter.nodes:
         drafter.cost = measured(target, prompts, str(folder), length)
     return drafter

@@ -245,7 +245,7 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
             seed: chat i uses seed + i; a list gives each its own; drawn if None. The same seed gives the same answer with any drafter.
             max_new_tokens, temperature, top_k, top_p, repetition_penalty: the sampling law; temperature 0 is greedy; the model's defaults if None.
             drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default.
-            acceptance: exact, rejection, tolerance:τ or typical.
+            acceptance: exact, rejection (lossless in law); tolerance:τ with τ > 1 and typical are LOSSY, and the statistics say so.
             callback: given each round's words; it may set `interrupt` to stop, and what was said is kept.
         """
         law: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)

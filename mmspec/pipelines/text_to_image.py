@@ -257,7 +257,7 @@ class TextToImagePipeline(DiffusionPipeline):
             guidance_scale: how closely to follow the prompt, 0 to 20; 1 is no guidance. The model's default if None.
             temperature, top_k, top_p: the sampling law; temperature 0 is greedy, the model's default if None.
             drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default.
-            acceptance: exact, rejection, tolerance:τ or typical.
+            acceptance: exact, rejection (lossless in law); tolerance:τ with τ > 1 and typical are LOSSY, and the statistics say so.
             output_type: "pil", "np" (`row height width 3` in 0..1) or "pt" (`row 3 height width` in 0..1).
             callback_on_step_end: called as (pipe, step, position, {"tokens", "new", "stats"}) after each round; it may set
                 `pipe.interrupt = True` to stop, and places not yet drawn stay grey.

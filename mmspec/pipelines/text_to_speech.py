@@ -36,9 +36,6 @@ from mmspec.targets.speech import SpeechTarget, phonemes_of
 # Seconds of new speech in a piece, and in a sentence's first one: less is heard sooner, and decodes more context for each sample.
 PIECE, FIRST = 0.6, 0.3
 
-# Tokens that a sentence may take beside those of its phonemes.
-SPARE = 20
-
 SETTINGS: dict[str, Any] = {
     "voices": list,
     "drafter": str,
@@ -89,9 +86,18 @@ class TextToSpeechOutput:
         return GenerationStats.sum(self.stats)
 
     def save(self, path: str | Path, **metadata: Any) -> None:
-        """Write a .wav, .flac or .ogg file with the metadata as JSON in its comment."""
+        """Write a .wav, .flac or .ogg file; its comment says as JSON how it came about (`lossless`, seed, ...), and the metadata."""
         picture.check_output(Path(path), sound.KINDS)
-        sound.save(self.audio, self.sampling_rate, Path(path), metadata)
+        stats = self.total
+        facts: dict[str, Any] = {
+            "seed": self.seeds[0],
+            "drafter": stats.drafter,
+            "acceptance": stats.acceptance,
+            "lossless": "yes" if stats.lossless else "no",
+            "mean_acceptance_length": f"{stats.mean_acceptance_length:.3f}",
+            "ended": self.ended,
+        }
+        sound.save(self.audio, self.sampling_rate, Path(path), metadata | facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +241,7 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
     @cached_property
     def reader(self) -> Reader:
         """Reads text in sentences that the model has learnt to say and has the positions for."""
-        room = int((self.target.positions - SPARE - 4) / (1 + self.tokens_per_phoneme))
+        room = int((self.target.positions - self.spare - 4) / (1 + self.tokens_per_phoneme))
         return Reader(self.tokenizer.get_vocab(), min(self.longest_sentence, room))
 
     def encode(self, phonemes: list[str], voice: str) -> Prompts:
@@ -259,7 +265,12 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
 
     def longest(self, phonemes: str) -> int:
         """How many tokens a sentence may take."""
-        return int(len(phonemes) * self.tokens_per_phoneme) + SPARE
+        return int(len(phonemes) * self.tokens_per_phoneme) + self.spare
+
+    @property
+    def spare(self) -> int:
+        """Tokens that a sentence may take beside those of its phonemes: a second's, most of which a single short word needs."""
+        return self.patience // 2
 
     def due(self, told: int, piece: float = PIECE) -> int:
         """New codec tokens to wait for before the next piece of a sentence is decoded, `told` of whose have been; the first one waits for
@@ -396,7 +407,7 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
             seed: sentence i uses seed + i; a list gives each its own; drawn if None. The same seed gives the same speech with any drafter.
             temperature, top_k, top_p, repetition_penalty: the sampling law; temperature 0 is greedy, the model's default if None.
             drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default.
-            acceptance: exact, rejection, tolerance:τ or typical.
+            acceptance: exact, rejection (lossless in law); tolerance:τ with τ > 1 and typical are LOSSY, and the statistics say so.
             stream_to: given each piece of audio as soon as it is there; without it, a sentence is decoded in one piece.
             callback: given the output so far after each round; it may set `interrupt` to stop, and what was said is kept.
         """
