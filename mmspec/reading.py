@@ -37,7 +37,7 @@ WRITTEN = (
     (re.compile(r"(\d[\d.,]*\d|\d) ?([$£€])(?!\d)"), r"\2\1"),  # 20 €
     (re.compile(r"(?<=\d)(?P<b>b|t)n\b"), lambda found: " billion" if found["b"] == "b" else " trillion"),
     (re.compile(r"([$£€][\d,]*\.\d)(?!\d|\.\d)(?! ?(?:[kKmMbBtT]\b|(?:thousand|million|billion|trillion)))"), r"\g<1>0"),  # $1.5
-    (re.compile(r"(?<![\d.,:/-])0\d{2,}(?![.,:/-]?\d)"), lambda found: " ".join(found[0])),  # 007
+    (re.compile(r"(?<![\w.,:/-])0\d{2,}(?![.,:/-]?\d)"), lambda found: " ".join(found[0])),  # 007
     (re.compile(r"(?<=:\d\d) ?[-–] ?(?=\d)"), " to "),  # 9:00-17:00
     (re.compile(r"(?<=\d) ?\* ?(?=\d)"), " × "),
 )
