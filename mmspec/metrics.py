@@ -87,8 +87,18 @@ class GenerationStats:
             "other": max(0.0, self.total - self.draft - target - self.accept),
         }
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the metadata of a file say of how it came about."""
+        return {
+            "drafter": self.drafter,
+            "acceptance": self.acceptance,
+            "lossless": "yes" if self.lossless else "no",
+            "mean_acceptance_length": f"{self.mean_acceptance_length:.3f}",
+        }
+
     def as_dict(self) -> dict:
-        """Plain data for JSON, metadata and tables."""
+        """Plain data for JSON and tables."""
         return {
             "drafter": self.drafter,
             "acceptance": self.acceptance,

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,15 +27,16 @@ CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+|(?<=[—–])(?=\w)")
 WORD_END = re.compile(r"\s+")
 LONG_NUMBER = re.compile(r"\d[\d,]{14,}\d")
 LONG_WORD = re.compile(r"(?:\w{0,60}[^\w\s]){12}(?=\S)|\S{60}(?=\S)")  # hibari takes the cube of the parts of a word
-POWER = re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])")
-MIXED = re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])")
 # What hibari would misread, and how it is written for it.
-WRITTEN = (
+WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])"), " and "),
+    (re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])"), lambda found: "^" + unicodedata.normalize("NFKC", found[0])),
     (re.compile(r"(?<=\d)[\u00a0\u202f](?=\d{3}(?!\d))"), ","),  # 5 000
     (re.compile(r"\bUS\$(?=\d)"), "$"),
     (re.compile(r"(?<![\w-])-(?=[$£€]\d)"), "minus "),
-    (re.compile(r"(\d[\d.,]*\d|\d) ?([$£€])(?!\d)"), r"\2\1"),  # 20 €
-    (re.compile(r"(?<=\d)(?P<b>b|t)n\b"), lambda found: " billion" if found["b"] == "b" else " trillion"),
+    (re.compile(r"(?<![\d.,])(\d(?:[\d.,]*\d)?) ?([$£€])(?!\d)"), r"\2\1"),  # 20 €
+    (re.compile(r"(?<=\d)bn\b"), " billion"),
+    (re.compile(r"(?<=\d)tn\b"), " trillion"),
     (re.compile(r"([$£€][\d,]*\.\d)(?!\d|\.\d)(?! ?(?:[kKmMbBtT]\b|(?:thousand|million|billion|trillion)))"), r"\g<1>0"),  # $1.5
     (re.compile(r"(?<![\w.,:/-])0\d{2,}(?![.,:/-]?\d)"), lambda found: " ".join(found[0])),  # 007
     (re.compile(r"(?<=:\d\d) ?[-–] ?(?=\d)"), " to "),  # 9:00-17:00
@@ -119,10 +120,9 @@ class Reader:
         """Only what hibari reads: like characters folded, marks and format characters dropped, the rest added to `unsaid`."""
         parts = INLINE.split(unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").translate(ALIKE)))
         for i in range(0, len(parts), 2):
-            spelled = POWER.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), MIXED.sub(" and ", parts[i]))
             for pattern, instead in WRITTEN:
-                spelled = pattern.sub(instead, spelled)
-            folded = [(c, self.fold(c)) for c in re.sub(r"\S+", self.address, spelled)]
+                parts[i] = pattern.sub(instead, parts[i])
+            folded = [(c, self.fold(c)) for c in re.sub(r"\S+", self.address, parts[i])]
             unsaid.update((c, None) for c, plain in folded if plain is None)
             parts[i] = LONG_NUMBER.sub(digits, "".join(" " if plain is None else plain for _, plain in folded))
             parts[i] = LONG_WORD.sub(r"\g<0> ", parts[i])

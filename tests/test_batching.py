@@ -3,7 +3,6 @@
 import copy
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,8 +65,8 @@ def test_speech_sentence_by_sentence(speech_folder: Path) -> None:
     """Texts of several sentences share passes."""
     pipe = mmspec.pipeline("text-to-speech", str(speech_folder), device="cpu", dtype="fp64")
     texts = ["Hello there, how are you? I am fine.", "Yes.", "And you? Good. Well then."]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a random model may not end by itself
+    pipe.patience = 40  # sentences have little room, and not all end by themselves
+    with pytest.warns(UserWarning, match="did not end by itself"):
         alone = [pipe(text, seed=3).tokens for text in texts]
         pipe.loop = Batcher(pipe)
         with ThreadPoolExecutor(3) as pool:

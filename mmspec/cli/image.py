@@ -91,17 +91,13 @@ class Image:
             "prompt": self.prompt,
             "seed": done.seeds[0],
             "model": self.model,
-            "drafter": stats.drafter,
-            "acceptance": stats.acceptance,
-            "lossless": "yes" if stats.lossless else "no",
             "guidance": pipe.config.guidance_scale if self.guidance is None else self.guidance,
             "temperature": pipe.config.temperature if self.temperature is None else self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,
             "dtype": self.dtype,
-            "mean_acceptance_length": f"{stats.mean_acceptance_length:.3f}",
             "software": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        }
+        } | stats.facts
         if alone:
             picture.save(picture.sheet(done.images), self.out, facts)
         else:

@@ -72,7 +72,8 @@ class Speak:
         if self.tolerance is not None and self.acceptance is not None:
             raise MmspecError(f"--tolerance {self.tolerance} and --acceptance {self.acceptance} are both given: give one")
         acceptance = "exact" if self.acceptance is None else self.acceptance
-        acceptance = acceptance if self.tolerance is None else f"tolerance:{self.tolerance}"
+        if self.tolerance is not None:
+            acceptance = f"tolerance:{self.tolerance}"
         try:
             from mmspec.pipelines.text_to_speech import TextToSpeechOutput, TextToSpeechPipeline
         except ModuleNotFoundError as error:

@@ -88,16 +88,8 @@ class TextToSpeechOutput:
     def save(self, path: str | Path, **metadata: Any) -> None:
         """Write a .wav, .flac or .ogg file; its comment says as JSON how it came about (`lossless`, seed, ...), and the metadata."""
         picture.check_output(Path(path), sound.KINDS)
-        stats = self.total
-        facts: dict[str, Any] = {
-            "seed": self.seeds[0],
-            "drafter": stats.drafter,
-            "acceptance": stats.acceptance,
-            "lossless": "yes" if stats.lossless else "no",
-            "mean_acceptance_length": f"{stats.mean_acceptance_length:.3f}",
-            "ended": self.ended,
-        }
-        sound.save(self.audio, self.sampling_rate, Path(path), metadata | facts)
+        facts = metadata | self.total.facts | {"seed": self.seeds[0], "ended": self.ended}
+        sound.save(self.audio, self.sampling_rate, Path(path), facts)
 
 
 @dataclass(frozen=True, slots=True)
