@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mmspec.accept import acceptance
-    from mmspec.decode import Generation, Round, Stop, generate, stream
+    from mmspec.engine.accept import acceptance
+    from mmspec.engine.loop import Generation, Round, Stop, generate, stream
+    from mmspec.engine.sampling import Sampling
+    from mmspec.engine.stats import GenerationStats
     from mmspec.errors import MmspecError
-    from mmspec.metrics import GenerationStats
     from mmspec.pipelines import pipeline
-    from mmspec.sampling import Sampling
 
 _HOMES = {
-    "acceptance": "accept",
-    "Generation": "decode",
-    "Round": "decode",
-    "Stop": "decode",
-    "generate": "decode",
-    "stream": "decode",
+    "acceptance": "engine.accept",
+    "Generation": "engine.loop",
+    "Round": "engine.loop",
+    "Stop": "engine.loop",
+    "generate": "engine.loop",
+    "stream": "engine.loop",
     "MmspecError": "errors",
-    "GenerationStats": "metrics",
+    "GenerationStats": "engine.stats",
     "pipeline": "pipelines",
-    "Sampling": "sampling",
+    "Sampling": "engine.sampling",
 }
 
 __all__ = [

@@ -31,7 +31,9 @@ def device_of(name: str | torch.device | None) -> torch.device:
     if device.type not in {torch.device(one).type for one in available()}:
         raise MmspecError(f"device '{device}' is not available here: use one of {', '.join(available())}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MmspecError(f"device '{device}' does not exist: this machine has {torch.cuda.device_count()} GPU(s), counted from cuda:0")
+        raise MmspecError(
+            f"device '{device}' does not exist: this machine has {torch.cuda.device_count()} GPU(s), counted from cuda:0"
+        )
     return device
 
 

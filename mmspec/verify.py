@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from mmspec import drafters, zoo
-from mmspec.decode import Stop, generate
+from mmspec.engine.loop import Stop, generate
+from mmspec.engine.sampling import Sampling
 from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines import pipeline, task_of
 from mmspec.pipelines.request import Request, repetition
 from mmspec.placement import check_pair, device_of, dtype_of
-from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
 
 
@@ -84,7 +84,10 @@ def verify(
             raise unknown("drafter", name, known)
     for guidance in guidances or ():
         Request([row["prompt"] for row in prompts], seeds, None, 1, guidance)
-    laws = [(Sampling(temperature, processors=repetition(penalty)), penalty) for temperature, penalty in product(temperatures, penalties)]
+    laws = [
+        (Sampling(temperature, processors=repetition(penalty)), penalty)
+        for temperature, penalty in product(temperatures, penalties)
+    ]
     for dtype in dtypes:
         pipe = pipeline(task_of(folder), folder, device=device, dtype=dtype)
         texts, stop = pipe.rows(prompts)
@@ -93,13 +96,18 @@ def verify(
             raise MmspecError(f"{folder} takes no guidance: leave it out")
         ready = {name: drafters.load(name, pipe.folder, pipe.target) for name in names}
         for (sampling, penalty), guidance in product(laws, guidances or ([1.0, 2.0] if texts.unconditional else [1.0])):
-            wanted = [margins(pipe, texts.part(slice(i, i + 1), guidance), sampling, seeds[i], stop) for i in range(len(prompts))]
+            wanted = [
+                margins(pipe, texts.part(slice(i, i + 1), guidance), sampling, seeds[i], stop)
+                for i in range(len(prompts))
+            ]
             for name, batch in product(ready, batches):
                 found: list[list[int]] = []
                 for start in range(0, len(prompts), batch):
                     part = slice(start, start + batch)
                     law = dict(sampling=sampling, seeds=seeds[part])
-                    found += generate(pipe.target, texts.part(part, guidance), len(seeds[part]), stop, ready[name], **law).tokens
+                    found += generate(
+                        pipe.target, texts.part(part, guidance), len(seeds[part]), stop, ready[name], **law
+                    ).tokens
                 partings = []
                 for row, ((want, lead), have) in enumerate(zip(wanted, found, strict=True)):
                     at = next((i for i, (a, b) in enumerate(zip_longest(want, have, fillvalue=-1)) if a != b), None)

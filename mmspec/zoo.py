@@ -63,7 +63,9 @@ def resolve(name: str | Path, bare: bool = False, **hub: Any) -> Path:
         return known[name].folder
     if path.is_dir():
         if not (path / INDEX).is_file() and not (bare and (path / "config.json").is_file()):
-            raise MmspecError(f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec train")
+            raise MmspecError(
+                f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec train"
+            )
         return path
     if path.exists():
         raise MmspecError(f"{path} is a file: give the model's folder")
@@ -93,7 +95,10 @@ def prompts(folder: Path, *fields: str) -> list[dict]:
     """The lines of a model's own list of prompts, `prompts.jsonl`; each has a prompt and the `fields`."""
     wanted = ("prompt", *fields)
     try:
-        found = [{**row, **{name: row[name] for name in wanted}} for row in map(json.loads, (folder / PROMPTS).read_text().splitlines())]
+        found = [
+            {**row, **{name: row[name] for name in wanted}}
+            for row in map(json.loads, (folder / PROMPTS).read_text().splitlines())
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         found = []
     if not found:
@@ -110,14 +115,18 @@ def read_index(folder: Path) -> dict:
     except (OSError, ValueError) as error:
         raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
     if not isinstance(found, dict):
-        raise MmspecError(f"{path} must hold a JSON object, not a {type(found).__name__}: restore it from the model's source")
+        raise MmspecError(
+            f"{path} must hold a JSON object, not a {type(found).__name__}: restore it from the model's source"
+        )
     return found
 
 
 def check_weights(path: Path) -> None:
     """Refuse a missing, truncated or foreign safetensors file by name."""
     if not path.is_file():
-        raise MmspecError(f"{path} is missing: restore it from the model's source, or train the model again with mmspec train")
+        raise MmspecError(
+            f"{path} is missing: restore it from the model's source, or train the model again with mmspec train"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             file.keys()
@@ -139,14 +148,18 @@ def load_component(folder: Path, name: str, kind: type, **options: Any) -> Any:
     try:
         model, report = kind.from_pretrained(path, output_loading_info=True, use_safetensors=True, **options)  # type: ignore[attr-defined]
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise MmspecError(f"{path} does not load as {kind.__name__} ({_first_line(error)}): restore it from the model's source") from None
+        raise MmspecError(
+            f"{path} does not load as {kind.__name__} ({_first_line(error)}): restore it from the model's source"
+        ) from None
     check_report(report, files[0], path / "config.json", kind.__name__)
     return model
 
 
 def check_report(report: dict, file: Path, config: Path, kind: str) -> None:
     """Refuse what transformers loaded with weights missing, left over or of other shapes."""
-    wrong = {key: sorted(map(str, report.get(key) or [])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    wrong = {
+        key: sorted(map(str, report.get(key) or [])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
     for key, names in wrong.items():
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,14 +1,28 @@
 """Shape checks on for mmspec while tests run; what tests share."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
-sys.path.insert(0, str(Path(__file__).parent))
-# Not mmspec.decode: the checker's wrapper would hide from torch.inference_mode that stream() is a generator.
-install_import_hook([f"mmspec.{part}" for part in ("accept", "cache", "codecs", "drafters", "sampling", "targets", "tree")], "shapes.check")
+# Not mmspec.engine.loop: the checker's wrapper would hide from torch.inference_mode that stream() is a generator.
+install_import_hook(
+    [
+        f"mmspec.{part}"
+        for part in (
+            "codecs",
+            "drafters",
+            "engine.accept",
+            "engine.cache",
+            "engine.noise",
+            "engine.sampling",
+            "engine.state",
+            "engine.tree",
+            "targets",
+        )
+    ],
+    "shapes.check",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,14 +42,27 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import llama
 
     from mmspec.pipelines.text_to_image import TextToImagePipeline
-    from mmspec.training.target import train_text_tokenizer
+    from recipes.emoji_64.target import train_text_tokenizer
 
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "block_out_channels": (8, 16)}
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 16),
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         text = train_text_tokenizer(["a red heart, 3d style", "a cat face, flat style"], 300)
-        vq = VQModel(**blocks, latent_channels=4, num_vq_embeddings=24, norm_num_groups=4, sample_size=16, mid_block_add_attention=False)
-        pipe = TextToImagePipeline(text, llama(len(text) + 24, torch.float32), vq, grid_height=8, grid_width=8, max_prompt_tokens=48)
+        vq = VQModel(
+            **blocks,
+            latent_channels=4,
+            num_vq_embeddings=24,
+            norm_num_groups=4,
+            sample_size=16,
+            mid_block_add_attention=False,
+        )
+        pipe = TextToImagePipeline(
+            text, llama(len(text) + 24, torch.float32), vq, grid_height=8, grid_width=8, max_prompt_tokens=48
+        )
     folder = tmp_path_factory.mktemp("models") / "tiny"
     pipe.save_pretrained(folder)
     return folder
@@ -53,7 +80,7 @@ def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mmspec.codecs.mel import MelCodec
     from mmspec.drafters.vadusa import VadusaDrafter
     from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
-    from mmspec.training.speech_target import phoneme_tokenizer
+    from recipes.wren_86.target import phoneme_tokenizer
 
     pytest.importorskip("torchaudio")
     letters = sorted(json.loads(Path(pytest.importorskip("hibari.g2p").ASSETS, "vocab.json").read_text("utf-8")))
@@ -61,7 +88,9 @@ def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         codec = MelCodec(width=16, code_width=4, codes=32, dilations=(1,), vocoder_width=32)
-        heads = VadusaDrafter(hidden_size=32, heads=4, accuracies=[[0.5 / (depth + rank + 1) for rank in range(8)] for depth in range(4)])
+        heads = VadusaDrafter(
+            hidden_size=32, heads=4, accuracies=[[0.5 / (depth + rank + 1) for rank in range(8)] for depth in range(4)]
+        )
         for weight in (*codec.decoder.parameters(), *codec.vocoder.parameters(), *heads.heads.parameters()):
             if weight.dim() > 1:  # large enough that every token is heard
                 torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
@@ -78,7 +107,7 @@ def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole LLaVA with random weights: pictures of 32×32 in 16 tokens, words of one letter; tests copy it before they change it."""
     import torch
-    from test_vision_language import EYE, TEXT
+    from tiny_vlm import EYE, TEXT
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
         CLIPImageProcessor,
@@ -95,11 +124,17 @@ def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     marks = ["<pad>", "<s>", "<end>", "<image>", "<user>", "<assistant>"]
     letters = [*"abcdefghijklmnopqrstuvwxyz .,!?0123456789é"]
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*marks, *letters, "<unk>"])}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate([*marks, *letters, "<unk>"])}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     special = dict(
-        pad_token="<pad>", bos_token="<s>", eos_token="<end>", unk_token="<unk>", extra_special_tokens={"image_token": "<image>"}
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<end>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
     )
     text = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     text.add_special_tokens({"additional_special_tokens": marks[4:]})
@@ -109,12 +144,16 @@ def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     eye = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    layout = dict(patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1, image_token="<image>")
+    layout = dict(
+        patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1, image_token="<image>"
+    )
     processor = LlavaProcessor(eye, text, chat_template=template, **layout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         words = LlamaConfig(**TEXT | {"vocab_size": len(text), "eos_token_id": 2})
-        config = LlavaConfig(text_config=words, vision_config=CLIPVisionConfig(**EYE), image_token_index=3, vision_feature_layer=-1)
+        config = LlavaConfig(
+            text_config=words, vision_config=CLIPVisionConfig(**EYE), image_token_index=3, vision_feature_layer=-1
+        )
         model = LlavaForConditionalGeneration(config).eval()
         msd = MsdDrafter(hidden_size=32, intermediate_size=48, heads=4, kv_heads=2)
         for part in (model, msd):

@@ -10,12 +10,12 @@ from PIL import Image
 
 from mmspec import drafters, zoo
 from mmspec.cli import main
-from mmspec.decode import Generation, Stop, generate
+from mmspec.engine.loop import Generation, Stop, generate
+from mmspec.engine.sampling import Sampling
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 from mmspec.pipelines.request import repetition
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
-from mmspec.sampling import Sampling
 
 NAMES = ["lookup", "jacobi", "medusa", "hawk", "hawk-path"]
 SPEECH = ["lookup", "jacobi", "vadusa", "medusa", "hawk-path"]
@@ -119,8 +119,15 @@ def test_greedy_speech_is_that_of_transformers() -> None:
         prompts, stop = speaker().rows([row])
         tokens = generate(target, prompts, 1, replace(stop, length=96), sampling=Sampling(0.0)).tokens[0]
         ids = torch.tensor(prompts.conditional)
-        law = dict(max_new_tokens=96, eos_token_id=target.offset + end, pad_token_id=0, logits_processor=[target.processor(ids.shape[1])])
-        wanted = speaker().transformer.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **law)[0, ids.shape[1] :]
+        law = dict(
+            max_new_tokens=96,
+            eos_token_id=target.offset + end,
+            pad_token_id=0,
+            logits_processor=[target.processor(ids.shape[1])],
+        )
+        wanted = speaker().transformer.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **law)[
+            0, ids.shape[1] :
+        ]
         assert wanted.tolist() == target.sequence(ids[0], torch.tensor(tokens)).tolist()
         begun = [token for token in wanted.tolist() if token < target.offset]
         assert len(begun) > 3 and begun == prompts.conditional[0][2:-1][: len(begun)]
@@ -128,7 +135,12 @@ def test_greedy_speech_is_that_of_transformers() -> None:
 
 def test_a_single_word_is_said_to_its_end() -> None:
     """The shortest texts have room for their last sound: one in nine, at most, is cut."""
-    ended = [why for voice in speaker().voices for text in ("Go.", "Five", "Hi") for why in speaker()(text, voice=voice, seed=1).ended]
+    ended = [
+        why
+        for voice in speaker().voices
+        for text in ("Go.", "Five", "Hi")
+        for why in speaker()(text, voice=voice, seed=1).ended
+    ]
     assert ended.count("end") >= 8
 
 
@@ -136,7 +148,9 @@ def test_tolerance_is_lossy_and_longer() -> None:
     """The negative control: more tokens a round, other tokens, and the result says so."""
     exact, loose = said("vadusa", 1.0, 1.0), said("vadusa", 1.0, 1.0, "tolerance:5")
     assert exact.stats.lossless and not loose.stats.lossless
-    assert loose.tokens != exact.tokens and loose.stats.mean_acceptance_length > exact.stats.mean_acceptance_length > 1.2
+    assert (
+        loose.tokens != exact.tokens and loose.stats.mean_acceptance_length > exact.stats.mean_acceptance_length > 1.2
+    )
 
 
 def test_speech_from_the_command_line(tmp_path) -> None:
@@ -144,7 +158,15 @@ def test_speech_from_the_command_line(tmp_path) -> None:
     soundfile = pytest.importorskip("soundfile")
     for name in ("vadusa", "none"):
         with pytest.raises(SystemExit) as end:
-            main(["speak", "Hello there.", "-o", str(tmp_path / f"{name}.wav"), *f"--seed 3 --drafter {name} --dtype fp64 --quiet".split()])
+            main(
+                [
+                    "speak",
+                    "Hello there.",
+                    "-o",
+                    str(tmp_path / f"{name}.wav"),
+                    *f"--seed 3 --drafter {name} --dtype fp64 --quiet".split(),
+                ]
+            )
         assert end.value.code == 0
     (drafted, rate), (plain, _) = (soundfile.read(tmp_path / f"{name}.wav") for name in ("vadusa", "none"))
     assert rate == 22050 and 0.4 * rate < len(drafted) < 3 * rate and abs(drafted).max() > 0.05
@@ -166,7 +188,9 @@ def questions() -> list[dict]:
 def answered(drafter: str, temperature: float) -> Generation:
     prompts, stop = asker().rows(questions())
     known = drafters.load(drafter, asker().folder, asker().target)
-    return generate(asker().target, prompts, 3, replace(stop, length=24), known, sampling=Sampling(temperature), seeds=5)
+    return generate(
+        asker().target, prompts, 3, replace(stop, length=24), known, sampling=Sampling(temperature), seeds=5
+    )
 
 
 @cache
@@ -188,7 +212,9 @@ def test_greedy_answers_are_those_of_transformers() -> None:
         ids = torch.tensor(prompts.conditional)
         pixels = prompts.images[0] if prompts.images else {}
         stop = dict(max_new_tokens=24, eos_token_id=sorted(asker().ends), pad_token_id=0)
-        wanted = asker().transformer.generate(ids, attention_mask=torch.ones_like(ids), **pixels, do_sample=False, **stop)
+        wanted = asker().transformer.generate(
+            ids, attention_mask=torch.ones_like(ids), **pixels, do_sample=False, **stop
+        )
         assert wanted[0, ids.shape[1] :].tolist() == tokens
 
 

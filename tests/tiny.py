@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmspec.accept import Verdict
-from mmspec.decode import Stop, generate
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.hawk import HawkDrafter
 from mmspec.drafters.hawk_path import HawkPathDrafter
@@ -16,18 +14,24 @@ from mmspec.drafters.jacobi import JacobiDrafter
 from mmspec.drafters.lookup import LookupDrafter
 from mmspec.drafters.medusa import MedusaDrafter
 from mmspec.drafters.none import NoDrafter
-from mmspec.sampling import Noise, Sampling
-from mmspec.targets.base import Grid, State, Target
+from mmspec.engine.accept import Verdict
+from mmspec.engine.loop import Stop, generate
+from mmspec.engine.noise import Noise
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.state import State
+from mmspec.engine.tree import DraftTree
+from mmspec.targets.base import Grid, Target
 from mmspec.targets.causal import CausalTarget, Prompts
 from mmspec.targets.image import ImageTarget
-from mmspec.tree import DraftTree
 
 OFFSET, CODES, GRID = 8, 31, Grid(6, 5, end_of_row=True)
 TEXTS = [[1, 3, 4, 2], [1, 5, 2], [1, 2]]
 
 
 @cache
-def llama(vocabulary: int = 40, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0) -> LlamaForCausalLM:
+def llama(
+    vocabulary: int = 40, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0
+) -> LlamaForCausalLM:
     """A random Llama whose laws are peaked enough to be interesting."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -59,7 +63,12 @@ def prompts(texts: list[list[int]] = TEXTS, guidance: float = 1.0) -> Prompts:
 
 
 def plain(
-    target: Target, length: int, sampling: Sampling = Sampling(), seed: int = 5, texts: list[list[int]] = TEXTS, guidance: float = 1.0
+    target: Target,
+    length: int,
+    sampling: Sampling = Sampling(),
+    seed: int = 5,
+    texts: list[list[int]] = TEXTS,
+    guidance: float = 1.0,
 ) -> list[list[int]]:
     """What plain autoregressive decoding says, one row at a time; row b has seed + b."""
     return [
@@ -86,7 +95,14 @@ def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
         else:
             near = [(1, 0), (1, 1), (1, -1)]
             built = HawkPathDrafter(
-                width, target.vocabulary, width=16, inner=32, neighbours=near, grid=(GRID.height, GRID.width), stride=stride, depth=4
+                width,
+                target.vocabulary,
+                width=16,
+                inner=32,
+                neighbours=near,
+                grid=(GRID.height, GRID.width),
+                stride=stride,
+                depth=4,
             )
         for weight in built.parameters():
             torch.nn.init.normal_(weight, std=0.2)
@@ -124,7 +140,9 @@ class OracleDrafter:
     name = "oracle"
     needs_features = False
 
-    def __init__(self, answers: list[list[int]], vocabulary: int, max_nodes: int = 14, honesty: float = 0.9, seed: int = 0):
+    def __init__(
+        self, answers: list[list[int]], vocabulary: int, max_nodes: int = 14, honesty: float = 0.9, seed: int = 0
+    ):
         self.answers, self.vocabulary, self.max_nodes, self.honesty = answers, vocabulary, max_nodes, honesty
         self.random = random.Random(seed)
 

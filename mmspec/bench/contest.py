@@ -15,11 +15,11 @@ from rich.progress import track
 
 from mmspec import drafters
 from mmspec.bench import report
-from mmspec.bench.provenance import provenance
-from mmspec.decode import Generation, Stop, stream
 from mmspec.drafters.base import Drafter
-from mmspec.metrics import GenerationStats
+from mmspec.engine.loop import Generation, Stop, stream
+from mmspec.engine.stats import GenerationStats
 from mmspec.targets.causal import CausalTarget, Prompts
+from mmspec.versions import provenance
 
 Found = TypeVar("Found")
 
@@ -52,15 +52,26 @@ class Transformers:
         guided = (
             {}
             if prompts.unconditional is None
-            else {"guidance_scale": prompts.guidance, "negative_prompt_ids": torch.tensor(prompts.unconditional, device=ids.device)}
+            else {
+                "guidance_scale": prompts.guidance,
+                "negative_prompt_ids": torch.tensor(prompts.unconditional, device=ids.device),
+            }
         )
-        law = dict(do_sample=True, top_k=0, temperature=self.temperature, logits_processor=[self.target.processor(ids.shape[1])])
+        law = dict(
+            do_sample=True,
+            top_k=0,
+            temperature=self.temperature,
+            logits_processor=[self.target.processor(ids.shape[1])],
+        )
         began = perf_counter()
         out = self.target.model.generate(ids, max_new_tokens=length, **law, **guided, **self.ends)
         tokens = (out[:, ids.shape[1] :] - self.target.offset).tolist()
         total = perf_counter() - began
         runs = [[1] * len(row) for row in tokens]
-        return Generation(tokens, GenerationStats("transformers", "sampling", target=total, total=total, nodes=len(tokens[0]), runs=runs))
+        return Generation(
+            tokens,
+            GenerationStats("transformers", "sampling", target=total, total=total, nodes=len(tokens[0]), runs=runs),
+        )
 
 
 def at_its_fastest(target: CausalTarget, prompts: Prompts, length: int) -> None:
@@ -117,7 +128,15 @@ def take_turns(
     return found
 
 
-def row(label: str, setting: str, found: Sequence[GenerationStats], dtype: str, device: str, batch: int, guidance: float = 1.0) -> dict:
+def row(
+    label: str,
+    setting: str,
+    found: Sequence[GenerationStats],
+    dtype: str,
+    device: str,
+    batch: int,
+    guidance: float = 1.0,
+) -> dict:
     """One result from the runs of one entrant, sums over all of them; `setting` titles the table of all that ran on the same."""
     total = sum(stats.total for stats in found)
     tokens = sum(stats.tokens for stats in found)
@@ -151,7 +170,9 @@ def compare(rows: list[dict]) -> list[dict]:
     return rows
 
 
-def sweep(results: dict, out: Path, dtypes: Sequence[str], batches: Sequence[int], contest: Callable[[str, int], list[dict]]) -> None:
+def sweep(
+    results: dict, out: Path, dtypes: Sequence[str], batches: Sequence[int], contest: Callable[[str, int], list[dict]]
+) -> None:
     """`contest(dtype, batch)` for every setting; the report is written anew after each."""
     for dtype in dtypes:
         for batch in batches:

@@ -13,13 +13,24 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmspec import drafters
 from mmspec.bench import report
-from mmspec.bench.contest import Entrant, Transformers, announce, at_its_fastest, begun, compare, row, runners, sweep, take_turns
-from mmspec.decode import Stop, generate
+from mmspec.bench.contest import (
+    Entrant,
+    Transformers,
+    announce,
+    at_its_fastest,
+    begun,
+    compare,
+    row,
+    runners,
+    sweep,
+    take_turns,
+)
 from mmspec.drafters.base import Drafter
-from mmspec.metrics import GenerationStats
+from mmspec.engine.loop import Stop, generate
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.stats import GenerationStats
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.placement import dtype_of
-from mmspec.sampling import Sampling
 from mmspec.targets.base import Grid
 from mmspec.targets.causal import Prompts
 from mmspec.targets.image import ImageTarget
@@ -53,7 +64,11 @@ ENTRANTS = (
 )
 QUICK = ("AR, our loop", "jacobi", "medusa, coupled", "hawk heads, coupled", "hawk-path, coupled")
 ABLATIONS = (
-    *(entrant for entrant in ENTRANTS if entrant.label in ("AR, our loop", "medusa, coupled", "hawk heads, coupled", "hawk-path, coupled")),
+    *(
+        entrant
+        for entrant in ENTRANTS
+        if entrant.label in ("AR, our loop", "medusa, coupled", "hawk heads, coupled", "hawk-path, coupled")
+    ),
     Entrant("vertical too (4 right + 1 down), top-k", "hawk", options={"coupled": False}),
     Entrant("diagonals too, coupled", "hawk-diagonal"),
     Entrant("hawk-path, leftovers not blended in", "hawk-path", options={"blend": 0.0}),
@@ -67,7 +82,9 @@ def draw(target: ImageTarget, drafter: Drafter, rule: str, prompts: Prompts, len
     return generate(target, prompts, rows, Stop(length), drafter, sampling=Sampling(), seeds=seed, rule=rule).stats
 
 
-def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]) -> list[dict]:
+def contest(
+    folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]
+) -> list[dict]:
     """All entrants on the same prompts and seeds."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     target, guidance = pipe.target, pipe.config.guidance_scale
@@ -81,7 +98,10 @@ def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, see
     if batch == 1 and entrants is not ABLATIONS:
         transformers = Transformers(target)
         field.insert(1, (transformers.label, lambda *job: transformers(*job).stats))
-    title, rows = f"{dtype}, batch {batch}, guidance {guidance:g}, T = 1, passes of {target.narrowest} nodes or more", []
+    title, rows = (
+        f"{dtype}, batch {batch}, guidance {guidance:g}, T = 1, passes of {target.narrowest} nodes or more",
+        [],
+    )
     for label, found in take_turns(field, asked, repeats, batch, seed, title).items():
         seconds = sum(stats.total for stats in found) / sum(len(stats.runs) for stats in found)
         rows.append(row(label, title, found, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
@@ -95,10 +115,17 @@ def growth(folder: Path, device: str, sides: tuple[int, ...] = (16, 24, 32)) -> 
     for side in sides:
         config = LlamaConfig.from_pretrained(folder / "transformer", max_position_embeddings=side * side + 128)
         torch.manual_seed(0)
-        target = ImageTarget(LlamaForCausalLM(config).to(device, torch.bfloat16), config.vocab_size - codes, codes, Grid(side, side))
+        target = ImageTarget(
+            LlamaForCausalLM(config).to(device, torch.bfloat16), config.vocab_size - codes, codes, Grid(side, side)
+        )
         for name in ("none", "jacobi"):
             stats = generate(
-                target, Prompts([[1, 2]], [[1, 2]], 2.0), 1, Stop(side * side), drafters.load(name, None, target), seeds=0
+                target,
+                Prompts([[1, 2]], [[1, 2]], 2.0),
+                1,
+                Stop(side * side),
+                drafters.load(name, None, target),
+                seeds=0,
             ).stats
             ours = (stats.seconds["draft"] + stats.seconds["accept"] + stats.seconds["other"]) / stats.rounds
             found.append(
@@ -158,7 +185,11 @@ def run(
     results = begun("image", model, device)
     entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
     sweep(
-        results, out, dtypes, batches, lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants)
+        results,
+        out,
+        dtypes,
+        batches,
+        lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants),
     )
     if not quick:
         results["ablations"] = contest(folder, dtypes[0], device, 1, prompts, seed, ABLATIONS)

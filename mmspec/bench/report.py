@@ -4,7 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from mmspec.picture import replace
+from mmspec.files import write_atomically
 
 HEADS = (
     "",
@@ -80,7 +80,10 @@ def markdown(results: dict) -> str:
         parts += ["## Growth with tokens, random weights, bf16, guidance 2", "\n".join(rows)]
     if results["memory"]:
         rows = ["| drafter | peak MB | over AR |", "|---|---|---|"]
-        rows += [f"| {found['drafter']} | {found['peak_bytes'] / 1e6:.0f} | {found['over_ar']:.2f}× |" for found in results["memory"]]
+        rows += [
+            f"| {found['drafter']} | {found['peak_bytes'] / 1e6:.0f} | {found['over_ar']:.2f}× |"
+            for found in results["memory"]
+        ]
         parts += ["## Peak memory, one picture, bf16, a process each", "\n".join(rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -96,7 +99,9 @@ def plot(results: dict, path: Path) -> None:
     rows = [row for row in results["rows"] if row["setting"] == shared]
     figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(rows) + 1.2))
     labels = [row["label"] for row in rows]
-    axes.barh(labels, [row["mean_acceptance_length"] or 0 for row in rows], color="#d8dee9", label="mean acceptance length")
+    axes.barh(
+        labels, [row["mean_acceptance_length"] or 0 for row in rows], color="#d8dee9", label="mean acceptance length"
+    )
     axes.barh(
         labels,
         [row["speedup"] for row in rows],
@@ -111,14 +116,14 @@ def plot(results: dict, path: Path) -> None:
     axes.set_title(f"{results['model']}, {shared}", fontsize=10)
     axes.legend(fontsize=8)
     figure.tight_layout()
-    replace(path, partial(figure.savefig, dpi=130, format="png"))
+    write_atomically(path, partial(figure.savefig, dpi=130, format="png"))
     pyplot.close(figure)
 
 
 def save(out: Path, name: str, results: dict, text: str) -> None:
     """`results` as `name`.json and `text` as `name`.md in `out`, each written whole or not at all."""
     for kind, content in (("json", json.dumps(results, indent=1) + "\n"), ("md", text)):
-        replace(out / f"{name}.{kind}", partial(Path.write_text, data=content))
+        write_atomically(out / f"{name}.{kind}", partial(Path.write_text, data=content))
 
 
 def write(out: Path, results: dict) -> None:

@@ -21,10 +21,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from mmspec.batching import IDLE
 from mmspec.bench import report
-from mmspec.bench.provenance import provenance
 from mmspec.errors import MmspecError
+from mmspec.serve.batcher import IDLE
+from mmspec.versions import provenance
 
 console = Console(stderr=True)
 
@@ -63,7 +63,9 @@ def draw(address: str, number: int) -> tuple[str, float, dict]:
     body = {"prompt": PROMPTS[number % len(PROMPTS)], "seed": number}
     began = time.perf_counter()
     while True:
-        asked = Request(f"{address}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"})
+        asked = Request(
+            f"{address}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
         try:
             with urlopen(asked, timeout=600) as answer:
                 found = json.load(answer)
@@ -106,7 +108,18 @@ def measure(address: str, clients: int, requests: int, wanted: list[str]) -> dic
 
 def markdown(results: dict) -> str:
     """The table."""
-    heads = ("rows", "clients", "requests", "errors", "different", "pictures/s", "tokens/s", "p50", "p95", "accepted length")
+    heads = (
+        "rows",
+        "clients",
+        "requests",
+        "errors",
+        "different",
+        "pictures/s",
+        "tokens/s",
+        "p50",
+        "p95",
+        "accepted length",
+    )
     origin = ", ".join(f"{key} {value}" for key, value in results["provenance"].items())
     lines = [
         f"| {row['rows']} | {row['clients']} | {row['requests']} | {row['errors']} | {row['different']} | {row['pictures_per_second']:.2f} "
@@ -133,7 +146,13 @@ def main(
         rows: how many pictures share a pass; 1 is one after the other.
         pictures: how many different ones are asked for; each client asks for at least one.
     """
-    results: dict[str, Any] = {"model": model, "dtype": dtype, "provenance": provenance("cpu"), "rows": [], "memory": []}
+    results: dict[str, Any] = {
+        "model": model,
+        "dtype": dtype,
+        "provenance": provenance("cpu"),
+        "rows": [],
+        "memory": [],
+    }
     out.mkdir(parents=True, exist_ok=True)
     wanted: list[str] = []
     for most in rows:

@@ -11,15 +11,26 @@ from typing import Any
 
 import torch
 
-from mmspec.bench.contest import Entrant, Transformers, announce, at_its_fastest, begun, compare, row, runners, sweep, take_turns
+from mmspec.bench.contest import (
+    Entrant,
+    Transformers,
+    announce,
+    at_its_fastest,
+    begun,
+    compare,
+    row,
+    runners,
+    sweep,
+    take_turns,
+)
 from mmspec.codecs.base import StreamDecoder
-from mmspec.decode import stream
 from mmspec.drafters.base import Drafter
+from mmspec.engine.loop import stream
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
-from mmspec.metrics import GenerationStats
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.placement import dtype_of
-from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
 from mmspec.zoo import resolve
 
@@ -91,12 +102,22 @@ def why(pipe: TextToSpeechPipeline, tokens: list[int]) -> str:
     return "end" if tokens[-1:] == [pipe.end] else pipe.stalled(pipe.codes(tokens)) or "length"
 
 
-def say(pipe: TextToSpeechPipeline, sampling: Sampling, drafter: Drafter, rule: str, prompts: Prompts, length: int, seed: int) -> Said:
+def say(
+    pipe: TextToSpeechPipeline,
+    sampling: Sampling,
+    drafter: Drafter,
+    rule: str,
+    prompts: Prompts,
+    length: int,
+    seed: int,
+) -> Said:
     """Tokens by the loop, then whole rows decoded; only the first piece of the first row is decoded as a streamed call would, and timed."""
     rows = len(prompts.conditional)
     tokens: list[list[int]] = [[] for _ in range(rows)]
     stats, decoder, told, extra, first = GenerationStats(), StreamDecoder(pipe.codec), 0, 0.0, 0.0
-    for found in stream(pipe.target, prompts, rows, pipe.stop(length), drafter, sampling=sampling, seeds=seed, rule=rule, stats=stats):
+    for found in stream(
+        pipe.target, prompts, rows, pipe.stop(length), drafter, sampling=sampling, seeds=seed, rule=rule, stats=stats
+    ):
         for one, new in zip(tokens, found.tokens, strict=True):
             one += new
         codes = [] if first else pipe.codes(tokens[0])
@@ -131,13 +152,17 @@ def sounds(label: str, found: Sequence[Said]) -> dict[str, Any]:
     }
 
 
-def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]) -> list[dict]:
+def contest(
+    folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]
+) -> list[dict]:
     """All entrants on the same prompts and seeds, at temperature 1 and at the model's own; the model's voices take turns too."""
     pipe = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
 
     def asked(turn: int) -> tuple[Prompts, int]:
         numbers = range(turn * batch, (turn + 1) * batch)
-        prompts, stop = pipe.rows([{"prompt": PROMPTS[i % len(PROMPTS)], "voice": pipe.voices[i % len(pipe.voices)]} for i in numbers])
+        prompts, stop = pipe.rows(
+            [{"prompt": PROMPTS[i % len(PROMPTS)], "voice": pipe.voices[i % len(pipe.voices)]} for i in numbers]
+        )
         return prompts, stop.length
 
     at_its_fastest(pipe.target, *asked(0))
@@ -147,7 +172,10 @@ def contest(folder: Path, dtype: str, device: str, batch: int, repeats: int, see
         if batch == 1 and pipe.codec.frame_tokens == 1 and temperature:
             plain = Transformers(pipe.target, pipe.end, temperature)
             field.insert(1, (plain.label, partial(say_plainly, pipe, plain)))
-        title, rows = f"{dtype}, batch {batch}, T = {temperature:g}, passes of {pipe.target.narrowest} nodes or more", []
+        title, rows = (
+            f"{dtype}, batch {batch}, T = {temperature:g}, passes of {pipe.target.narrowest} nodes or more",
+            [],
+        )
         for label, said in take_turns(field, asked, repeats, batch, seed, title).items():
             own = {"temperature": temperature} | sounds(label, said)
             rows.append(row(label, title, [one.stats for one in said], dtype, device, batch) | own)
@@ -173,7 +201,11 @@ def run(
     results = begun("speech", model, device)
     entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
     sweep(
-        results, out, dtypes, batches, lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants)
+        results,
+        out,
+        dtypes,
+        batches,
+        lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants),
     )
     announce(results, out)
     return out

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from mmspec import zoo
 from mmspec.bench.contest import Entrant, announce, at_its_fastest, begun, compare, row, runners, sweep, take_turns
-from mmspec.decode import Stop, stream
 from mmspec.drafters.base import Drafter
+from mmspec.engine.loop import Stop, stream
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
-from mmspec.metrics import GenerationStats
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 from mmspec.placement import dtype_of
-from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
 from mmspec.targets.vision_language import VisualPrompts
 
@@ -51,7 +51,13 @@ class Answered:
 
 
 def answer(
-    pipe: ImageTextToTextPipeline, sampling: Sampling, drafter: Drafter, rule: str, prompts: Prompts, length: int, seed: int
+    pipe: ImageTextToTextPipeline,
+    sampling: Sampling,
+    drafter: Drafter,
+    rule: str,
+    prompts: Prompts,
+    length: int,
+    seed: int,
 ) -> Answered:
     """By the loop."""
     stats, first, rows = GenerationStats(), 0.0, len(prompts.conditional)
@@ -86,7 +92,9 @@ def answer_by_transformers(
     if "pixel_values" in given:
         given["pixel_values"] = given["pixel_values"].to(pipe.transformer.dtype)
     clock = Clock()
-    law: dict[str, Any] = dict(do_sample=False) if sampling.greedy else dict(do_sample=True, temperature=sampling.temperature, top_k=0)
+    law: dict[str, Any] = (
+        dict(do_sample=False) if sampling.greedy else dict(do_sample=True, temperature=sampling.temperature, top_k=0)
+    )
     law |= dict(top_p=1.0, repetition_penalty=1.0)  # whatever the model's own generation config says
     streams = {} if options else {"streamer": clock}  # assisted generation takes no streamer
     marks = dict(eos_token_id=sorted(pipe.ends), pad_token_id=min(pipe.ends))
@@ -101,10 +109,15 @@ def answer_by_transformers(
 def questions(folder: Path) -> list[dict]:
     """A model's own list, `prompts.jsonl`; where it has none, that of the bundled model, pictures by their full paths."""
     source = folder if (folder / zoo.PROMPTS).exists() else zoo.resolve(BUNDLED)
-    return [line | ({"image": str((source / line["image"]).absolute())} if line.get("image") else {}) for line in zoo.prompts(source)]
+    return [
+        line | ({"image": str((source / line["image"]).absolute())} if line.get("image") else {})
+        for line in zoo.prompts(source)
+    ]
 
 
-def contest(folder: Path, dtype: str, device: str, repeats: int, seed: int, entrants: Sequence[Entrant], task: str) -> list[dict]:
+def contest(
+    folder: Path, dtype: str, device: str, repeats: int, seed: int, entrants: Sequence[Entrant], task: str
+) -> list[dict]:
     """All entrants on the same questions and seeds, at every temperature."""
     pipe = ImageTextToTextPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     lines = [line for line in questions(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]

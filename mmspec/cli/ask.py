@@ -84,7 +84,7 @@ class Chat(Manner):
     """A picture: a path or an http(s) URL; none for a talk without one."""
 
     def run(self) -> int:
-        from mmspec.picture import read
+        from mmspec.media.image import read
 
         if self.image == "-":
             raise MmspecError(
@@ -95,7 +95,10 @@ class Chat(Manner):
         talk = Talk(self)
         number = 0
         while question := talk.prompt():
-            chat = [*chat, {"role": "user", "content": [*([] if chat else pictures), {"type": "text", "text": question}]}]
+            chat = [
+                *chat,
+                {"role": "user", "content": [*([] if chat else pictures), {"type": "text", "text": question}]},
+            ]
             answer = talk.answer(chat, number)
             chat, number = answer.chat(), number + 1
             if not self.quiet:
@@ -114,7 +117,9 @@ class Talk:
         quiet_libraries()
         self.command = command
         place = torch_device(command.device)
-        self.pipe = ImageTextToTextPipeline.from_pretrained(command.model, torch_dtype=torch_dtype(command.dtype)).to(place)
+        self.pipe = ImageTextToTextPipeline.from_pretrained(command.model, torch_dtype=torch_dtype(command.dtype)).to(
+            place
+        )
 
     def prompt(self) -> str:
         """The next question; empty at the end."""

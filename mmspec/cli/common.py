@@ -37,7 +37,9 @@ def quiet_libraries() -> None:
     diffusers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", module="mmspec")
-    warnings.showwarning = lambda message, *rest, **more: console.print(f"mmspec: warning: {message}", markup=False, soft_wrap=True)
+    warnings.showwarning = lambda message, *rest, **more: console.print(
+        f"mmspec: warning: {message}", markup=False, soft_wrap=True
+    )
 
 
 def suite(task: str) -> ModuleType:

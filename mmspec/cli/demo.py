@@ -43,7 +43,16 @@ class Demo:
         tasks = {task for tab in tabs for task in TABS[tab][1:]} if tabs and "Race" not in tabs else None
         stage = Stage(self.models, torch_device(self.device), torch_dtype(self.dtype), tasks)
         try:
-            launch(stage, tabs or None, server_name=self.host, server_port=self.port, inbrowser=self.browser, footer_links=["api"])
+            launch(
+                stage,
+                tabs or None,
+                server_name=self.host,
+                server_port=self.port,
+                inbrowser=self.browser,
+                footer_links=["api"],
+            )
         except OSError as error:
-            raise MmspecError(f"cannot listen at {self.host}:{self.port} ({error}): choose another --host or --port") from None
+            raise MmspecError(
+                f"cannot listen at {self.host}:{self.port} ({error}): choose another --host or --port"
+            ) from None
         return 0

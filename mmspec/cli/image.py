@@ -52,17 +52,18 @@ class Image:
     """No progress bar and no summary."""
 
     def run(self) -> int:
-        from mmspec import picture
-        from mmspec.bench.provenance import versions
+        from mmspec import files
+        from mmspec.media import image as picture
+        from mmspec.versions import versions
 
         if not 1 <= self.n <= 64:
             raise MmspecError(f"--n {self.n} is out of range: give a number from 1 to 64")
         alone = self.n == 1 or self.grid
         written = [self.out] if alone else [self.out.with_stem(f"{self.out.stem}-{i}") for i in range(self.n)]
         for path in written:
-            picture.check_output(path, picture.STILL)
+            files.check_output(path, picture.STILL)
         if self.progressive:
-            picture.check_output(self.progressive, picture.MOVING)
+            files.check_output(self.progressive, picture.MOVING)
             if self.progressive.absolute() in [path.absolute() for path in written]:
                 raise MmspecError(f"--progressive and --out both name {self.progressive}: give two names")
         from mmspec.pipelines.text_to_image import TextToImagePipeline
@@ -105,7 +106,9 @@ class Image:
                 picture.save(image, path, facts | {"seed": seed})
         if self.progressive:
             grid = pipe.target.grid
-            picture.animate(picture.filling(done.images[0], stats.runs[0], grid.height, grid.width, grid.stride), self.progressive)
+            picture.animate(
+                picture.filling(done.images[0], stats.runs[0], grid.height, grid.width, grid.stride), self.progressive
+            )
         if not self.quiet:
             kept = "lossless" if stats.lossless else "NOT lossless"
             console.print(

@@ -21,16 +21,20 @@ class Info:
         import torch
 
         from mmspec import zoo
-        from mmspec.accept import RULES, acceptance
-        from mmspec.bench.provenance import versions
         from mmspec.drafters import names
+        from mmspec.engine.accept import RULES, acceptance
+        from mmspec.versions import versions
 
         facts = {
             **versions(),
-            "devices": ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))],
+            "devices": [
+                "cpu",
+                *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())),
+            ],
             "threads": torch.get_num_threads(),
             "models": {
-                entry.name: {"drafters": entry.drafters, "megabytes": round(entry.bytes / 1e6, 1)} for entry in zoo.bundled().values()
+                entry.name: {"drafters": entry.drafters, "megabytes": round(entry.bytes / 1e6, 1)}
+                for entry in zoo.bundled().values()
             },
             "drafters": list(names()),
             "acceptance": {name: "lossless" if acceptance(name).lossless else "lossy" for name in RULES},

@@ -51,13 +51,16 @@ class Serve:
         try:
             import uvicorn
 
-            from mmspec.server.app import application
-            from mmspec.server.serving import Limits, Serving, load
+            from mmspec.serve.app import application
+            from mmspec.serve.serving import Limits, Serving, load
         except ModuleNotFoundError as error:
             raise MmspecError(f"the server needs {error.name}: pip install 'mmspec[serve]'") from None
         key = os.environ.get("MMSPEC_API_KEY") or None
         if self.host not in ("127.0.0.1", "::1", "localhost") and key is None:
-            console.print(f"mmspec: warning: anyone who can reach {self.host} may use this server: set MMSPEC_API_KEY", soft_wrap=True)
+            console.print(
+                f"mmspec: warning: anyone who can reach {self.host} may use this server: set MMSPEC_API_KEY",
+                soft_wrap=True,
+            )
         quiet_libraries()
         listener = listening(self.host, self.port)
         pipes = load(self.models, torch_device(self.device), torch_dtype(self.dtype))
@@ -66,7 +69,8 @@ class Serve:
         near = frozenset({"localhost", "127.0.0.1", "[::1]"}) if ipaddress.ip_address(host).is_loopback else frozenset()
         app = application(Serving(pipes, limits, key, self.allow_urls, near))
         console.print(
-            f"mmspec: serving {', '.join(pipes)} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", soft_wrap=True
+            f"mmspec: serving {', '.join(pipes)} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)",
+            soft_wrap=True,
         )
         options = dict(log_level="warning" if self.quiet else "info", timeout_graceful_shutdown=30, server_header=False)
         options["limit_concurrency"] = 64 + 2 * len(pipes) * (self.rows + self.queue)

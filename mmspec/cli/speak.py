@@ -58,19 +58,22 @@ class Speak:
     """No progress bar and no summary."""
 
     def run(self) -> int:
-        from mmspec import picture, sound
-        from mmspec.bench.provenance import versions
-        from mmspec.reading import source
+        from mmspec import files
+        from mmspec.media import audio as sound
+        from mmspec.pipelines.phonemize import source
+        from mmspec.versions import versions
 
         text, to_pipe = source(" ".join(self.text) if self.text else None, self.file), str(self.out) == "-"
         sound.check_output(self.out)
         if not to_pipe:
             sound.library("soundfile")
         if self.plot:
-            picture.check_output(self.plot, {".png": "PNG"})
+            files.check_output(self.plot, {".png": "PNG"})
             sound.library("matplotlib", "bench")
         if self.tolerance is not None and self.acceptance is not None:
-            raise MmspecError(f"--tolerance {self.tolerance} and --acceptance {self.acceptance} are both given: give one")
+            raise MmspecError(
+                f"--tolerance {self.tolerance} and --acceptance {self.acceptance} are both given: give one"
+            )
         acceptance = "exact" if self.acceptance is None else self.acceptance
         if self.tolerance is not None:
             acceptance = f"tolerance:{self.tolerance}"

@@ -28,7 +28,7 @@ class Train:
 
     def run(self) -> int:
         try:
-            from mmspec.training.recipe import train
+            from mmspec.train.recipe import train
 
             train(self.recipe, self.work, self.out, torch_device(self.device), self.stages)
         except ModuleNotFoundError as error:

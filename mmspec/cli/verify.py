@@ -43,7 +43,7 @@ class Verify:
     def run(self) -> int:
         from torch import float64
 
-        from mmspec import picture, zoo
+        from mmspec import files, zoo
         from mmspec.drafters import usable
         from mmspec.placement import dtype_of
         from mmspec.verify import verify
@@ -56,10 +56,19 @@ class Verify:
         if self.prompts < 1 or min(self.batch) < 1 or (self.tokens is not None and self.tokens < 1):
             raise MmspecError("--prompts, --batch and --tokens must be 1 or more")
         if self.json:
-            picture.check_output(self.json, {".json": "JSON"})
+            files.check_output(self.json, {".json": "JSON"})
         found = [name for name in usable(folder) if name != "none"]
         texts = sample_prompts(folder, self.prompts)
-        heads = ("dtype", "T", "guidance", "penalty", "batch", "drafter", "equal", "first parting: position, margin of AR's token")
+        heads = (
+            "dtype",
+            "T",
+            "guidance",
+            "penalty",
+            "batch",
+            "drafter",
+            "equal",
+            "first parting: position, margin of AR's token",
+        )
         table = Table(*heads, title=f"{self.model}, {len(texts)} prompts")
         rows = []
         laws = (self.dtype, self.temperature, self.guidance, self.repetition_penalty, self.batch)
@@ -67,14 +76,19 @@ class Verify:
         with console.status("verifying"):
             for finding in search:
                 rows.append(finding)
-                where = "; ".join(f"{p.position}, {p.margin:.1e}" for p in sorted(finding.partings, key=lambda p: -p.margin)[:3])
-                law = (f"{value:g}" for value in (finding.temperature, finding.guidance, finding.repetition_penalty, finding.batch))
+                where = "; ".join(
+                    f"{p.position}, {p.margin:.1e}" for p in sorted(finding.partings, key=lambda p: -p.margin)[:3]
+                )
+                law = (
+                    f"{value:g}"
+                    for value in (finding.temperature, finding.guidance, finding.repetition_penalty, finding.batch)
+                )
                 line = (finding.dtype, *law, finding.drafter, f"{finding.equal}/{finding.rows}", where)
                 table.add_row(*line)
                 console.print(*line, soft_wrap=True)
                 if self.json:
                     text = json.dumps([row.as_dict() for row in rows], indent=1) + "\n"
-                    picture.replace(self.json, partial(Path.write_text, data=text))
+                    files.write_atomically(self.json, partial(Path.write_text, data=text))
         Console(width=140).print(table)
         return int(any(row.partings for row in rows if dtype_of(row.dtype) == float64))
 

@@ -68,7 +68,9 @@ class StreamDecoder:
         ready = frames - hold
         if ready <= self.done:
             return torch.zeros(0)
-        audio = self.codec.decode(torch.tensor([self.tokens[: frames * width]]))[0, self.done * size : ready * size].cpu()
+        audio = self.codec.decode(torch.tensor([self.tokens[: frames * width]]))[
+            0, self.done * size : ready * size
+        ].cpu()
         gone = max(0, ready - self.before)
         self.tokens, self.done = self.tokens[gone * width :], ready - gone
         return audio

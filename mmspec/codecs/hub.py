@@ -65,11 +65,17 @@ class Mimi(Family):
     kind = "MimiModel"
 
     def sizes(self) -> tuple[int, int, int]:
-        return self.config.num_quantizers, self.config.codebook_size, round(self.config.sampling_rate / self.config.frame_rate)
+        return (
+            self.config.num_quantizers,
+            self.config.codebook_size,
+            round(self.config.sampling_rate / self.config.frame_rate),
+        )
 
     def context(self) -> tuple[int, int]:
         before, after = reach(self.model)
-        return before + math.ceil(2 * self.config.sliding_window * self.config.frame_rate / self.config.encodec_frame_rate), after
+        return before + math.ceil(
+            2 * self.config.sliding_window * self.config.frame_rate / self.config.encodec_frame_rate
+        ), after
 
 
 class Encodec(Family):
@@ -118,7 +124,9 @@ class Xcodec2(Family):
 
     def encode(self, audio: Float[Tensor, "row sample"]) -> Int[Tensor, "row codebook frame"]:
         """As its feature extractor prepares audio: one more sample, then padding to whole frames."""
-        extract = transformers.Xcodec2FeatureExtractor(sampling_rate=self.config.sampling_rate, hop_length=self.frame_samples)
+        extract = transformers.Xcodec2FeatureExtractor(
+            sampling_rate=self.config.sampling_rate, hop_length=self.frame_samples
+        )
         rows = list(audio.float().cpu())
         inputs = extract(rows, sampling_rate=self.config.sampling_rate, return_tensors="pt").to(audio.device)
         features, mask = inputs["input_features"].to(audio.dtype), inputs["input_features_mask"]
@@ -156,7 +164,9 @@ def family_of(kind: str) -> type[Family]:
         raise unknown("codec model_type", kind, FAMILIES)
     family = FAMILIES[kind]
     if not hasattr(transformers, family.kind):
-        raise MmspecError(f"transformers {transformers.__version__} has no {family.kind}: pip install --upgrade transformers")
+        raise MmspecError(
+            f"transformers {transformers.__version__} has no {family.kind}: pip install --upgrade transformers"
+        )
     return family
 
 
@@ -190,7 +200,9 @@ class HubCodec:
             family = family_of(kind)
             model = getattr(transformers, family.kind).from_pretrained(name, **options)
         except OSError as error:
-            raise MmspecError(f"no codec {name} ({str(error).strip().splitlines()[0]}): give a folder or a hub id of a codec") from None
+            raise MmspecError(
+                f"no codec {name} ({str(error).strip().splitlines()[0]}): give a folder or a hub id of a codec"
+            ) from None
         return cls(model, codebooks, context)
 
     # Not inference_mode: Mimi keeps its codebooks from the first call, and they would be refused in training ever after.
@@ -209,7 +221,10 @@ class HubCodec:
             raise MmspecError(f"{count} tokens are not whole frames of {width}: give a multiple of {width}")
         if not count:
             return torch.zeros(len(tokens), 0, dtype=self.model.dtype, device=self.model.device)
-        codes = rearrange(tokens.to(self.model.device), "row (frame codebook) -> row codebook frame", codebook=width) - self._firsts()
+        codes = (
+            rearrange(tokens.to(self.model.device), "row (frame codebook) -> row codebook frame", codebook=width)
+            - self._firsts()
+        )
         self._check(tokens, codes)
         audio = self.family.decode(codes).flatten(1)
         return F.pad(audio, (0, count // width * self.frame_samples - audio.shape[1]))

@@ -19,7 +19,9 @@ RATE, WINDOW, HOP, MELS, FLOOR = 22050, 1024, 256, 80, 1e-5
 def vocoder(width: int) -> SpeechT5HifiGan:
     """HiFi-GAN V1 (Kong et al. 2020) as transformers has it, without weights."""
     shape = dict(upsample_rates=[8, 8, 2, 2], upsample_kernel_sizes=[16, 16, 4, 4], upsample_initial_channel=width)
-    return SpeechT5HifiGan(SpeechT5HifiGanConfig(model_in_dim=MELS, sampling_rate=RATE, normalize_before=False, **shape))
+    return SpeechT5HifiGan(
+        SpeechT5HifiGanConfig(model_in_dim=MELS, sampling_rate=RATE, normalize_before=False, **shape)
+    )
 
 
 class Block(nn.Module):
@@ -63,7 +65,16 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
         reach = sum(dilations) + 1
         self.context = (reach + -(-(reach + 3 + 12) // stride),) * 2
         self.analysis = torchaudio.transforms.MelSpectrogram(
-            RATE, WINDOW, hop_length=HOP, f_min=0.0, f_max=8000.0, n_mels=MELS, power=1.0, norm="slaney", mel_scale="slaney", center=False
+            RATE,
+            WINDOW,
+            hop_length=HOP,
+            f_min=0.0,
+            f_max=8000.0,
+            n_mels=MELS,
+            power=1.0,
+            norm="slaney",
+            mel_scale="slaney",
+            center=False,
         )
         spectrum = self.analysis.spectrogram
         spectrum.window = spectrum.window.clone()  # torch makes it a view of a longer one, which safetensors refuses

@@ -23,7 +23,9 @@ STYLE = ".gradio-container { max-width: 1200px !important } @media (max-width: 6
 def build(stage: Stage, tabs: list[str] | None = None) -> gr.Blocks:
     """The page with these tabs, or with all whose models are there."""
     with gr.Blocks(title="mmspec", delete_cache=(3600, 3600)) as page:
-        gr.Markdown("# mmspec\nThe same output, up to two and a half times sooner: drafts are verified by the model itself.")
+        gr.Markdown(
+            "# mmspec\nThe same output, up to two and a half times sooner: drafts are verified by the model itself."
+        )
         for name, (tab, task) in TABS.items():
             if name in tabs if tabs else not task or task in stage.players:
                 with gr.Tab(name, id=name.lower()):

@@ -5,9 +5,9 @@ from typing import Any
 
 import gradio as gr
 
-from mmspec import picture
 from mmspec.demo.stage import Stage, seed_of
 from mmspec.errors import MmspecError
+from mmspec.media import image as picture
 
 QUESTIONS = ["What is in the picture?", "How many are there?", "Describe the picture."]
 
@@ -22,10 +22,19 @@ def tab(stage: Stage) -> None:
             if found:
                 gr.Examples(found, image, label="Example pictures")
             with gr.Accordion("Settings", open=False):
-                seed = gr.Number(7, label="Seed", info="The same seed gives the same answer with any drafter; empty draws one", precision=0)
-                temperature = gr.Slider(0, 1.5, player.pipe.temperature, step=0.1, label="Temperature", info="0 is greedy")
+                seed = gr.Number(
+                    7,
+                    label="Seed",
+                    info="The same seed gives the same answer with any drafter; empty draws one",
+                    precision=0,
+                )
+                temperature = gr.Slider(
+                    0, 1.5, player.pipe.temperature, step=0.1, label="Temperature", info="0 is greedy"
+                )
                 length = gr.Slider(8, 512, player.pipe.max_new_tokens, step=8, label="Most new tokens")
-                drafter = gr.Dropdown(player.drafters, value=player.pipe.drafter, label="Drafter", info="changes the speed alone")
+                drafter = gr.Dropdown(
+                    player.drafters, value=player.pipe.drafter, label="Drafter", info="changes the speed alone"
+                )
         with gr.Column():
             talk = gr.Chatbot(label="Chat", height=300, sanitize_html=True, buttons=["copy"])
             question = gr.Textbox(QUESTIONS[0], label="Question", max_lines=3, max_length=1000)
@@ -39,7 +48,16 @@ def tab(stage: Stage) -> None:
             )
             numbers = gr.Markdown(label="Live numbers")
 
-    def ask(path: str | None, question: str, talk: list, seed: float, temperature: float, length: int, drafter: str, request: gr.Request):
+    def ask(
+        path: str | None,
+        question: str,
+        talk: list,
+        seed: float,
+        temperature: float,
+        length: int,
+        drafter: str,
+        request: gr.Request,
+    ):
         with player.seat(request.session_hash) as pipe:
             if not question.strip():
                 raise MmspecError("there is no question: type one, such as 'How many are there?'")
@@ -48,7 +66,10 @@ def tab(stage: Stage) -> None:
             if path:
                 chat[0] = {
                     "role": "user",
-                    "content": [{"type": "image", "image": picture.read(path)}, {"type": "text", "text": chat[0]["content"]}],
+                    "content": [
+                        {"type": "image", "image": picture.read(path)},
+                        {"type": "text", "text": chat[0]["content"]},
+                    ],
                 }
             talk = [*talk, {"role": "user", "content": question}, {"role": "assistant", "content": ""}]
             options: dict[str, Any] = dict(temperature=temperature, max_new_tokens=int(length), drafter=drafter)
@@ -65,7 +86,9 @@ def tab(stage: Stage) -> None:
 
     inputs = [image, question, talk, seed, temperature, length, drafter]
     outputs = [talk, runs, numbers, question]
-    asked = gr.on([go.click, question.submit], ask, inputs, outputs, concurrency_limit=8, api_name="ask", show_progress="hidden")
+    asked = gr.on(
+        [go.click, question.submit], ask, inputs, outputs, concurrency_limit=8, api_name="ask", show_progress="hidden"
+    )
     stop.click(stage.stop, api_visibility="private", queue=False)
     for anew in (clear.click, image.change):
         anew(stage.stop, cancels=asked, api_visibility="private", queue=False).then(

@@ -6,8 +6,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from mmspec import picture
 from mmspec.demo.stage import Stage, seed_of
+from mmspec.media import image as picture
 
 EXAMPLES = ["a red heart, 3d style", "a butterfly, flat style", "a sunflower, 3d style", "a strawberry, cartoon style"]
 
@@ -28,17 +28,30 @@ def tab(stage: Stage) -> None:
             gr.Examples(EXAMPLES, prompt, label="Examples")
             with gr.Row():
                 go, stop = gr.Button("Draw", variant="primary"), gr.Button("Stop")
-            overlay = gr.Checkbox(True, label="Show accepted runs", info="green: drafted and accepted, orange: the target's own token")
+            overlay = gr.Checkbox(
+                True, label="Show accepted runs", info="green: drafted and accepted, orange: the target's own token"
+            )
             with gr.Accordion("Settings", open=False):
                 seed = gr.Number(
-                    7, label="Seed", info="The same seed draws the same picture with any drafter; empty draws one", precision=0
+                    7,
+                    label="Seed",
+                    info="The same seed draws the same picture with any drafter; empty draws one",
+                    precision=0,
                 )
                 count = gr.Slider(1, 4, 1, step=1, label="Pictures", info="of this seed and the ones after it")
-                guidance = gr.Slider(0, 6, player.pipe.config.guidance_scale, step=0.5, label="Guidance", info="1 is none")
-                temperature = gr.Slider(0, 1.5, player.pipe.config.temperature, step=0.1, label="Temperature", info="0 is greedy")
-                drafter = gr.Dropdown(player.drafters, value=player.pipe.config.drafter, label="Drafter", info="changes the speed alone")
+                guidance = gr.Slider(
+                    0, 6, player.pipe.config.guidance_scale, step=0.5, label="Guidance", info="1 is none"
+                )
+                temperature = gr.Slider(
+                    0, 1.5, player.pipe.config.temperature, step=0.1, label="Temperature", info="0 is greedy"
+                )
+                drafter = gr.Dropdown(
+                    player.drafters, value=player.pipe.config.drafter, label="Drafter", info="changes the speed alone"
+                )
         with gr.Column(scale=3):
-            canvas = gr.Image(label="The picture as its tokens are verified", height=SIDE, format="png", interactive=False)
+            canvas = gr.Image(
+                label="The picture as its tokens are verified", height=SIDE, format="png", interactive=False
+            )
             numbers = gr.Markdown(label="Live numbers")
             gallery = gr.Gallery(label="Pictures of this visit, newest first", columns=4, height=200, format="png")
             drawn = gr.State([])
@@ -70,7 +83,9 @@ def tab(stage: Stage) -> None:
             if part is None or part.position < part.total:
                 yield gr.skip(), "Stopped.", gr.skip(), gr.skip()
                 return
-            done = [(image.resize((256, 256)), f"{prompt}, seed {seed}") for image, seed in zip(part.images(), part.seeds)]
+            done = [
+                (image.resize((256, 256)), f"{prompt}, seed {seed}") for image, seed in zip(part.images(), part.seeds)
+            ]
             drawn = [*done, *drawn][:24]
             yield picture.sheet(shown), player.numbers(part.stats, streams), drawn, drawn
 

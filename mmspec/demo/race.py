@@ -76,7 +76,9 @@ def tab(stage: Stage) -> None:
         for name in ("With speculation", "Plain decoding"):
             with gr.Column():
                 clock = gr.Markdown(f"### {name}", label=f"{name}: clock")
-                image = gr.Image(label=f"{name}: picture", height=320, format="png", interactive=False, visible=kinds[0] == "Image")
+                image = gr.Image(
+                    label=f"{name}: picture", height=320, format="png", interactive=False, visible=kinds[0] == "Image"
+                )
                 text = gr.Textbox(label=f"{name}: output", lines=4, interactive=False, visible=kinds[0] != "Image")
                 boards += [clock, image, text]
 
@@ -98,9 +100,13 @@ def tab(stage: Stage) -> None:
             due = 0.0
 
             def boards(steps: list[Step]) -> list[Any]:
-                return [one for name, step in zip((f"With {default}", "Plain decoding"), steps) for one in show(name, step)]
+                return [
+                    one for name, step in zip((f"With {default}", "Plain decoding"), steps) for one in show(name, step)
+                ]
 
-            for steps in race([STEPS[kind](pipe, prompt, number, drafter) for pipe, drafter in zip(pipes, (default, "none"))]):
+            for steps in race(
+                [STEPS[kind](pipe, prompt, number, drafter) for pipe, drafter in zip(pipes, (default, "none"))]
+            ):
                 if seat.interrupt:
                     break
                 began = perf_counter()
@@ -117,7 +123,9 @@ def tab(stage: Stage) -> None:
             yield f"## identical: {same}\n{times}, seed {number}, {html.escape(player.name)}", *boards(steps)
 
     def switch(kind: str):
-        return PROMPTS[kind], *[gr.update(visible=(kind == "Image") == (i % 3 == 1)) if i % 3 else gr.skip() for i in range(6)]
+        return PROMPTS[kind], *[
+            gr.update(visible=(kind == "Image") == (i % 3 == 1)) if i % 3 else gr.skip() for i in range(6)
+        ]
 
     kind.change(switch, kind, [prompt, *boards], api_visibility="private")
     gr.on(

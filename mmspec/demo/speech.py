@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from mmspec import sound
 from mmspec.demo.stage import Stage, seed_of
+from mmspec.media import audio as sound
 
 EXAMPLES = [
     "Hello there. This voice starts before its sentence is finished.",
@@ -54,7 +54,7 @@ REPEATED = 8
 
 
 def cost(folder: Path, drafter: str) -> str:
-    """What tolerance gains and costs with a drafter, as `mmspec.bench.speech_quality` measured it: a Markdown table, empty if it was not."""
+    """What tolerance gains and costs with a drafter, as `recipes.wren_86.judge` measured it: a Markdown table, empty if it was not."""
     path = folder / "quality.json"
     if not path.exists():
         return ""
@@ -71,7 +71,9 @@ def cost(folder: Path, drafter: str) -> str:
         for tau, row in found.items()
     ]
     head = f"Measured on {results['sentences']} sentences with {drafter}:"
-    return "\n".join([head, "", "| tolerance | tokens a round | words misheard | points over exact |", "|---|---|---|---|", *lines])
+    return "\n".join(
+        [head, "", "| tolerance | tokens a round | words misheard | points over exact |", "|---|---|---|---|", *lines]
+    )
 
 
 def tab(stage: Stage) -> None:
@@ -96,18 +98,31 @@ def tab(stage: Stage) -> None:
             price = cost(player.pipe.folder, player.pipe.drafter)
             gr.Markdown(price, visible=bool(price), label="What tolerance costs")
             with gr.Accordion("Settings", open=False):
-                seed = gr.Number(7, label="Seed", info="The same seed says it the same way with any drafter; empty draws one", precision=0)
-                temperature = gr.Slider(0, 1.5, player.pipe.temperature, step=0.1, label="Temperature", info="0 is greedy")
-                drafter = gr.Dropdown(player.drafters, value=player.pipe.drafter, label="Drafter", info="changes the speed alone")
+                seed = gr.Number(
+                    7,
+                    label="Seed",
+                    info="The same seed says it the same way with any drafter; empty draws one",
+                    precision=0,
+                )
+                temperature = gr.Slider(
+                    0, 1.5, player.pipe.temperature, step=0.1, label="Temperature", info="0 is greedy"
+                )
+                drafter = gr.Dropdown(
+                    player.drafters, value=player.pipe.drafter, label="Drafter", info="changes the speed alone"
+                )
         with gr.Column():
             progress = gr.Markdown("Sound starts as soon as its first tokens are verified.", label="Progress")
             whole = gr.Audio(label="All that was said", format="wav", interactive=False)
             numbers = gr.Markdown(label="Live numbers")
             pieces = gr.Textbox(visible="hidden", label="Pieces of sound")
 
-    def speak(text: str, voice: str, tolerance: int, seed: float, temperature: float, drafter: str, request: gr.Request):
+    def speak(
+        text: str, voice: str, tolerance: int, seed: float, temperature: float, drafter: str, request: gr.Request
+    ):
         with player.seat(request.session_hash) as pipe:
-            options: dict[str, Any] = dict(voice=voice, temperature=temperature, drafter=drafter, acceptance=f"tolerance:{int(tolerance)}")
+            options: dict[str, Any] = dict(
+                voice=voice, temperature=temperature, drafter=drafter, acceptance=f"tolerance:{int(tolerance)}"
+            )
             told: list[str] = []
             out = None
             for chunk in pipe.stream(text, seed=seed_of(seed), **options):
@@ -125,6 +140,8 @@ def tab(stage: Stage) -> None:
     inputs = [text, voice, tolerance, seed, temperature, drafter]
     outputs = [pieces, progress, numbers, whole]
     gr.on([go.click, text.submit], None, None, None, js=WAKE, api_visibility="private")
-    gr.on([go.click, text.submit], speak, inputs, outputs, concurrency_limit=8, api_name="speak", show_progress="hidden")
+    gr.on(
+        [go.click, text.submit], speak, inputs, outputs, concurrency_limit=8, api_name="speak", show_progress="hidden"
+    )
     pieces.change(None, pieces, None, js=PLAY, api_visibility="private")
     stop.click(stage.stop, js=HUSH, api_visibility="private", queue=False)

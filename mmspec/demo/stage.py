@@ -9,14 +9,14 @@ from typing import Any
 import gradio as gr
 
 from mmspec import drafters, zoo
-from mmspec.accept import acceptance
-from mmspec.batching import example, share
-from mmspec.decode import Stop
+from mmspec.engine.accept import acceptance
+from mmspec.engine.loop import Stop
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
-from mmspec.metrics import GenerationStats
 from mmspec.pipelines import TASKS, pipeline, task_of
 from mmspec.pipelines.solo import Solo
-from mmspec.sampling import Sampling
+from mmspec.serve.batcher import example, share
 
 # Rounds of plain decoding whose speed is compared with.
 SAMPLE = 24
@@ -34,8 +34,12 @@ class Player:
 
     def __post_init__(self) -> None:
         asked = example(self.pipe.folder)
-        if hasattr(self.pipe, "voices"):  # the codec has its part of this machine while tokens come: plain decoding is given the same
-            self.plain[1] = max(pace(self.pipe(asked["prompt"], seed=0, drafter="none", stream_to=len).total) for _ in range(2))
+        if hasattr(
+            self.pipe, "voices"
+        ):  # the codec has its part of this machine while tokens come: plain decoding is given the same
+            self.plain[1] = max(
+                pace(self.pipe(asked["prompt"], seed=0, drafter="none", stream_to=len).total) for _ in range(2)
+            )
             return
         prompts, stop = self.pipe.rows([asked])
         for guidance in (0.0, 1.0) if prompts.unconditional else (1.0,):
@@ -95,7 +99,12 @@ class Stage:
     """The models of a demo, one for each task; those for `tasks` alone if given."""
 
     def __init__(
-        self, models: tuple[str, ...] = (), device: str | None = None, dtype: Any = "bf16", tasks: set[str] | None = None, rows: int = 8
+        self,
+        models: tuple[str, ...] = (),
+        device: str | None = None,
+        dtype: Any = "bf16",
+        tasks: set[str] | None = None,
+        rows: int = 8,
     ):
         self.players: dict[str, Player] = {}
         for name in models or zoo.bundled():

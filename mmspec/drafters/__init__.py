@@ -30,7 +30,9 @@ TRAINED = ("medusa", "vadusa", "hawk", "hawk-path", "msd")
 
 def names() -> dict[str, str]:
     """Built-in drafters and those that other packages register under `mmspec.drafters`."""
-    return TABLE | {entry.name: entry.value for entry in entry_points(group="mmspec.drafters") if entry.name not in TABLE}
+    return TABLE | {
+        entry.name: entry.value for entry in entry_points(group="mmspec.drafters") if entry.name not in TABLE
+    }
 
 
 def usable(folder: Path | None) -> list[str]:
@@ -47,7 +49,9 @@ def load(name: Any, folder: Path | None, target: Any, prompts: Any = None, lengt
     """
     drafter = by_name(name, folder, target, **options) if isinstance(name, str) else name
     if not hasattr(drafter, "draft"):
-        raise MmspecError(f"drafter is a {type(drafter).__name__}, which drafts nothing: give a name, such as none, or a Drafter")
+        raise MmspecError(
+            f"drafter is a {type(drafter).__name__}, which drafts nothing: give a name, such as none, or a Drafter"
+        )
     if prompts is not None and hasattr(drafter, "cost") and not drafter.nodes:
         drafter.cost = measured(target, prompts, str(folder), length)
     return drafter
@@ -56,7 +60,9 @@ def load(name: Any, folder: Path | None, target: Any, prompts: Any = None, lengt
 def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
     """The drafter of that name, with its weights from `folder` if its kind has any."""
     known = names()
-    folders = {path.name for path in (folder / "drafters").iterdir()} if folder and (folder / "drafters").is_dir() else set()
+    folders = (
+        {path.name for path in (folder / "drafters").iterdir()} if folder and (folder / "drafters").is_dir() else set()
+    )
     if name not in known and name not in folders:
         raise unknown("drafter", name, {*known, *folders})
     config = {}
@@ -71,7 +77,9 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
     kind = "msd" if "num_attention_heads" in config else config.get("kind", name)
     module, _, attribute = known.get(kind, "").partition(":")
     if not module:
-        raise MmspecError(f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are {', '.join(known)}")
+        raise MmspecError(
+            f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are {', '.join(known)}"
+        )
     built: Any = getattr(import_module(module), attribute)
     if not hasattr(built, "from_pretrained"):
         return built(**options)

@@ -10,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmspec.accept import Verdict
 from mmspec.drafters.cost import Cost
-from mmspec.sampling import Noise, Sampling
-from mmspec.targets.base import State, Target
-from mmspec.tree import Candidates, DraftTree, grow
+from mmspec.engine.accept import Verdict
+from mmspec.engine.noise import Noise
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.state import State
+from mmspec.engine.tree import Candidates, DraftTree, grow
+from mmspec.targets.base import Target
 
 
 @runtime_checkable
@@ -57,7 +59,9 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
     needs_features: ClassVar[bool] = True
     max_nodes: ClassVar[int] = 64
 
-    def __init__(self, target: str, depth: int, beta: list[float] | None, coupling: list[float] | None, beam: int, ranks: int):
+    def __init__(
+        self, target: str, depth: int, beta: list[float] | None, coupling: list[float] | None, beam: int, ranks: int
+    ):
         super().__init__()
         self.target_hash = target
         self.beta, self.coupling = beta or [1.0] * depth, coupling or [1.0] * depth
@@ -77,7 +81,12 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
         return Candidates(children, (best - keys.logsumexp(2, keepdim=True)).exp().float())
 
     def grown(
-        self, state: State, expand: Callable[[int, Tensor, Tensor], Candidates], height: int, began: float, length: float
+        self,
+        state: State,
+        expand: Callable[[int, Tensor, Tensor], Candidates],
+        height: int,
+        began: float,
+        length: float,
     ) -> DraftTree:
         """The tree of a drafter that pays for every level; drafting began at `began`.
 
@@ -88,9 +97,13 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
             step = (perf_counter() - began) / depth
             return self.cost is None or mass * 0.7 > step * length / (self.cost.target(8) + depth * step)
 
-        return grow(state.roots, expand, height, self.beam, worth, lambda reach: self.budget(reach, perf_counter() - began))
+        return grow(
+            state.roots, expand, height, self.beam, worth, lambda reach: self.budget(reach, perf_counter() - began)
+        )
 
-    def drawn(self, state: State, noise: Noise, scores: Callable[[int, Tensor, Tensor], Tensor], height: int) -> DraftTree:
+    def drawn(
+        self, state: State, noise: Noise, scores: Callable[[int, Tensor, Tensor], Tensor], height: int
+    ) -> DraftTree:
         """Siblings drawn without replacement from q, by Gumbel top-m with noise of their own; widths are fixed beforehand.
 
         `scores(depth, tokens, places)` are those that follow the nodes of a level, whose parents were at `places` of the level before.
@@ -105,7 +118,9 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
             width, beam = self.widths[depth], level.shape[1]
             law = scores(depth, level, places).softmax(2)
             laws = laws or [torch.zeros_like(law[:, :1])]
-            fresh = torch.stack([noise.fresh(row, place + depth, Noise.DRAFT)[0] for row, place in enumerate(state.counts)])
+            fresh = torch.stack(
+                [noise.fresh(row, place + depth, Noise.DRAFT)[0] for row, place in enumerate(state.counts)]
+            )
             if noise.greedy:
                 law, width = F.one_hot(law.argmax(2), law.shape[2]).to(law.dtype), 1
                 level = law.argmax(2)
@@ -119,4 +134,6 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin):
             first, count = count, count + level.shape[1]
             if depth + 1 < height and count + level.shape[1] * self.widths[depth + 1] > self.max_nodes:
                 break
-        return DraftTree(torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(depths, 1), torch.cat(laws, 1), replacement=False)
+        return DraftTree(
+            torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(depths, 1), torch.cat(laws, 1), replacement=False
+        )

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmspec.cache import VISIBLE
+from mmspec.engine.cache import VISIBLE
+from mmspec.engine.tree import chain
 from mmspec.targets.base import Target
-from mmspec.tree import chain
 
 SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 

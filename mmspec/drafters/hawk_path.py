@@ -9,12 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmspec.accept import Verdict
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.leftovers import Leftovers
-from mmspec.sampling import Noise, Sampling
-from mmspec.targets.base import State, Target
-from mmspec.tree import Candidates, DraftTree, root
+from mmspec.engine.accept import Verdict
+from mmspec.engine.noise import Noise
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.state import State
+from mmspec.engine.tree import Candidates, DraftTree, root
+from mmspec.targets.base import Target
 
 # Share of the recurrent input that training leaves out: without it the drafter learns its sequences by heart.
 DROPOUT = 0.15
@@ -65,14 +67,19 @@ class HawkPathDrafter(TrainedDrafter):
                 nn.init.normal_(table.weight, std=0.5 / (len(self.offsets) + 2) ** 0.5)
 
     def context(
-        self, tokens: Int[Tensor, "row place neighbour"], features: Float[Tensor, "stream row place wide"], places: Int[Tensor, "row place"]
+        self,
+        tokens: Int[Tensor, "row place neighbour"],
+        features: Float[Tensor, "stream row place wide"],
+        places: Int[Tensor, "row place"],
     ) -> Float[Tensor, "stream row place width"]:
         """What is known of each place before its left neighbour is: `tokens` has `vocabulary` where nothing is committed."""
         seen = torch.zeros(1, device=places.device, dtype=self.decay.dtype)
         for i, table in enumerate(self.around):
             seen = seen + table(tokens[..., i])
         if self.row is not None and self.column is not None:
-            seen = seen + self.row((places // self.stride).clamp(max=self.grid[0] - 1)) + self.column(places % self.stride)
+            seen = (
+                seen + self.row((places // self.stride).clamp(max=self.grid[0] - 1)) + self.column(places % self.stride)
+            )
         if self.look is None:
             return seen.expand(features.shape[0], *places.shape, self.decay.shape[0])
         return seen + self.look(features)
@@ -140,7 +147,9 @@ class HawkPathDrafter(TrainedDrafter):
             hidden, logits = self.step(hidden, tokens, context[:, :, depth : depth + 1])
             where = (counts + depth)[:, None].expand_as(tokens)
             return self._sampling.scores(
-                self._target.guide(state, logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32), where)
+                self._target.guide(
+                    state, logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32), where
+                )
             )
 
         if self._drawn:

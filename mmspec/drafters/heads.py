@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mmspec.accept import Verdict
 from mmspec.drafters.base import TrainedDrafter
+from mmspec.engine.accept import Verdict
+from mmspec.engine.noise import Noise
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.state import State
+from mmspec.engine.tree import DraftTree, product, root
 from mmspec.errors import MmspecError
-from mmspec.sampling import Noise, Sampling
-from mmspec.targets.base import State, Target
-from mmspec.tree import DraftTree, product, root
+from mmspec.targets.base import Target
 
 Neighbour = Sequence[int]
 
@@ -80,7 +82,9 @@ class HeadDrafter(TrainedDrafter):
         wide = torch.float64 if state.features.dtype == torch.float64 else torch.float32
         target = self._target
         self._waiting = [
-            torch.zeros(state.rows, self.offsets[i] + self.max_nodes, target.vocabulary, device=target.device, dtype=wide)
+            torch.zeros(
+                state.rows, self.offsets[i] + self.max_nodes, target.vocabulary, device=target.device, dtype=wide
+            )
             for i in self.vertical
         ]
         for row, count in enumerate(state.counts):
@@ -115,7 +119,9 @@ class HeadDrafter(TrainedDrafter):
         weights = self.weights[: scores.shape[1]].to(scores.dtype).masked_fill(~known, -torch.inf).softmax(2)
         return torch.einsum("rdsv,rds->rdv", torch.log_softmax(scores, 3).clamp(min=IMPOSSIBLE), weights)
 
-    def sources(self, state: State, height: int) -> tuple[Float[Tensor, "row depth source vocab"], Bool[Tensor, "row depth source"]]:
+    def sources(
+        self, state: State, height: int
+    ) -> tuple[Float[Tensor, "row depth source vocab"], Bool[Tensor, "row depth source"]]:
         """Processed scores for each depth, the horizontal head's first, and which of them are known."""
         counts = torch.tensor(state.counts, device=state.roots.device)[:, None]
         rows = torch.arange(state.rows, device=counts.device)[:, None]

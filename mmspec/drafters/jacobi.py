@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
-from mmspec.accept import Verdict
 from mmspec.drafters.cost import Cost
-from mmspec.sampling import Noise, Sampling
-from mmspec.targets.base import State, Target
-from mmspec.tree import DraftTree, chain
+from mmspec.engine.accept import Verdict
+from mmspec.engine.noise import Noise
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.state import State
+from mmspec.engine.tree import DraftTree, chain
+from mmspec.targets.base import Target
 
 # A chain of L guesses has about `scale * L ** GROWTH` of them accepted: places beyond the first wrong one are refined for later rounds,
 # so length pays more than the chances of one round say. Measured on the bundled image model, 3 to 15 guesses (docs/LOG.md).

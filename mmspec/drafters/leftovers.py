@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mmspec.accept import Verdict
-from mmspec.tree import DraftTree
+from mmspec.engine.accept import Verdict
+from mmspec.engine.tree import DraftTree
 
 
 class Leftovers:
@@ -48,7 +48,9 @@ class Leftovers:
                     first.setdefault(depth, node)
             rows.append([first[depth] for depth in sorted(first)])
         most = max(map(len, rows))
-        index = torch.tensor([row + [0] * (most - len(row)) for row in rows], dtype=torch.long, device=keys.device).view(len(rows), most)
+        index = torch.tensor(
+            [row + [0] * (most - len(row)) for row in rows], dtype=torch.long, device=keys.device
+        ).view(len(rows), most)
         count = torch.tensor([len(row) for row in rows], device=keys.device)
         self.known = torch.arange(most, device=keys.device) < count[:, None]
         self.keys = keys.gather(1, index[:, :, None].expand(-1, -1, keys.shape[2]))

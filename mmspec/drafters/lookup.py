@@ -5,10 +5,12 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from mmspec.accept import Verdict
-from mmspec.sampling import Noise, Sampling
-from mmspec.targets.base import State, Target
-from mmspec.tree import DraftTree, chain
+from mmspec.engine.accept import Verdict
+from mmspec.engine.noise import Noise
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.state import State
+from mmspec.engine.tree import DraftTree, chain
+from mmspec.targets.base import Target
 
 
 class LookupDrafter:
@@ -28,7 +30,11 @@ class LookupDrafter:
         height = min(limit, max(map(len, found)))
         guesses = [(row + [0] * height)[:height] for row in found]
         lengths = torch.tensor([min(len(row), height) for row in found], device=state.roots.device)
-        return chain(state.roots, torch.tensor(guesses, dtype=torch.long, device=state.roots.device).view(len(found), height), lengths)
+        return chain(
+            state.roots,
+            torch.tensor(guesses, dtype=torch.long, device=state.roots.device).view(len(found), height),
+            lengths,
+        )
 
     def _copy(self, history: list[int]) -> list[int]:
         for size in range(min(self.longest, len(history) - 1), 0, -1):

@@ -18,14 +18,15 @@ from transformers import Cache, LlamaConfig, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-from mmspec.accept import Verdict
-from mmspec.cache import TreeCache, causal, handed, positions
 from mmspec.drafters.base import TrainedDrafter
+from mmspec.engine.accept import Verdict
+from mmspec.engine.cache import TreeCache, causal, handed, positions
+from mmspec.engine.noise import Noise
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.state import Reading, State
+from mmspec.engine.tree import Candidates, DraftTree, root
 from mmspec.errors import MmspecError
-from mmspec.sampling import Noise, Sampling
-from mmspec.targets.base import Reading, State
 from mmspec.targets.causal import CausalTarget
-from mmspec.tree import Candidates, DraftTree, root
 
 # In a released file, but without effect: recomputed, or not in use in the first layer.
 IDLE = ("layers.0.input_layernorm.weight", "layers.0.self_attn.rotary_emb.inv_freq")
@@ -66,8 +67,13 @@ class MsdDrafter(TrainedDrafter):
         self.greedy = greedy or [1.0] * depth
         self.decoupled, self.depth = decoupled, depth
         shape: dict[str, Any] = dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=1)
-        shape |= dict(num_attention_heads=heads, num_key_value_heads=kv_heads, rms_norm_eps=eps, attn_implementation="sdpa")
-        config_kind, layer_kind = {"llama": (LlamaConfig, LlamaDecoderLayer), "qwen2": (Qwen2Config, Qwen2DecoderLayer)}[layer]
+        shape |= dict(
+            num_attention_heads=heads, num_key_value_heads=kv_heads, rms_norm_eps=eps, attn_implementation="sdpa"
+        )
+        config_kind, layer_kind = {
+            "llama": (LlamaConfig, LlamaDecoderLayer),
+            "qwen2": (Qwen2Config, Qwen2DecoderLayer),
+        }[layer]
         config = config_kind(**shape, rope_parameters={"rope_type": "default", "rope_theta": rope_theta})
         self.fc = nn.Linear(2 * hidden_size, hidden_size, bias=bias)
         self.layers = nn.ModuleList([layer_kind(config, 0)])
@@ -77,7 +83,10 @@ class MsdDrafter(TrainedDrafter):
         self.register_buffer("tokens", None if tokens is None else torch.tensor(tokens), persistent=False)
 
     def enter(
-        self, vectors: Float[Tensor, "*shape width"], features: Float[Tensor, "*shape width"], text: Bool[Tensor, "*shape"] | None = None
+        self,
+        vectors: Float[Tensor, "*shape width"],
+        features: Float[Tensor, "*shape width"],
+        text: Bool[Tensor, "*shape"] | None = None,
     ) -> Float[Tensor, "*shape width"]:
         """What the layer reads: input vectors of the next tokens, the features before them, and which of them are text."""
         fused = self.fc(torch.cat([vectors, features.to(vectors.dtype)], -1))
@@ -93,7 +102,9 @@ class MsdDrafter(TrainedDrafter):
         """Predicted features."""
         around = self.rotary(inputs, places)
         kept = handed(self.layers[0], cache)
-        return self.layers[0](inputs, attention_mask=mask, position_ids=places, use_cache=True, position_embeddings=around, **kept)
+        return self.layers[0](
+            inputs, attention_mask=mask, position_ids=places, use_cache=True, position_embeddings=around, **kept
+        )
 
     def embed(self, target: CausalTarget, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
         """Input vectors of text tokens, numbered as the loop does."""
@@ -102,7 +113,9 @@ class MsdDrafter(TrainedDrafter):
         known = ids < self.embed_tokens.num_embeddings
         return torch.where(known[..., None], self.embed_tokens(ids.where(known, 0)), target.embed(ids + target.offset))
 
-    def logits(self, head: Float[Tensor, "vocab width"], features: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
+    def logits(
+        self, head: Float[Tensor, "vocab width"], features: Float[Tensor, "*shape width"]
+    ) -> Float[Tensor, "*shape vocab"]:
         return nn.functional.linear(features.to(head.dtype), head)
 
     def head(self, target: CausalTarget) -> Float[Tensor, "vocab width"]:
@@ -119,7 +132,9 @@ class MsdDrafter(TrainedDrafter):
 
     def start(self, target: CausalTarget, state: State, sampling: Sampling, drawn: bool) -> None:
         if state.streams > 1:
-            raise MmspecError("this drafter reads one stream, and guidance needs two: set guidance to 1, or use another drafter")
+            raise MmspecError(
+                "this drafter reads one stream, and guidance needs two: set guidance to 1, or use another drafter"
+            )
         self._target, self._drawn, self._sampling = target, drawn, replace(sampling, processors=[])
         self._head = self.head(target).to(self.fc.weight.dtype)
         self._length = 3.0
@@ -156,7 +171,9 @@ class MsdDrafter(TrainedDrafter):
         width = inputs.shape[1]
         cache.open(width)
         ahead = torch.arange(width, device=inputs.device).expand(len(counts), -1)
-        out = self.layer(inputs, cache.mask(causal(len(counts), width, inputs.device)), positions(cache.lengths, ahead), cache)
+        out = self.layer(
+            inputs, cache.mask(causal(len(counts), width, inputs.device)), positions(cache.lengths, ahead), cache
+        )
         cache.lengths = [length + count for length, count in zip(cache.lengths, counts)]
         for row, count in enumerate(counts):
             if count:
@@ -204,7 +221,11 @@ class MsdDrafter(TrainedDrafter):
             def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
                 keys = scores(depth, tokens, places)
                 if gumbel is not None:
-                    shaken = gumbel[:, depth, None, : keys.shape[2]] if self.tokens is None else gumbel[:, depth, None, self.tokens]
+                    shaken = (
+                        gumbel[:, depth, None, : keys.shape[2]]
+                        if self.tokens is None
+                        else gumbel[:, depth, None, self.tokens]
+                    )
                     keys = torch.log_softmax(keys, -1) + self.coupling[depth] * shaken.to(keys.dtype)
                     keys = keys * self.beta[depth]
                 elif noise.greedy:
@@ -254,11 +275,15 @@ class MsdDrafter(TrainedDrafter):
                 "own_embedding": config["vocab_size"],
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MmspecError(f"{folder / 'config.json'} is no configuration of a released MSD drafter ({error!r}): restore it") from None
+            raise MmspecError(
+                f"{folder / 'config.json'} is no configuration of a released MSD drafter ({error!r}): restore it"
+            ) from None
         kind = str(config.get("model_type"))
         layer = "qwen2" if kind.startswith("qwen2") else "llama"
         theta = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta", 10000.0))
-        drafter = cls(**shape, eps=config.get("rms_norm_eps", 1e-6), rope_theta=theta, layer=layer, bias=config.get("bias", True))
+        drafter = cls(
+            **shape, eps=config.get("rms_norm_eps", 1e-6), rope_theta=theta, layer=layer, bias=config.get("bias", True)
+        )
         safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
         if not (safe.is_file() or pickled.is_file()):
             raise MmspecError(f"{folder} has neither model.safetensors nor pytorch_model.bin: download it again")

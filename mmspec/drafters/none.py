@@ -2,10 +2,12 @@
 
 from torch import Tensor
 
-from mmspec.accept import Verdict
-from mmspec.sampling import Noise, Sampling
-from mmspec.targets.base import State, Target
-from mmspec.tree import DraftTree, root
+from mmspec.engine.accept import Verdict
+from mmspec.engine.noise import Noise
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.state import State
+from mmspec.engine.tree import DraftTree, root
+from mmspec.targets.base import Target
 
 
 class NoDrafter:

@@ -4,10 +4,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmspec.drafters.heads import HeadDrafter
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.state import State
+from mmspec.engine.tree import Candidates
 from mmspec.errors import MmspecError
-from mmspec.sampling import Sampling
-from mmspec.targets.base import State, Target
-from mmspec.tree import Candidates
+from mmspec.targets.base import Target
 
 
 class VadusaDrafter(HeadDrafter):
@@ -44,5 +45,9 @@ class VadusaDrafter(HeadDrafter):
         found = super().candidates(keys)
         if not (self.sparse and self.accuracies):
             return found
-        chances = found.chances.new_tensor(self.accuracies)[: found.chances.shape[1], : found.chances.shape[2]].cummin(1).values
+        chances = (
+            found.chances.new_tensor(self.accuracies)[: found.chances.shape[1], : found.chances.shape[2]]
+            .cummin(1)
+            .values
+        )
         return Candidates(found.tokens, chances.expand_as(found.chances))

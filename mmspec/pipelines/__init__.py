@@ -44,4 +44,6 @@ def task_of(folder: Path) -> str:
     for task, (path, _) in TASKS.items():
         if path.endswith(f":{name}"):
             return task
-    raise MmspecError(f"{folder / zoo.INDEX} names {name!r}, which is no pipeline of mmspec: give a model for one of {', '.join(TASKS)}")
+    raise MmspecError(
+        f"{folder / zoo.INDEX} names {name!r}, which is no pipeline of mmspec: give a model for one of {', '.join(TASKS)}"
+    )

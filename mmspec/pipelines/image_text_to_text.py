@@ -13,15 +13,17 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from mmspec import blocks, picture, zoo
-from mmspec.accept import acceptance as rule_of
-from mmspec.decode import Stop
+from mmspec import zoo
+from mmspec.engine.accept import acceptance as rule_of
+from mmspec.engine.loop import Stop
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
-from mmspec.metrics import GenerationStats
+from mmspec.media import image as picture
+from mmspec.pipelines import quantized as blocks
 from mmspec.pipelines.base import TransformerPipeline
 from mmspec.pipelines.loading import READING, copy_companions, opened, rename_target
 from mmspec.pipelines.request import repetition, row_seeds
-from mmspec.sampling import Sampling
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 
 Chat = list[dict[str, Any]]
@@ -92,7 +94,9 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         folder, dtype, index = opened(cls, "an image-text-to-text", model, options, bare=True)
         for name, kind in SETTINGS.items():
             if name in index and not isinstance(index[name], kind):
-                raise MmspecError(f"{folder / zoo.INDEX}: {name} is {index[name]!r}: restore it from the model's source")
+                raise MmspecError(
+                    f"{folder / zoo.INDEX}: {name} is {index[name]!r}: restore it from the model's source"
+                )
         parts: dict[str, Any] = {name: index[name] for name in SETTINGS if name in index} | options
         if "processor" not in parts:
             path = folder / "processor" if (folder / "processor").is_dir() else folder
@@ -100,7 +104,9 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
                 parts["processor"] = AutoProcessor.from_pretrained(path)
             except Exception as error:  # tokenizers raises bare Exception for a damaged file
                 reason = " ".join(str(error).split())[:200]
-                raise MmspecError(f"{path} has no processor that loads ({reason}): restore it from the model's source") from None
+                raise MmspecError(
+                    f"{path} has no processor that loads ({reason}): restore it from the model's source"
+                ) from None
         if "transformer" not in parts:
             parts["transformer"] = load_transformer(folder, dtype)
         pipe = cls(**parts)
@@ -114,7 +120,9 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         copy_companions(self.folder, goal)
         self.processor.save_pretrained(goal / "processor")
         self.transformer.save_pretrained(goal / "transformer")
-        (goal / "transformer" / blocks.INDEX).unlink(missing_ok=True)  # saved over a model in blocks, which this one is no longer
+        (goal / "transformer" / blocks.INDEX).unlink(
+            missing_ok=True
+        )  # saved over a model in blocks, which this one is no longer
         for path in (goal / "transformer").glob("*.safetensors"):
             if not path.name.startswith("model"):
                 path.unlink()
@@ -133,7 +141,13 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
     def ends(self) -> frozenset[int]:
         """Tokens that end an answer."""
         known = self.transformer.generation_config.eos_token_id
-        found = known if isinstance(known, list) else [known] if known is not None else [self.processor.tokenizer.eos_token_id]
+        found = (
+            known
+            if isinstance(known, list)
+            else [known]
+            if known is not None
+            else [self.processor.tokenizer.eos_token_id]
+        )
         return frozenset(token for token in found if token is not None)
 
     def encode(self, chats: list[Chat]) -> VisualPrompts:
@@ -159,12 +173,17 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         given = []
         for row in asked:
             messages: list[dict[str, Any]] = [
-                {"role": role, "content": text} for turn in row.get("before", []) for role, text in zip(("user", "assistant"), turn)
+                {"role": role, "content": text}
+                for turn in row.get("before", [])
+                for role, text in zip(("user", "assistant"), turn)
             ]
             messages.append({"role": "user", "content": row["prompt"]})
             if row.get("image"):
                 first = messages[0]["content"]
-                messages[0]["content"] = [{"type": "image", "path": folder / row["image"]}, {"type": "text", "text": first}]
+                messages[0]["content"] = [
+                    {"type": "image", "path": folder / row["image"]},
+                    {"type": "text", "text": first},
+                ]
             given.append(_chat(messages, []))
         return self.encode(given), Stop(self.max_new_tokens, self.ends)
 
@@ -197,11 +216,15 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         spent = perf_counter() - began
         run = self.loop(self, chosen, prompts, length)
         began = perf_counter() - spent  # loading a drafter and measuring passes, once, are not counted
-        out = ImageTextToTextOutput(asked, seeds, [""] * len(asked), [[] for _ in asked], prompt_tokens=sum(map(len, prompts.conditional)))
+        out = ImageTextToTextOutput(
+            asked, seeds, [""] * len(asked), [[] for _ in asked], prompt_tokens=sum(map(len, prompts.conditional))
+        )
 
         def answer() -> Iterator[Words]:
             stop, ends = Stop(length, self.ends), self.ends
-            law: dict[str, Any] = dict(sampling=sampling, seeds=seeds, rule=rule, cancel=lambda: self.interrupt, stats=out.stats)
+            law: dict[str, Any] = dict(
+                sampling=sampling, seeds=seeds, rule=rule, cancel=lambda: self.interrupt, stats=out.stats
+            )
             last = [-1] * len(asked)
             for found in run(prompts, len(asked), stop, **law):
                 out.first_token = out.first_token or perf_counter() - began
@@ -215,7 +238,8 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
                     out.texts[row] += fresh[-1]
                 yield Words(fresh, found.tokens, out)
             out.ended = [
-                "end" if token in ends else "length" if len(tokens) == length else "interrupted" for token, tokens in zip(last, out.tokens)
+                "end" if token in ends else "length" if len(tokens) == length else "interrupted"
+                for token, tokens in zip(last, out.tokens)
             ]
 
         return answer()
@@ -248,7 +272,9 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
             acceptance: exact, rejection (lossless in law); tolerance:τ with τ > 1 and typical are LOSSY, and the statistics say so.
             callback: given each round's words; it may set `interrupt` to stop, and what was said is kept.
         """
-        law: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
+        law: dict[str, Any] = dict(
+            temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty
+        )
         how: dict[str, Any] = dict(seed=seed, max_new_tokens=max_new_tokens, drafter=drafter, acceptance=acceptance)
         for words in self.stream(images, text, **law, **how):
             if callback:
@@ -268,7 +294,9 @@ def chats(images: Any, text: Any) -> list[Chat]:
     if isinstance(text, list):
         found = [_chat(one, pictures) for one in (text if text and isinstance(text[0], list) else [text])]
         if pictures:
-            raise MmspecError(f'{len(pictures)} of the images have no place in the chat: put {{"type": "image"}} where each belongs')
+            raise MmspecError(
+                f'{len(pictures)} of the images have no place in the chat: put {{"type": "image"}} where each belongs'
+            )
         return found
     if not isinstance(text, str) or not text.strip():
         raise MmspecError("there is no question: say what to answer, as in 'How many hearts are there?'")
@@ -284,7 +312,9 @@ def _chat(messages: Any, pictures: list[Any]) -> Chat:
         or not messages
         or not all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in messages)
     ):
-        raise MmspecError('a chat is a list of messages such as {"role": "user", "content": [{"type": "text", "text": "Hello"}]}')
+        raise MmspecError(
+            'a chat is a list of messages such as {"role": "user", "content": [{"type": "text", "text": "Hello"}]}'
+        )
     for message in messages:
         content = message["content"]
         parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -306,7 +336,9 @@ def _part(part: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
     if kind == "image" and source is None and pictures:
         source = pictures.pop(0)
     if kind not in ("image", "image_url") or source is None:
-        raise MmspecError(f"a part of a message is text or an image with its source, not {part!r:.80}: videos and sounds are not supported")
+        raise MmspecError(
+            f"a part of a message is text or an image with its source, not {part!r:.80}: videos and sounds are not supported"
+        )
     return {"type": "image", "image": picture.read(source)}
 
 
@@ -316,7 +348,9 @@ def load_transformer(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
         given = json.loads((path / "config.json").read_text())["architectures"][0]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise MmspecError(f"{path / 'config.json'} cannot be read ({error!r}): restore it from the model's source") from None
+        raise MmspecError(
+            f"{path / 'config.json'} cannot be read ({error!r}): restore it from the model's source"
+        ) from None
     found = getattr(transformers, str(given), None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise MmspecError(f"{path / 'config.json'} names {given}, which is no model class of transformers")
@@ -326,7 +360,9 @@ def load_transformer(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
         config, ends = kind.config_class.from_pretrained(path), GenerationConfig.from_pretrained(path)
         state = blocks.load(path, dtype)
-        model, report = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
+        model, report = kind.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+        )
     except MmspecError:
         raise
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:

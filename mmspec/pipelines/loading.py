@@ -21,7 +21,9 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_down
 COMPANIONS = ("README.md", "recipe.yaml", zoo.PROMPTS)
 
 
-def opened(cls: type, task: str, model: str | Path, options: dict[str, Any], bare: bool = False) -> tuple[Path, torch.dtype, dict]:
+def opened(
+    cls: type, task: str, model: str | Path, options: dict[str, Any], bare: bool = False
+) -> tuple[Path, torch.dtype, dict]:
     """The folder of a model for a pipeline class, the dtype that `options` ask for, and its index (empty for a `bare` folder of transformers).
 
     Options that `from_pretrained` honours itself are taken out of `options`; any that `cls` does not know is refused.
@@ -47,7 +49,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return PreTrainedTokenizerFast.from_pretrained(path)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        raise MmspecError(f"{path / 'tokenizer.json'} does not load ({error}): restore it from the model's source") from None
+        raise MmspecError(
+            f"{path / 'tokenizer.json'} does not load ({error}): restore it from the model's source"
+        ) from None
 
 
 def copy_companions(folder: Path | None, goal: Path) -> None:

@@ -17,7 +17,9 @@ class Request:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise MmspecError(f"num_images_per_prompt={count}: give a whole number from 1 up")
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance <= 20:
-            raise MmspecError(f"guidance_scale={guidance} is out of range: give a number from 0 to 20 (1 is no guidance)")
+            raise MmspecError(
+                f"guidance_scale={guidance} is out of range: give a number from 0 to 20 (1 is no guidance)"
+            )
         self.guidance = float(guidance)
         self.prompts = [text for text in texts(prompt) for _ in range(count)]
         self.seeds = row_seeds(seed, generator, len(self.prompts))
@@ -71,5 +73,7 @@ def drawn(generator: Any, rows: int) -> list[int]:
 def repetition(penalty: float) -> list[RepetitionPenaltyLogitsProcessor]:
     """transformers' processor of a repetition penalty; none for 1."""
     if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0.0 < penalty <= 10.0:
-        raise MmspecError(f"repetition_penalty={penalty} is out of range: give a number above 0 and up to 10 (1 is none)")
+        raise MmspecError(
+            f"repetition_penalty={penalty} is out of range: give a number above 0 and up to 10 (1 is none)"
+        )
     return [RepetitionPenaltyLogitsProcessor(float(penalty))] if penalty != 1 else []

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmspec import drafters
-from mmspec.decode import Round, stream
+from mmspec.engine.loop import Round, stream
 
 # Given (prompts, rows, stop, and options of `decode.stream`), the rounds.
 Run = Callable[..., Iterator[Round]]
@@ -13,7 +13,7 @@ Run = Callable[..., Iterator[Round]]
 class Solo:
     """`decode.stream` in the caller's thread; a drafter by name is kept for the next generation.
 
-    A pipeline's `loop` may be anything that is called like this one, such as `mmspec.batching.Batcher`.
+    A pipeline's `loop` may be anything that is called like this one, such as `mmspec.serve.batcher.Batcher`.
     """
 
     def __init__(self) -> None:

@@ -18,15 +18,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmspec import zoo
-from mmspec.accept import acceptance as rule_of
-from mmspec.decode import Stop
+from mmspec.engine.accept import acceptance as rule_of
+from mmspec.engine.loop import Stop
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError, unknown
-from mmspec.metrics import GenerationStats
 from mmspec.pipelines.loading import READING, copy_companions, load_tokenizer, opened, rename_target
 from mmspec.pipelines.request import Request
 from mmspec.pipelines.solo import Run, Solo
 from mmspec.placement import check_pair, dtype_of
-from mmspec.sampling import Sampling
 from mmspec.targets.base import Grid
 from mmspec.targets.causal import Prompts
 from mmspec.targets.image import ImageTarget
@@ -110,7 +110,9 @@ class TextToImagePipeline(DiffusionPipeline):
         """
         folder, dtype, index = opened(cls, "a text-to-image", model, options)
         known = inspect.signature(cls.__init__).parameters.keys() - {"self"}
-        parts: dict[str, Any] = {key: value for key, value in index.items() if key in known and not isinstance(value, list)} | options
+        parts: dict[str, Any] = {
+            key: value for key, value in index.items() if key in known and not isinstance(value, list)
+        } | options
         if "tokenizer" not in parts:
             parts["tokenizer"] = load_tokenizer(folder)
         if "transformer" not in parts:
@@ -121,7 +123,9 @@ class TextToImagePipeline(DiffusionPipeline):
                 )
             parts["transformer"] = zoo.load_component(folder, "transformer", kind, dtype=dtype)
         if "vqvae" not in parts:
-            parts["vqvae"] = zoo.load_component(folder, "vqvae", VQModel, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+            parts["vqvae"] = zoo.load_component(
+                folder, "vqvae", VQModel, torch_dtype=torch.float32, low_cpu_mem_usage=False
+            )
         pipe = cls(**parts)
         pipe.folder = folder
         return pipe
@@ -156,7 +160,9 @@ class TextToImagePipeline(DiffusionPipeline):
         key = (id(model), model.device, model.dtype)
         if key not in self._targets:
             name = zoo.weights_hash(self.folder / "transformer") if self.folder else ""
-            self._targets = {key: ImageTarget(model, len(self.tokenizer), self.vqvae.config.num_vq_embeddings, self.grid, name)}
+            self._targets = {
+                key: ImageTarget(model, len(self.tokenizer), self.vqvae.config.num_vq_embeddings, self.grid, name)
+            }
         return self._targets[key]
 
     def encode(self, prompts: list[str], guidance_scale: float) -> Prompts:
@@ -168,7 +174,9 @@ class TextToImagePipeline(DiffusionPipeline):
         for prompt, row in zip(prompts, ids):
             if len(row) > most:
                 shown = prompt if len(prompt) < 60 else f"{prompt[:57]}..."
-                raise MmspecError(f"prompt {shown!r} has {len(row)} tokens and this model reads at most {most}: shorten it")
+                raise MmspecError(
+                    f"prompt {shown!r} has {len(row)} tokens and this model reads at most {most}: shorten it"
+                )
         return Prompts(ids, [empty] * len(ids) if guidance_scale != 1 else None, float(guidance_scale))
 
     def rows(self, asked: list[dict]) -> tuple[Prompts, Stop]:
@@ -179,7 +187,12 @@ class TextToImagePipeline(DiffusionPipeline):
     def decode(self, codes: Int[Tensor, "row place"]) -> Float[Tensor, "row 3 height width"]:
         """Codes in raster order (without end-of-row tokens) to pictures in -1..1."""
         vq = self.vqvae
-        shape = (len(codes), self.config.grid_height, self.config.grid_width, vq.config.vq_embed_dim or vq.config.latent_channels)
+        shape = (
+            len(codes),
+            self.config.grid_height,
+            self.config.grid_width,
+            vq.config.vq_embed_dim or vq.config.latent_channels,
+        )
         latents = vq.quantize.get_codebook_entry(codes.to(vq.device).flatten(), shape=shape)
         return vq.decode(latents, force_not_quantize=True).sample.clamp(-1, 1)
 
@@ -187,7 +200,9 @@ class TextToImagePipeline(DiffusionPipeline):
         """Pictures from as many tokens as there are; places without one are grey."""
         grid, count = self.grid, self.grid.tokens
         filled = torch.tensor([(row + [-1] * count)[:count] for row in tokens])
-        codes = rearrange(filled, "row (height stride) -> row height stride", height=grid.height)[:, :, : grid.width].flatten(1)
+        codes = rearrange(filled, "row (height stride) -> row height stride", height=grid.height)[
+            :, :, : grid.width
+        ].flatten(1)
         found = torch.cat([self.decode(part) for part in codes.clamp(min=0).split(16)]).float().cpu() / 2 + 0.5
         missing = rearrange(codes < 0, "row (height width) -> row 1 height width", height=grid.height).float()
         if missing.any():
@@ -215,9 +230,15 @@ class TextToImagePipeline(DiffusionPipeline):
         """Draw round by round; see `__call__` for the arguments. Closing the iterator, or setting `interrupt`, ends it early."""
         self.interrupt = False
         request = Request(
-            prompt, seed, generator, num_images_per_prompt, self.config.guidance_scale if guidance_scale is None else guidance_scale
+            prompt,
+            seed,
+            generator,
+            num_images_per_prompt,
+            self.config.guidance_scale if guidance_scale is None else guidance_scale,
         )
-        sampling = Sampling(temperature=self.config.temperature if temperature is None else temperature, top_k=top_k, top_p=top_p)
+        sampling = Sampling(
+            temperature=self.config.temperature if temperature is None else temperature, top_k=top_k, top_p=top_p
+        )
         rule, prompts = rule_of(acceptance), self.encode(request.prompts, request.guidance)
         run = self.loop(self, self.config.drafter if drafter is None else drafter, prompts, self.grid.tokens)
         return self._rounds(request.seeds, run, prompts, sampling=sampling, rule=rule)
@@ -225,7 +246,9 @@ class TextToImagePipeline(DiffusionPipeline):
     def _rounds(self, seeds: list[int], run: Run, prompts: Prompts, **options: Any) -> Iterator[Partial]:
         stats, total = GenerationStats(), self.grid.tokens
         tokens: list[list[int]] = [[] for _ in seeds]
-        rounds = run(prompts, len(seeds), Stop(total), seeds=seeds, cancel=lambda: self.interrupt, stats=stats, **options)
+        rounds = run(
+            prompts, len(seeds), Stop(total), seeds=seeds, cancel=lambda: self.interrupt, stats=stats, **options
+        )
         for step, found in enumerate(rounds):
             for row, new in zip(tokens, found.tokens):
                 row.extend(new)
@@ -267,12 +290,16 @@ class TextToImagePipeline(DiffusionPipeline):
         options: dict[str, Any] = dict(
             seed=seed, generator=generator, num_images_per_prompt=num_images_per_prompt, guidance_scale=guidance_scale
         )
-        rounds = self.stream(prompt, **options, temperature=temperature, top_k=top_k, top_p=top_p, drafter=drafter, acceptance=acceptance)
+        rounds = self.stream(
+            prompt, **options, temperature=temperature, top_k=top_k, top_p=top_p, drafter=drafter, acceptance=acceptance
+        )
         with self.progress_bar(total=self.grid.tokens) as bar:
             for part in rounds:
                 bar.update(part.position - bar.n)
                 if callback_on_step_end:
-                    callback_on_step_end(self, part.step, part.position, {"tokens": part.tokens, "new": part.new, "stats": part.stats})
+                    callback_on_step_end(
+                        self, part.step, part.position, {"tokens": part.tokens, "new": part.new, "stats": part.stats}
+                    )
         images = self.paint(part.tokens, output_type)
         out = TextToImageOutput(images=images, stats=part.stats, tokens=part.tokens, seeds=part.seeds)
         return out if return_dict else out.to_tuple()

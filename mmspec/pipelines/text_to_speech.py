@@ -16,20 +16,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mmspec import picture, sound, zoo
-from mmspec.accept import acceptance as rule_of
+from mmspec import files, zoo
 from mmspec.codecs.base import Codec, StreamDecoder
 from mmspec.codecs.hub import HubCodec, family_of
 from mmspec.codecs.mel import MelCodec
-from mmspec.decode import Stop
+from mmspec.engine.accept import acceptance as rule_of
+from mmspec.engine.loop import Stop
+from mmspec.engine.sampling import Sampling
+from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError, unknown
-from mmspec.metrics import GenerationStats
+from mmspec.media import audio as sound
 from mmspec.pipelines.base import TransformerPipeline
 from mmspec.pipelines.loading import READING, copy_companions, load_tokenizer, opened, rename_target
+from mmspec.pipelines.phonemize import Reader, Sentence
 from mmspec.pipelines.request import repetition, row_seeds
 from mmspec.pipelines.solo import Run
-from mmspec.reading import Reader, Sentence
-from mmspec.sampling import Sampling
 from mmspec.targets.causal import Prompts
 from mmspec.targets.speech import SpeechTarget, phonemes_of
 
@@ -87,7 +88,7 @@ class TextToSpeechOutput:
 
     def save(self, path: str | Path, **metadata: Any) -> None:
         """Write a .wav, .flac or .ogg file; its comment says as JSON how it came about (`lossless`, seed, ...), and the metadata."""
-        picture.check_output(Path(path), sound.KINDS)
+        files.check_output(Path(path), sound.KINDS)
         facts = metadata | self.total.facts | {"seed": self.seeds[0], "ended": self.ended}
         sound.save(self.audio, self.sampling_rate, Path(path), facts)
 
@@ -134,9 +135,14 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
         missing = [voice for voice in voices if f"<{voice}>" not in known]
         if missing or not voices:
             raise MmspecError(
-                f"the tokenizer has no token <{missing[0]}>: name its voices" if missing else "voices is empty: name at least one"
+                f"the tokenizer has no token <{missing[0]}>: name its voices"
+                if missing
+                else "voices is empty: name at least one"
             )
-        wanted, has = len(tokenizer) + codec.vocabulary + 1 + interleaved, transformer.get_output_embeddings().weight.shape[0]
+        wanted, has = (
+            len(tokenizer) + codec.vocabulary + 1 + interleaved,
+            transformer.get_output_embeddings().weight.shape[0],
+        )
         if has != wanted:
             raise MmspecError(
                 f"the transformer has {has} tokens, but the tokenizer's {len(tokenizer)}, the codec's {codec.vocabulary} and the end"
@@ -187,7 +193,9 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
         A codec that is neither a `MelCodec` nor a `HubCodec` cannot be saved.
         """
         if not isinstance(self.codec, MelCodec | HubCodec):
-            raise MmspecError(f"a {type(self.codec).__name__} cannot be saved: save the parts yourself, and give codec= to from_pretrained")
+            raise MmspecError(
+                f"a {type(self.codec).__name__} cannot be saved: save the parts yourself, and give codec= to from_pretrained"
+            )
         goal = Path(folder)
         goal.mkdir(parents=True, exist_ok=True)
         copy_companions(self.folder, goal)
@@ -253,7 +261,11 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
 
     def stop(self, length: int) -> Stop:
         """A sentence ends with its end token, after `length` tokens, or when it has stalled."""
-        return Stop(length, frozenset({self.end}), lambda row, so_far: bool(self.stalled(self.codes(so_far[-2 * self.patience :]))))
+        return Stop(
+            length,
+            frozenset({self.end}),
+            lambda row, so_far: bool(self.stalled(self.codes(so_far[-2 * self.patience :]))),
+        )
 
     def longest(self, phonemes: str) -> int:
         """How many tokens a sentence may take."""
@@ -340,13 +352,22 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
                 if self.interrupt:
                     break
             if not any(out.tokens) and not self.interrupt:
-                raise MmspecError(f"the model said nothing for {text!r} with seed {seeds[0]}: try another seed or a longer text")
+                raise MmspecError(
+                    f"the model said nothing for {text!r} with seed {seeds[0]}: try another seed or a longer text"
+                )
             yield from held
 
         return speak()
 
     def _say(
-        self, out: TextToSpeechOutput, number: int, run: Run, prompt: Prompts, piece: float | None, callback: Any, **options: Any
+        self,
+        out: TextToSpeechOutput,
+        number: int,
+        run: Run,
+        prompt: Prompts,
+        piece: float | None,
+        callback: Any,
+        **options: Any,
     ) -> Iterator[Tensor]:
         """One sentence, piece by piece; the last piece always comes, with the pause after it."""
         sentence, seed = out.sentences[number], out.seeds[number]
@@ -369,13 +390,19 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
                 audio, told = decoder.push(tokens[told:]), len(tokens)
                 if len(audio):
                     yield audio.float().clone()
-        why = "end" if last == self.end else self.stalled(tokens) or ("length" if stats.tokens == length else "interrupted")
+        why = (
+            "end"
+            if last == self.end
+            else self.stalled(tokens) or ("length" if stats.tokens == length else "interrupted")
+        )
         out.ended.append(why)
         trouble = "came out empty" if not tokens else f"did not end by itself ({why})" if why != "end" else ""
         if trouble and why != "interrupted" and (tokens or len(out.sentences) > 1):  # nothing at all is an error
             shown = sentence.text if len(sentence.text) < 60 else f"{sentence.text[:57]}..."
             warnings.warn(f"sentence {number + 1} {trouble}: {shown!r}; try another seed", stacklevel=1)
-        yield sound.join([decoder.flush(tokens[told:]).float()], [0.0 if why == "interrupted" else sentence.pause], out.sampling_rate)
+        yield sound.join(
+            [decoder.flush(tokens[told:]).float()], [0.0 if why == "interrupted" else sentence.pause], out.sampling_rate
+        )
 
     def __call__(
         self,
@@ -403,8 +430,12 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
             stream_to: given each piece of audio as soon as it is there; without it, a sentence is decoded in one piece.
             callback: given the output so far after each round; it may set `interrupt` to stop, and what was said is kept.
         """
-        law: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
-        how: dict[str, Any] = dict(drafter=drafter, acceptance=acceptance, callback=callback, piece=PIECE if stream_to else None)
+        law: dict[str, Any] = dict(
+            temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty
+        )
+        how: dict[str, Any] = dict(
+            drafter=drafter, acceptance=acceptance, callback=callback, piece=PIECE if stream_to else None
+        )
         for chunk in self.stream(text, voice=voice, seed=seed, **law, **how):
             if stream_to and len(chunk.audio):
                 stream_to(chunk.audio)
@@ -418,13 +449,17 @@ def load_codec(folder: Path, options: Any) -> Codec:
         config = json.loads((path / "config.json").read_text())
         kind = str(config.get("model_type") or "")
     except (OSError, ValueError, AttributeError) as error:
-        raise MmspecError(f"{path / 'config.json'} cannot be read ({error}): restore it from the model's source") from None
+        raise MmspecError(
+            f"{path / 'config.json'} cannot be read ({error}): restore it from the model's source"
+        ) from None
     if kind:
         model = zoo.load_component(folder, "codec", getattr(transformers, family_of(kind).kind), dtype=torch.float32)
         try:
             return HubCodec(model, options["codebooks"], tuple(options["context"]))
         except (TypeError, KeyError):
-            raise MmspecError(f"{folder / zoo.INDEX}: codec is {options!r}, not its codebooks and context: restore the file") from None
+            raise MmspecError(
+                f"{folder / zoo.INDEX}: codec is {options!r}, not its codebooks and context: restore the file"
+            ) from None
     weights = path / "model.safetensors"
     zoo.check_weights(weights)
     try:

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, PreTrainedModel, SuppressTokensLogitsProcessor
 
-from mmspec.cache import TreeCache, causal, handed, positions
+from mmspec.engine.cache import TreeCache, causal, handed, positions
+from mmspec.engine.state import Output, Reading, State
+from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
-from mmspec.targets.base import Output, Reading, State
-from mmspec.tree import DraftTree
 
 # Passes are padded to at least this many nodes. Matrix libraries sum one to three rows in another order than four and more; from four
 # on, passes of every width agree bit for bit on the CPU, in bfloat16 and float32 alike (docs/how-it-works.md has the figures).
@@ -38,7 +38,9 @@ class Prompts:
 
     def __post_init__(self) -> None:
         if self.unconditional is not None and len(self.unconditional) != len(self.conditional):
-            raise MmspecError(f"{len(self.conditional)} prompts have {len(self.unconditional)} unconditional twins: give one each")
+            raise MmspecError(
+                f"{len(self.conditional)} prompts have {len(self.unconditional)} unconditional twins: give one each"
+            )
 
     @property
     def streams(self) -> list[list[int]]:
@@ -52,7 +54,11 @@ class Prompts:
 
     def alike(self, rows: int) -> "Prompts":
         """The first row, `rows` times."""
-        return replace(self, conditional=self.conditional[:1] * rows, unconditional=self.unconditional and self.unconditional[:1] * rows)
+        return replace(
+            self,
+            conditional=self.conditional[:1] * rows,
+            unconditional=self.unconditional and self.unconditional[:1] * rows,
+        )
 
 
 def refuse(model: PreTrainedModel) -> None:
@@ -69,7 +75,9 @@ def refuse(model: PreTrainedModel) -> None:
             )
     attention = getattr(model.config, "_attn_implementation", None)
     if attention not in (None, "sdpa", "eager"):
-        raise MmspecError(f"attention {attention!r} does not take tree masks: load the model with attn_implementation='sdpa' or 'eager'")
+        raise MmspecError(
+            f"attention {attention!r} does not take tree masks: load the model with attn_implementation='sdpa' or 'eager'"
+        )
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("longrope", "dynamic") or getattr(config, "alibi", False) or getattr(config, "attn_config", None):
         raise MmspecError(
@@ -83,7 +91,9 @@ def refuse(model: PreTrainedModel) -> None:
         )
 
 
-def projection(head: Float[Tensor, "vocab width"]) -> Callable[[Float[Tensor, "node width"]], Float[Tensor, "node vocab"]]:
+def projection(
+    head: Float[Tensor, "vocab width"],
+) -> Callable[[Float[Tensor, "node width"]], Float[Tensor, "node vocab"]]:
     """Logits in float32, or float64 for such a head.
 
     FBGEMM (x86 CPUs) reads weights of 16 bits and multiplies and sums in float32: half the memory, several times as fast,
@@ -177,23 +187,32 @@ class CausalTarget:
         rows, longest = len(prompts.conditional), max(map(len, streams))
         most = self.positions
         if longest + capacity > most + 64:
-            raise MmspecError(f"{longest} prompt tokens and {capacity} new ones exceed the model's {most} positions: shorten one of them")
+            raise MmspecError(
+                f"{longest} prompt tokens and {capacity} new ones exceed the model's {most} positions: shorten one of them"
+            )
         slots = -(-(longest - 1 + capacity) // SLOTS) * SLOTS
         cache = TreeCache(self.model.config.get_text_config().num_hidden_layers, len(streams), slots, self.device)
         read = self.read(prompts)
         vectors = pad_sequence([one.vectors for one in read], batch_first=True)
         places = pad_sequence([one.places.movedim(0, -1) for one in read], batch_first=True)
         hidden = self._run(
-            cache, vectors, causal(len(streams), longest, self.device), places.movedim(-1, 0) if places.ndim == 3 else places
+            cache,
+            vectors,
+            causal(len(streams), longest, self.device),
+            places.movedim(-1, 0) if places.ndim == 3 else places,
         )
-        cache.lengths = [len(prompt) - 1 for prompt in streams]  # the root's keys are in place, to be committed with the first token
+        cache.lengths = [
+            len(prompt) - 1 for prompt in streams
+        ]  # the root's keys are in place, to be committed with the first token
         state = State(
             cache=cache,
             streams=len(streams) // rows,
             roots=torch.tensor([prompt[-1] - self.offset for prompt in prompts.conditional], device=self.device),
             tokens=[[] for _ in range(rows)],
             prompts=[torch.tensor(prompt, device=self.device) - self.offset for prompt in prompts.conditional],
-            features=self.head.new_zeros(len(streams) // rows, rows, capacity if features else 0, self.hidden_size, dtype=self.dtype),
+            features=self.head.new_zeros(
+                len(streams) // rows, rows, capacity if features else 0, self.hidden_size, dtype=self.dtype
+            ),
             context=[(one, row[: len(one.vectors) - 1]) for one, row in zip(read, hidden)] if features else [],
             shift=torch.tensor([[one.shift] for one in read], device=self.device),
             ahead=[],
@@ -226,13 +245,19 @@ class CausalTarget:
         return unconditional + state.options["guidance"] * (conditional - unconditional)
 
     def _run(
-        self, cache: TreeCache, vectors: Float[Tensor, "row node width"], ancestors: Bool[Tensor, "row node node"], places: Tensor
+        self,
+        cache: TreeCache,
+        vectors: Float[Tensor, "row node width"],
+        ancestors: Bool[Tensor, "row node node"],
+        places: Tensor,
     ) -> Float[Tensor, "row node width"]:
         width = vectors.shape[1]
         few = max(0, self.narrowest - width)
         if few:
             vectors, places = F.pad(vectors, (0, 0, 0, few)), F.pad(places, (0, few))
-            ancestors = F.pad(ancestors, (0, few, 0, few)) | torch.eye(width + few, dtype=torch.bool, device=vectors.device)
+            ancestors = F.pad(ancestors, (0, few, 0, few)) | torch.eye(
+                width + few, dtype=torch.bool, device=vectors.device
+            )
         cache.open(width + few)
         mask = cache.mask(ancestors)
         if self.decoder.config._attn_implementation == "eager":
@@ -240,5 +265,7 @@ class CausalTarget:
         kept = handed(self.decoder, cache)
         out = self.decoder(inputs_embeds=vectors, attention_mask=mask, position_ids=places, use_cache=True, **kept)
         if not cache.layers[0].is_initialized:
-            raise MmspecError(f"{type(self.model).__name__} does not use the cache that it is given: use a transformer with attention")
+            raise MmspecError(
+                f"{type(self.model).__name__} does not use the cache that it is given: use a transformer with attention"
+            )
         return out.last_hidden_state[:, :width]

@@ -5,7 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmspec.targets.base import Grid, State
+from mmspec.engine.state import State
+from mmspec.targets.base import Grid
 from mmspec.targets.causal import CausalTarget
 
 

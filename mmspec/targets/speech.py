@@ -8,9 +8,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from mmspec.codecs.base import Codec
-from mmspec.targets.base import Output, State
+from mmspec.engine.state import Output, State
+from mmspec.engine.tree import DraftTree
 from mmspec.targets.causal import CausalTarget, Prompts
-from mmspec.tree import DraftTree
 
 
 def phonemes_of(tokenizer: PreTrainedTokenizerBase) -> Bool[Tensor, "id"]:
@@ -20,7 +20,9 @@ def phonemes_of(tokenizer: PreTrainedTokenizerBase) -> Bool[Tensor, "id"]:
     return found
 
 
-def spelled(phonemes: Int[Tensor, "phoneme"], tokens: Int[Tensor, "token"], offset: int, mark: int) -> Int[Tensor, "token"]:
+def spelled(
+    phonemes: Int[Tensor, "phoneme"], tokens: Int[Tensor, "token"], offset: int, mark: int
+) -> Int[Tensor, "token"]:
     """Model ids of generated tokens: the i-th `mark` is the i-th of `phonemes`, all others are `offset` further."""
     turn = (tokens == mark).cumsum(0).clamp(max=len(phonemes)) - 1
     return torch.where(tokens == mark, phonemes[turn], tokens + offset) if len(phonemes) else tokens + offset
@@ -36,7 +38,14 @@ class SpeechTarget(CausalTarget):
     out or said twice: there are as many marks as phonemes, and the end comes after the last.
     """
 
-    def __init__(self, model: PreTrainedModel, offset: int, codec: Codec, hash: str = "", phonemes: Bool[Tensor, "id"] | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        offset: int,
+        codec: Codec,
+        hash: str = "",
+        phonemes: Bool[Tensor, "id"] | None = None,
+    ):
         super().__init__(model, offset, codec.vocabulary + 1 + (phonemes is not None), hash)
         self.codebooks, self.codes = codec.frame_tokens, codec.vocabulary // codec.frame_tokens
         self.phonemes, self.end, self.mark = phonemes, codec.vocabulary, codec.vocabulary + 1
@@ -48,7 +57,9 @@ class SpeechTarget(CausalTarget):
         mixed = super().guide(state, logits, places)
         if self.codebooks == 1:
             return mixed
-        book = torch.arange(self.vocabulary, device=mixed.device) // self.codes % self.codebooks  # the end counts to the first
+        book = (
+            torch.arange(self.vocabulary, device=mixed.device) // self.codes % self.codebooks
+        )  # the end counts to the first
         return mixed.masked_fill(book != (places % self.codebooks)[..., None], -torch.inf)
 
     def prompted(self, prompt: Int[Tensor, "position"]) -> Int[Tensor, "phoneme"]:
@@ -60,9 +71,13 @@ class SpeechTarget(CausalTarget):
         """How many phonemes have begun when a node has been read."""
         marks = tree.tokens == self.mark
         before = torch.tensor([row.count(self.mark) for row in state.tokens], device=marks.device)
-        return before[:, None] + (tree.ancestors()[:, :, 1:] & marks[:, None, 1:]).sum(2)  # the root is among what is committed
+        return before[:, None] + (tree.ancestors()[:, :, 1:] & marks[:, None, 1:]).sum(
+            2
+        )  # the root is among what is committed
 
-    def spell(self, logits: Float[Tensor, "row node vocab"], left: Bool[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:
+    def spell(
+        self, logits: Float[Tensor, "row node vocab"], left: Bool[Tensor, "row node"]
+    ) -> Float[Tensor, "row node vocab"]:
         """No end while phonemes are `left`, no mark afterwards."""
         logits = logits.clone()
         logits[..., self.end].masked_fill_(left, -torch.inf)
@@ -84,7 +99,9 @@ class SpeechTarget(CausalTarget):
         begun, every = self.begun(state, tree), torch.tensor([[len(row)] for row in due], device=self.device)
         turn = (begun - 1).clamp(min=0).minimum(every)
         read = torch.where(
-            tree.tokens == self.mark, F.pad(pad_sequence(due, batch_first=True), (0, 1)).gather(1, turn), tree.tokens + self.offset
+            tree.tokens == self.mark,
+            F.pad(pad_sequence(due, batch_first=True), (0, 1)).gather(1, turn),
+            tree.tokens + self.offset,
         )
         out = super().forward(state, tree, read)
         return Output(self.spell(out.logits, begun < every), out.hidden)
@@ -106,7 +123,11 @@ class Spelling(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         target, out = self.target, torch.full_like(scores, -torch.inf)
-        codes, end, mark = slice(target.offset, target.offset + target.end), target.offset + target.end, target.offset + target.mark
+        codes, end, mark = (
+            slice(target.offset, target.offset + target.end),
+            target.offset + target.end,
+            target.offset + target.mark,
+        )
         out[:, codes] = scores[:, codes]
         for row, ids in enumerate(input_ids):
             due = target.prompted(ids[: self.start])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmspec.engine.state import Reading
 from mmspec.errors import MmspecError
-from mmspec.targets.base import Reading
 from mmspec.targets.causal import CausalTarget, Prompts
 
 # Model types whose images enter as plain vectors in the place of image tokens, under a causal mask.
@@ -33,7 +33,8 @@ class VisualPrompts(Prompts):
         """From a processor's output for each row alone (`return_tensors="pt"`)."""
         dropped = ("input_ids", "attention_mask")
         return cls(
-            [row["input_ids"][0].tolist() for row in rows], images=[{k: v for k, v in row.items() if k not in dropped} for row in rows]
+            [row["input_ids"][0].tolist() for row in rows],
+            images=[{k: v for k, v in row.items() if k not in dropped} for row in rows],
         )
 
 
@@ -42,7 +43,9 @@ class VisionLanguageTarget(CausalTarget):
 
     def __init__(self, model: PreTrainedModel, hash: str = ""):
         if model.config.model_type not in FAMILIES:
-            raise MmspecError(f"{type(model).__name__} is no vision-language model that mmspec reads: use one of {', '.join(FAMILIES)}")
+            raise MmspecError(
+                f"{type(model).__name__} is no vision-language model that mmspec reads: use one of {', '.join(FAMILIES)}"
+            )
         super().__init__(model, hash=hash)
         self.decoder = model.base_model.language_model
 
@@ -50,7 +53,11 @@ class VisionLanguageTarget(CausalTarget):
         images = prompts.images if isinstance(prompts, VisualPrompts) else []
         found = []
         for ids, seen in zip(prompts.conditional, images or [{}] * len(prompts.conditional), strict=True):
-            found.append(self._read(torch.tensor(ids, device=self.device), {key: value.to(self.device) for key, value in seen.items()}))
+            found.append(
+                self._read(
+                    torch.tensor(ids, device=self.device), {key: value.to(self.device) for key, value in seen.items()}
+                )
+            )
         return found
 
     def _read(self, ids: Tensor, seen: dict[str, Tensor]) -> Reading:
@@ -63,12 +70,16 @@ class VisionLanguageTarget(CausalTarget):
             known = inspect.signature(body.get_image_features).parameters
             options = {key: value for key, value in seen.items() if key in known}
             options["pixel_values"] = options["pixel_values"].to(self.dtype)
-            features = torch.cat([part.flatten(0, -2) for part in body.get_image_features(**options, return_dict=True).pooler_output])
+            features = torch.cat(
+                [part.flatten(0, -2) for part in body.get_image_features(**options, return_dict=True).pooler_output]
+            )
             vectors = vectors.clone()
             vectors[~text] = features.to(vectors.dtype)
             if hasattr(body, "get_rope_index"):
                 kinds = (~text).int()[None]
-                axes, ahead = body.get_rope_index(ids[None], mm_token_type_ids=kinds, image_grid_thw=seen["image_grid_thw"])
+                axes, ahead = body.get_rope_index(
+                    ids[None], mm_token_type_ids=kinds, image_grid_thw=seen["image_grid_thw"]
+                )
                 places, shift = axes[:, 0], int(ahead)
         elif not text.all():
             raise MmspecError(f"the prompt has {int((~text).sum())} image tokens and no image: give its images too")

@@ -8,9 +8,10 @@ import torch
 from scipy import stats
 from tiny import drafter, forest, image_target, llama, prompts
 
-from mmspec.accept import acceptance, perturb
-from mmspec.decode import Stop, generate
-from mmspec.sampling import Noise, Sampling
+from mmspec.engine.accept import acceptance, perturb
+from mmspec.engine.loop import Stop, generate
+from mmspec.engine.noise import Noise
+from mmspec.engine.sampling import Sampling
 from mmspec.targets.causal import CausalTarget
 
 V, SAMPLES = 5, 4000
@@ -170,7 +171,9 @@ def joint_law(target: CausalTarget, sampling: Sampling) -> np.ndarray:
 
     def laws(prefixes: list[list[int]]) -> np.ndarray:
         with torch.inference_mode():
-            logits = target.model(torch.tensor(prefixes)).logits[:, -1:, target.offset : target.offset + target.vocabulary]
+            logits = target.model(torch.tensor(prefixes)).logits[
+                :, -1:, target.offset : target.offset + target.vocabulary
+            ]
         return sampling.scores(logits)[:, 0].softmax(1).numpy()
 
     def after(*tokens: int) -> list[int]:
@@ -190,7 +193,9 @@ def test_whole_loop_keeps_the_law(name: str, rule: str, sampling: Sampling) -> N
     target = CausalTarget(llama(9), offset=3, vocabulary=6)
     rows = 400
     guess = drafter(name, target)
-    found = generate(target, prompts([[1, 2]] * rows), rows, Stop(6), guess, sampling=sampling, seeds=list(range(rows)), rule=rule)
+    found = generate(
+        target, prompts([[1, 2]] * rows), rows, Stop(6), guess, sampling=sampling, seeds=list(range(rows)), rule=rule
+    )
     expected = joint_law(target, sampling)
     counts = np.zeros_like(expected)
     for row in found.tokens:
@@ -213,5 +218,7 @@ def test_rejection_never_leaves_the_target_support(name: str) -> None:
         for row, (path, tokens) in enumerate(zip(verdict.paths, verdict.tokens, strict=True)):
             seen.extend(bool(keys[row, node, token].isfinite()) for node, token in zip(path, tokens, strict=True))
 
-    generate(target, prompts(), 3, Stop(30), drafter(name, target), sampling=sampling, rule="rejection", on_verdict=allowed)
+    generate(
+        target, prompts(), 3, Stop(30), drafter(name, target), sampling=sampling, rule="rejection", on_verdict=allowed
+    )
     assert all(seen)

@@ -8,8 +8,8 @@ import torch
 from tiny import DRAFTERS, GRID, TEXTS, OracleDrafter, drafter, image_target, plain, prompts, text_target
 from transformers.generation import logits_process as hf
 
-from mmspec.decode import Stop, generate
-from mmspec.sampling import Sampling
+from mmspec.engine.loop import Stop, generate
+from mmspec.engine.sampling import Sampling
 
 PROCESSORS = {
     "plain": {},
@@ -31,11 +31,15 @@ def case(kind: str, temperature: float, guidance: float, processors: str):
 
 @pytest.mark.parametrize("name", DRAFTERS)
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize(("temperature", "processors"), [(0, "plain"), *product((0.7, 1), ("plain", "top_k", "top_p", "mixed"))])
+@pytest.mark.parametrize(
+    ("temperature", "processors"), [(0, "plain"), *product((0.7, 1), ("plain", "top_k", "top_p", "mixed"))]
+)
 def test_image_tokens_equal_plain_decoding(name: str, temperature: float, guidance: float, processors: str) -> None:
     """A ragged batch of three under any drafter says what three single plain generations say (fp64)."""
     target, sampling, length, wanted = case("image", temperature, guidance, processors)
-    found = generate(target, prompts(guidance=guidance), 3, Stop(length), drafter(name, target), sampling=sampling, seeds=5)
+    found = generate(
+        target, prompts(guidance=guidance), 3, Stop(length), drafter(name, target), sampling=sampling, seeds=5
+    )
     assert found.tokens == wanted
     assert found.stats.lossless
 
@@ -46,7 +50,9 @@ def test_single_prompt_equals_plain_decoding(name: str, temperature: float) -> N
     """A batch of one, guided: every row of the ragged batch alone gives the same tokens (batch equals singles)."""
     target, sampling, length, wanted = case("image", temperature, 3.0, "plain")
     for row, text in enumerate(TEXTS):
-        found = generate(target, prompts([text], 3.0), 1, Stop(length), drafter(name, target), sampling=sampling, seeds=[5 + row])
+        found = generate(
+            target, prompts([text], 3.0), 1, Stop(length), drafter(name, target), sampling=sampling, seeds=[5 + row]
+        )
         assert found.tokens == [wanted[row]]
 
 
@@ -55,7 +61,9 @@ def test_single_prompt_equals_plain_decoding(name: str, temperature: float) -> N
 def test_processors_that_read_the_prefix(name: str, temperature: float) -> None:
     """Repetition penalty and banned n-grams see each node's own path (fp64, ragged batch)."""
     target, sampling, length, wanted = case("text", temperature, 1.0, "repetition")
-    assert generate(target, prompts(), 3, Stop(length), drafter(name, target), sampling=sampling, seeds=5).tokens == wanted
+    assert (
+        generate(target, prompts(), 3, Stop(length), drafter(name, target), sampling=sampling, seeds=5).tokens == wanted
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -74,7 +82,15 @@ def test_deep_accepts_in_random_trees(temperature: float, guidance: float, seed:
 def test_deep_accepts_with_prefix_processors(seed: int) -> None:
     """The same, with processors that read each node's path."""
     target, sampling, length, wanted = case("text", 1, 1.0, "repetition")
-    found = generate(target, prompts(), 3, Stop(length), OracleDrafter(wanted, target.vocabulary, seed=seed), sampling=sampling, seeds=5)
+    found = generate(
+        target,
+        prompts(),
+        3,
+        Stop(length),
+        OracleDrafter(wanted, target.vocabulary, seed=seed),
+        sampling=sampling,
+        seeds=5,
+    )
     assert found.tokens == wanted
     assert found.stats.mean_acceptance_length > 2
 
@@ -108,7 +124,9 @@ def test_seeds_matter_and_batch_order_does_not() -> None:
 
 @pytest.mark.parametrize(("dtype", "noise"), [(torch.float32, 1e-3), (torch.bfloat16, 1.0)])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_lower_precision_parts_only_at_near_ties(dtype: torch.dtype, noise: float, guidance: float, record_property) -> None:
+def test_lower_precision_parts_only_at_near_ties(
+    dtype: torch.dtype, noise: float, guidance: float, record_property
+) -> None:
     """fp32 and bf16: until the first mismatch the two runs see the same keys up to rounding, and there the margin is as small."""
     target, length, same = image_target(dtype), GRID.tokens, 0
     for seed in range(4):
@@ -121,7 +139,15 @@ def test_lower_precision_parts_only_at_near_ties(dtype: torch.dtype, noise: floa
                     for depth, node in enumerate(verdict.paths[0]):
                         seen[state.counts[0] + depth] = keys[0, node].clone()
 
-                found = generate(target, prompts([text], guidance), 1, Stop(length), drafter(name, target), seeds=[seed], on_verdict=record)
+                found = generate(
+                    target,
+                    prompts([text], guidance),
+                    1,
+                    Stop(length),
+                    drafter(name, target),
+                    seeds=[seed],
+                    on_verdict=record,
+                )
                 runs.append((found.tokens[0], seen))
             (a, keys_a), (b, keys_b) = runs
             split = next((place for place, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1]), None)
@@ -143,7 +169,9 @@ def test_equality_on_cuda(name: str, temperature: float) -> None:
     """On a GPU every drafter says what plain decoding says there, and in fp64 what the CPU says."""
     target, sampling = image_target(device="cuda"), Sampling(temperature)
     wanted = plain(target, GRID.tokens, sampling, guidance=3.0)
-    found = generate(target, prompts(guidance=3.0), 3, Stop(GRID.tokens), drafter(name, target), sampling=sampling, seeds=5)
+    found = generate(
+        target, prompts(guidance=3.0), 3, Stop(GRID.tokens), drafter(name, target), sampling=sampling, seeds=5
+    )
     assert found.tokens == wanted == case("image", temperature, 3.0, "plain")[3]
 
 
@@ -152,6 +180,8 @@ def test_random_trees_on_cuda() -> None:
     """Deep accepts and compaction on a GPU."""
     target = image_target(device="cuda")
     wanted = plain(target, GRID.tokens, guidance=3.0)
-    found = generate(target, prompts(guidance=3.0), 3, Stop(GRID.tokens), OracleDrafter(wanted, target.vocabulary), seeds=5)
+    found = generate(
+        target, prompts(guidance=3.0), 3, Stop(GRID.tokens), OracleDrafter(wanted, target.vocabulary), seeds=5
+    )
     assert found.tokens == wanted
     assert found.stats.mean_acceptance_length > 2

@@ -4,13 +4,12 @@ import random
 
 import pytest
 import torch
-from test_msd import KINDS, built
-from test_vision_language import FAMILIES, IMAGES, asked, model
 from tiny import DRAFTERS, GRID, drafter, image_target, plain, prompts
+from tiny_vlm import FAMILIES, IMAGES, KINDS, asked, built, model
 
-from mmspec.decode import Batch, Stop, generate
+from mmspec.engine.loop import Batch, Stop, generate
+from mmspec.engine.sampling import Sampling
 from mmspec.errors import MmspecError
-from mmspec.sampling import Sampling
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 
 TEXTS = [[1, 3, 4, 2], [1, 5, 2], [1, 2], [1, 6, 7, 4, 2], [1, 4, 2]]
@@ -27,7 +26,11 @@ def shuffled(batch: Batch, asked: list, stop: Stop, seed: int) -> list[list[int]
     while waiting or present:
         while waiting and (not present or rng.random() < 0.3):
             present.append(waiting.pop(0))
-            ends = stop if present[-1] % 2 else Stop(stop.length + 200, when=lambda row, tokens: len(tokens) >= stop.length)
+            ends = (
+                stop
+                if present[-1] % 2
+                else Stop(stop.length + 200, when=lambda row, tokens: len(tokens) >= stop.length)
+            )
             batch.join(asked[present[-1]], [5 + present[-1]], ends)
         found = batch.round()
         for row, new in zip(present, found.tokens):
@@ -58,7 +61,9 @@ def test_chats(family: str, kind: str) -> None:
     """Equality (fp64): rows with different images under MSD, whose own cache is read anew."""
     rows = [VisualPrompts.of([asked(family, sizes, seed)]) for seed, sizes in enumerate(IMAGES)]
     target, sampling = VisionLanguageTarget(model(family)), Sampling(1.0)
-    wanted = [generate(target, row, 1, Stop(12), sampling=sampling, seeds=[5 + i]).tokens[0] for i, row in enumerate(rows)]
+    wanted = [
+        generate(target, row, 1, Stop(12), sampling=sampling, seeds=[5 + i]).tokens[0] for i, row in enumerate(rows)
+    ]
     assert shuffled(Batch(target, built(**KINDS[kind]), sampling), rows, Stop(12), 1) == wanted
 
 
@@ -66,7 +71,9 @@ def test_bfloat16() -> None:
     """What joining changes in the last bits hardly ever changes a token (no equality is promised here)."""
     target = image_target(torch.bfloat16)
     wanted = plain(target, GRID.tokens, texts=TEXTS)
-    found = shuffled(Batch(target, drafter("jacobi", target)), [prompts([text]) for text in TEXTS], Stop(GRID.tokens), 0)
+    found = shuffled(
+        Batch(target, drafter("jacobi", target)), [prompts([text]) for text in TEXTS], Stop(GRID.tokens), 0
+    )
     assert sum(one == other for one, other in zip(found, wanted)) >= 4
 
 

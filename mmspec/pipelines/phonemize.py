@@ -1,0 +1,264 @@
+"""From text to what a speech model reads: sentences, their phonemes and the silence between them.
+
+    reading = Reader().read("Dr. Smith paid $5.20. It rained.")
+    [sentence.phonemes for sentence in reading.sentences]
+
+American English, by hibari's port of misaki; `[hibari](/hibˈɑɹi/)` in the text sets the phonemes of a word.
+"""
+
+import json
+import re
+import sys
+import textwrap
+import unicodedata
+import warnings
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from mmspec.errors import MmspecError
+
+# Seconds of silence after a paragraph, a sentence, and a clause or a word at which a long sentence was cut.
+PARAGRAPH, SENTENCE, CLAUSE, WORD = 0.7, 0.35, 0.15, 0.0
+SILENT = frozenset(' ;:,.!?—…"()“”ˈˌː')
+INLINE = re.compile(r"(\[[^\[\]\n]{1,80}\]\(/[^()\n]{1,200}/\))")
+CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+|(?<=[—–])(?=\w)")
+WORD_END = re.compile(r"\s+")
+LONG_NUMBER = re.compile(r"\d[\d,]{14,}\d")
+LONG_WORD = re.compile(r"(?:\w{0,60}[^\w\s]){12}(?=\S)|\S{60}(?=\S)")  # hibari takes the cube of the parts of a word
+# What hibari would misread, and how it is written for it.
+WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])"), " and "),
+    (re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])"), lambda found: "^" + unicodedata.normalize("NFKC", found[0])),
+    (re.compile(r"(?<=\d)[\u00a0\u202f](?=\d{3}(?!\d))"), ","),  # 5 000
+    (re.compile(r"\bUS\$(?=\d)"), "$"),
+    (re.compile(r"(?<![\w-])-(?=[$£€]\d)"), "minus "),
+    (re.compile(r"(?<![\d.,])(\d(?:[\d.,]*\d)?) ?([$£€])(?!\d)"), r"\2\1"),  # 20 €
+    (re.compile(r"(?<=\d)bn\b"), " billion"),
+    (re.compile(r"(?<=\d)tn\b"), " trillion"),
+    (
+        re.compile(r"([$£€][\d,]*\.\d)(?!\d|\.\d)(?! ?(?:[kKmMbBtT]\b|(?:thousand|million|billion|trillion)))"),
+        r"\g<1>0",
+    ),  # $1.5
+    (re.compile(r"(?<![\w.,:/-])0\d{2,}(?![.,:/-]?\d)"), lambda found: " ".join(found[0])),  # 007
+    (re.compile(r"(?<=:\d\d) ?[-–] ?(?=\d)"), " to "),  # 9:00-17:00
+    (re.compile(r"(?<=\d) ?\* ?(?=\d)"), " × "),
+)
+SCHEME = re.compile(r"\w+://|mailto:")
+SIGNS = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore ", ":": " colon ", "www": "w w w"}
+INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}")
+RUNS_ON = {"e.g.", "i.e.", "vs.", "cf.", "approx."}
+NO_PHONEMES = str.maketrans("ʀ", "ɹ", "1-()")  # which the net also gives
+ALIKE = str.maketrans(
+    {"‐": "-", "‑": "-", "−": "-", "⁄": "/", "∕": "/", "№": "No. ", "\u200b": " ", "\u2028": "\n", "\u2029": "\n\n"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """What is said in one go; `pause` is the silence after it in seconds, none after the last."""
+
+    text: str
+    phonemes: str
+    pause: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """`unsaid`: characters that were left out, in order, each once."""
+
+    sentences: list[Sentence]
+    unsaid: list[str]
+
+
+class Reader:
+    """Reads with the phonemes of `alphabet` (hibari's own if left out), at most `longest` of them in a sentence."""
+
+    def __init__(self, alphabet: Collection[str] | None = None, longest: int = 180) -> None:
+        try:
+            from hibari import Hibari
+            from hibari.g2p import ASSETS, G2P
+            from hibari.g2p.normalize import ABBREV, CURRENCY_WORDS, SYMBOLS
+            from hibari.g2p.oov import OOV
+            from hibari.g2p.tokenize import URL
+        except ModuleNotFoundError as error:
+            raise MmspecError(f"reading text needs {error.name}: pip install 'mmspec[speech]'") from None
+        if longest < 40:
+            raise MmspecError(f"longest={longest} phonemes is too few for a sentence: give 40 or more")
+        self.longest = longest
+        self.alphabet = frozenset(
+            json.loads(Path(ASSETS, "vocab.json").read_text("utf-8")) if alphabet is None else alphabet
+        )
+        self.split = Hibari.split_sentences
+        self.g2p = G2P(oov=self.spell)
+        self.letters = OOV()
+        self.url = URL
+        self.abbreviations = {"No.", "Nos.", *ABBREV}
+        # hibari expects that a letter lowers to one letter, which İ does not.
+        latin = {c for c in self.letters.cin if unicodedata.name(c, "").startswith("LATIN") and len(c.lower()) == 1}
+        marks = {*map(chr, range(32, 127)), *"\n‘’“”«»…—–£€", *"".join(SYMBOLS), *"".join(CURRENCY_WORDS)}
+        self.known = frozenset(latin | marks)
+
+    def read(self, text: str) -> Reading:
+        """Sentences with something to say in each; warns of what cannot be said, refuses a text in which nothing can."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise MmspecError("the text is not valid UTF-8: check the terminal's encoding") from None
+        unsaid: dict[str, None] = {}
+        said: list[Sentence] = []
+        for lines in paragraphs(self.clean(text, unsaid)):
+            whole = [sentence for line in lines for sentence in self.sentences(line)]
+            for piece in (piece for sentence in whole for piece in self.pieces(sentence, unsaid)):
+                if SILENT.issuperset(piece.phonemes):
+                    said[-1:] = [replace(last, pause=max(last.pause, piece.pause)) for last in said[-1:]]
+                else:
+                    said.append(piece)
+            said[-1:] = [replace(last, pause=PARAGRAPH) for last in said[-1:]]
+        if not said:
+            why = (
+                f"{named(unsaid)} cannot be said by an English voice"
+                if unsaid
+                else "the text has no letter and no digit"
+            )
+            raise MmspecError(f"there is nothing to say: {why}; give English words")
+        if unsaid:
+            warnings.warn(f"left out what cannot be said: {named(unsaid)}", stacklevel=1)
+        return Reading([*said[:-1], replace(said[-1], pause=0.0)], list(unsaid))
+
+    def clean(self, text: str, unsaid: dict[str, None]) -> str:
+        """Only what hibari reads: like characters folded, marks and format characters dropped, the rest added to `unsaid`."""
+        parts = INLINE.split(
+            unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").translate(ALIKE))
+        )
+        for i in range(0, len(parts), 2):
+            for pattern, instead in WRITTEN:
+                parts[i] = pattern.sub(instead, parts[i])
+            folded = [(c, self.fold(c)) for c in re.sub(r"\S+", self.address, parts[i])]
+            unsaid.update((c, None) for c, plain in folded if plain is None)
+            parts[i] = LONG_NUMBER.sub(digits, "".join(" " if plain is None else plain for _, plain in folded))
+            parts[i] = LONG_WORD.sub(r"\g<0> ", parts[i])
+        return "".join(parts)
+
+    def address(self, found: re.Match[str]) -> str:
+        """A web or mail address in words, without its scheme; anything else as it is."""
+        core = found[0].strip(".,;:!?()<>[]\"'“”‘’")
+        if not self.url.match(core):
+            return found[0]
+        words = re.sub(r"www|[.@/_:-]", lambda sign: SIGNS[sign[0]], SCHEME.sub("", core).strip("/"))
+        return found[0].replace(core, words)
+
+    def fold(self, character: str) -> str | None:
+        """The character itself, what stands for it, or None if it would have to be said and cannot be."""
+        if character in self.known:
+            return character
+        if character.isdecimal():
+            return str(unicodedata.decimal(character))
+        kind = unicodedata.category(character)
+        if kind == "Cf" or kind[0] == "M":
+            return ""
+        if kind == "Cc" or kind[0] in "ZP":
+            return " "
+        plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)).translate(
+            ALIKE
+        )
+        return plain if plain and self.known.issuperset(plain) else None
+
+    def sentences(self, line: str) -> list[str]:
+        """hibari's sentences, with their closing quotes, not cut after an abbreviation that runs on: "No. 5", "the U.S. Army"."""
+        starts, at = [], 0
+        for sentence in self.split(line):
+            starts.append(line.index(sentence, at))
+            at = starts[-1] + len(sentence)
+        whole: list[str] = []
+        for sentence in (line[start:end].strip() for start, end in pairwise([*starts, len(line)])):
+            if whole and self.runs_on(whole[-1], sentence):
+                whole[-1] += " " + sentence
+            else:
+                whole.append(sentence)
+        return whole
+
+    def runs_on(self, before: str, after: str) -> bool:
+        """`before` ends in an abbreviation and `after` goes on with its number or its name."""
+        last, following = before.split()[-1].lstrip("(\"“'‘"), after.split(maxsplit=1)[0]
+        if INITIALS.fullmatch(last):
+            return self.g2p.tagger([last, following])[1].startswith("NNP")
+        return last in RUNS_ON or (last in self.abbreviations and following[0].isdigit())
+
+    def pieces(self, text: str, unsaid: dict[str, None], pause: float = SENTENCE) -> list[Sentence]:
+        """The text, or its parts if it has too many phonemes: cut near its middle at a clause, else at a word, else anywhere."""
+        if len(text) <= 3 * self.longest:
+            phonemes = self.g2p(text)
+            if (
+                pause == SENTENCE and text.endswith(".") and not phonemes.endswith((*SILENT,))
+            ):  # lost after "U.S." and "p.m."
+                phonemes += "."
+            unsaid.update((c, None) for c in phonemes if c not in self.alphabet)
+            phonemes = WORD_END.sub(" ", "".join(c for c in phonemes if c in self.alphabet)).strip()
+            if len(phonemes) <= self.longest:
+                return [Sentence(text, phonemes, pause)]
+        inside = [range(found.start() + 1, found.end()) for found in INLINE.finditer(text)]
+        for ends, between, margin in ((CLAUSE_END, CLAUSE, len(text) // 6), (WORD_END, WORD, 0)):
+            places = [found.end() for found in ends.finditer(text, margin, len(text) - margin)]
+            places = [place for place in places if not any(place in span for span in inside)]
+            if places:
+                at = min(places, key=lambda place: abs(2 * place - len(text)))
+                return [*self.pieces(text[:at].rstrip(), unsaid, between), *self.pieces(text[at:], unsaid, pause)]
+        if len(text) > 3 * self.longest:
+            at = len(text) // 2
+            return [*self.pieces(text[:at], unsaid, WORD), *self.pieces(text[at:], unsaid, pause)]
+        *first, last = textwrap.wrap(phonemes, self.longest, break_on_hyphens=False)
+        return [*(Sentence(text, part, WORD) for part in first), Sentence(text, last, pause)]
+
+    def spell(self, word: str) -> str:
+        """Phonemes of a word that no lexicon has; hibari's net reads its first letters only, so a longer one goes in equal parts."""
+        count = -(-len(word) // self.letters.maxlen)
+        size = -(-len(word) // count)
+        return "".join(self.letters(word[at : at + size]) or "" for at in range(0, len(word), size)).translate(
+            NO_PHONEMES
+        )
+
+
+def paragraphs(text: str) -> Iterable[list[str]]:
+    """Lines of each block between blank lines; a line that was wrapped, as the next word did not fit, is joined to the next."""
+    for block in re.split(r"\n\s*\n", text):
+        lines = [" ".join(line.split()) for line in block.split("\n") if line.strip()]
+        width = max(map(len, lines), default=0)
+        joined = lines[:1]
+        for before, line in pairwise(lines):
+            if len(before) + 1 + len(line.split()[0]) > max(width, 40):
+                joined[-1] += " " + line
+            else:
+                joined.append(line)
+        if joined:
+            yield joined
+
+
+def digits(number: re.Match[str]) -> str:
+    """A number too long for its name is read digit by digit."""
+    found = number[0].replace(",", "")
+    return number[0] if "," in number[0] and len(found) <= 18 else " ".join(found)
+
+
+def named(characters: Iterable[str], most: int = 12) -> str:
+    """`'é', 'ß' and 3 more`."""
+    every = [repr(character) for character in characters]
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+def source(text: str | None, file: Path | None) -> str:
+    """The text, or what the file holds, or what standard input holds if the file is `-`."""
+    if text is not None and file is not None:
+        raise MmspecError(f"a text and the file {file} are both given: give one")
+    if text is not None:
+        return text
+    if file is None:
+        raise MmspecError("no text is given: give it in quotes, or a file, or - as the file for standard input")
+    place = "standard input" if str(file) == "-" else str(file)
+    try:
+        return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MmspecError(f"{place} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise MmspecError(f"cannot read {place}: {error.strerror or error}; give a text file") from None

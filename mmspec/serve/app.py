@@ -1,0 +1,198 @@
+"""The application: routes, the API key, limits of bodies, and what is wrong in words."""
+
+import asyncio
+import hmac
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mmspec import __version__, drafters
+from mmspec.errors import MmspecError
+from mmspec.serve import chat, images, speech
+from mmspec.serve.serving import FAILED, PROBLEMS, Model, Refusal, Serving, refused
+
+ROUTERS = {"text-to-image": images.router, "text-to-speech": speech.router, "image-text-to-text": chat.router}
+
+# Paths that need no API key.
+OPEN = ("/health", "/docs", "/openapi.json")
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "mmspec"
+    task: str
+    drafters: list[str]
+    voices: list[str] | None = None
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+    version: str = __version__
+    models: list[str]
+
+
+class Gate:
+    """Turns away bodies that are too large or too slow, foreign host names and, where there is an API key, who does not have it;
+    counts what was answered."""
+
+    def __init__(self, app: ASGIApp, serving: Serving):
+        self.app, self.serving = app, serving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, answered = monotonic(), {"status": 500}
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered["status"] = message["status"]
+            await asyncio.wait_for(send(message), self.serving.limits.seconds)  # who does not read is not waited for
+
+        try:
+            await self._pass(scope, receive, counted)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self.serving.gauges.requests.labels(path, str(answered["status"])).inc()
+            self.serving.gauges.seconds.labels(path).observe(monotonic() - began)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {key.lower(): value for key, value in scope["headers"]}
+        key, most, read = self.serving.api_key, self.serving.limits.body, 0
+        host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1"))
+        if self.serving.hosts and host not in self.serving.hosts:
+            return await refused(Refusal(400, "this server does not answer to that host name"))(scope, receive, send)
+        if key is not None and scope["path"] not in OPEN:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + key.encode()):
+                return await refused(Refusal(401, "the API key is missing or wrong: send Authorization: Bearer KEY"))(
+                    scope, receive, send
+                )
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > most:
+            return await refused(Refusal(413, f"the body has more than {most} bytes: send less"))(scope, receive, send)
+
+        until, whole = monotonic() + self.serving.limits.seconds, False
+
+        async def limited() -> Message:
+            nonlocal read, whole
+            try:
+                message = await (receive() if whole else asyncio.wait_for(receive(), max(0.1, until - monotonic())))
+            except TimeoutError:
+                raise HTTPException(408, "the body did not come: send it faster") from None
+            whole = not message.get("more_body", False)
+            read += len(message.get("body", b""))
+            if read > most:
+                raise HTTPException(413, f"the body has more than {most} bytes: send less")
+            return message
+
+        await self.app(scope, limited, send)
+
+
+def card(model: Model) -> ModelCard:
+    """A model as the list shows it."""
+    pipe = model.pipe
+    return ModelCard(
+        id=model.name,
+        created=model.since,
+        task=model.task,
+        drafters=drafters.usable(pipe.folder),
+        voices=getattr(pipe, "voices", None),
+    )
+
+
+def application(serving: Serving) -> FastAPI:
+    """The server's ASGI application; models stop when it does."""
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        for model in serving.models.values():
+            model.batcher.close()
+
+    app = FastAPI(title="mmspec", version=__version__, lifespan=life, redoc_url=None)
+    for task in {model.task for model in serving.models.values()}:
+        app.include_router(ROUTERS[task](serving))
+
+    @app.get("/v1/models", responses=PROBLEMS, tags=["models"], summary="Models that are served")
+    async def models() -> ModelList:
+        return ModelList(data=[card(model) for model in serving.models.values()])
+
+    @app.get("/v1/models/{name}", responses=PROBLEMS, tags=["models"], summary="One model")
+    async def one(name: str) -> ModelCard:
+        if name not in serving.models:
+            raise Refusal(
+                404, f"no model {name!r} is served here: there is {', '.join(serving.models)}", "model_not_found"
+            )
+        return card(serving.models[name])
+
+    @app.get("/health", responses={503: PROBLEMS[503]}, tags=["server"], summary="Whether the server works")
+    async def health() -> Health:
+        stopped = [name for name, model in serving.models.items() if not model.batcher.alive]
+        if stopped:
+            raise Refusal(503, f"{', '.join(stopped)} has stopped: start the server again")
+        return Health(models=list(serving.models))
+
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses={401: PROBLEMS[401]},
+        tags=["server"],
+        summary="For Prometheus",
+    )
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(generate_latest(serving.gauges.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(MmspecError)
+    async def wrong(request: Request, error: MmspecError) -> JSONResponse:
+        return refused(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first: Any = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"] if step != "body")
+        return refused(Refusal(400, f"{where or 'the body'}: {first['msg']}"))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        answer = refused(Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return refused(Refusal(500, FAILED))
+
+    app.add_middleware(Gate, serving=serving)
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        """FastAPI's description, with the key, and without the error bodies that are never sent."""
+        found = plain()
+        for operation in (one for path in found["paths"].values() for one in path.values()):
+            operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            found["components"]["schemas"].pop(name, None)
+        if serving.api_key:
+            found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            found["security"] = [{"key": []}]
+        return found
+
+    app.openapi = described  # type: ignore[method-assign]
+    return app

@@ -1,1 +1,0 @@
-"""An HTTP server of the shapes that OpenAI's clients speak, over `mmspec.batching`."""

@@ -1,0 +1,154 @@
+"""The stages of an image recipe: pictures, tokenizer, target, drafters."""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from mmspec.engine.loop import Stop
+from mmspec.files import write_atomically
+from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.targets.causal import Prompts
+from mmspec.train.capture import Captured, capture
+from mmspec.train.drafter import train_drafters
+from mmspec.train.run import Run
+from recipes.emoji_64.data import BACKGROUNDS, CATEGORIES, Picture, build, caption
+from recipes.emoji_64.target import CodeSet, encode_pictures, train_target, train_text_tokenizer
+from recipes.emoji_64.tokenizer import learn_codebook, train_tokenizer
+
+console = Console(stderr=True)
+EVERY = {"words": 99, "categories": CATEGORIES}
+GUIDANCES = (1.0, 2.0, 3.0)
+
+
+def pictures(run: Run, held_out: bool, **changes: object) -> tuple[np.ndarray, list[Picture]]:
+    """The pictures that are (not) held out; `changes` to the data settings, such as `EVERY`."""
+    rgba, found = build(run.work / "data", **run.recipe["data"] | changes)
+    index = [i for i, picture in enumerate(found) if picture.held_out == held_out]
+    return rgba[index], [found[i] for i in index]
+
+
+def pipeline(run: Run) -> TextToImagePipeline:
+    """The model as far as it is trained."""
+    return TextToImagePipeline.from_pretrained(run.out.absolute(), torch_dtype=torch.bfloat16).to(run.device or "cpu")
+
+
+def data(run: Run) -> None:
+    """Fetch the art; write the prompts of the held-out pairs."""
+    found = build(run.work / "data", **run.recipe["data"])[1]
+    run.out.mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps({"prompt": caption(p.name, p.style), "held_out": p.held_out}) for p in found]
+    (run.out / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    console.print(f"{len(found)} pictures, {sum(p.held_out for p in found)} held out")
+
+
+def codebook(run: Run) -> torch.Tensor:
+    """The patch codebook, learnt once, from pictures of every name."""
+    stage, size = run.recipe["tokenizer"], run.recipe["data"]["size"]
+    codes, patch = stage["model"]["num_vq_embeddings"], stage["patch"]
+    path = run.file("codebook", size, codes, patch)
+    if not path.exists():
+        torch.manual_seed(0)
+        found = learn_codebook(pictures(run, False, **EVERY)[0], codes, patch)
+        write_atomically(path, lambda partial: torch.save(found, partial))
+    return torch.load(path, weights_only=True)
+
+
+def tokenizer(run: Run) -> None:
+    """Train the decoder of the image tokenizer; weights are stored in float16."""
+    stage = run.recipe["tokenizer"]
+    checkpoint = run.file("tokenizer", run.recipe["data"]["size"], stage["patch"], stage["model"])
+    rgba = pictures(run, False, **EVERY)[0]
+    model = train_tokenizer(
+        rgba, codebook(run), stage["patch"], stage, run.budget(stage), checkpoint, device=run.device
+    )
+    model.half().save_pretrained(run.out / "vqvae")
+
+
+def code_set(run: Run) -> tuple:
+    """Text tokenizer and coded pictures."""
+    stage = run.recipe["target"]
+    rgba, found = pictures(run, False)
+    names = sorted({p.name for p in build(run.work / "data", **run.recipe["data"] | EVERY)[1]})
+    prompts = [
+        caption(name, style, colour) for name in names for style in ("flat", "cartoon", "3d") for colour in BACKGROUNDS
+    ]
+    text = train_text_tokenizer(prompts, stage["text_vocabulary"])
+    return text, encode_pictures(codebook(run), run.recipe["tokenizer"]["patch"], rgba, found, len(BACKGROUNDS))
+
+
+def target(run: Run) -> None:
+    """Train the decoder-only model; weights are stored in bfloat16."""
+    stage = run.recipe["target"]
+    text, coded = code_set(run)
+    codes = run.recipe["tokenizer"]["model"]["num_vq_embeddings"]
+    checkpoint = run.file("target", run.recipe["data"], codes, stage["text_vocabulary"], stage["model"])
+    model = train_target(coded, text, codes, stage, run.budget(stage), checkpoint, device=run.device)
+    text.save_pretrained(run.out / "tokenizer")
+    model.bfloat16().save_pretrained(run.out / "transformer")
+    index = {
+        "_class_name": "TextToImagePipeline",
+        "tokenizer": ["transformers", type(text).__name__],
+        "transformer": ["transformers", "LlamaForCausalLM"],
+        "vqvae": ["diffusers", "VQModel"],
+        **run.recipe["pipeline"],
+    }
+    (run.out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def asked(data: CodeSet, encode: Callable[[str], list[int]], count: int, batch: int) -> Iterator[Prompts]:
+    """Prompts as users write them, each guidance in turn: any training name, style and background."""
+    empty = encode("")
+    for start in range(0, count, batch):
+        chance = random.Random(start)
+        found = []
+        for _ in range(min(batch, count - start)):
+            picture = chance.choice(data.pictures)
+            colour = "white" if chance.random() < 0.6 else chance.choice(list(BACKGROUNDS))
+            found.append(encode(caption(picture.name, picture.style, colour)))
+        yield Prompts(found, [empty] * len(found), GUIDANCES[start // batch % len(GUIDANCES)])
+
+
+def given(
+    data: CodeSet, encode: Callable[[str], list[int]], count: int, batch: int
+) -> Iterator[tuple[Prompts, list[torch.Tensor]]]:
+    """Training pictures and their prompts."""
+    chance, empty = random.Random(0), encode("")
+    for start in range(0, count, batch):
+        places = [
+            (chance.randrange(len(data.pictures)), chance.randrange(data.codes.shape[1]))
+            for _ in range(min(batch, count - start))
+        ]
+        found = [
+            encode(caption(data.pictures[i].name, data.pictures[i].style, data.backgrounds[i][v])) for i, v in places
+        ]
+        yield Prompts(found, [empty] * len(found)), [data.codes[i, v].long() for i, v in places]
+
+
+def captured(run: Run) -> Captured:
+    """Features of sampled and of true sequences, made once for all drafters."""
+    stage = run.recipe["capture"]
+    text, coded = code_set(run)
+    goal = pipeline(run).target
+    goal.narrowest = 1
+
+    def encode(prompt: str) -> list[int]:
+        return text(prompt).input_ids
+
+    sampled, taken = (
+        asked(coded, encode, stage["sampled"], stage["batch"]),
+        given(coded, encode, stage["taken"], stage["batch"]),
+    )
+    return capture(goal, sampled, Stop(goal.grid.tokens), taken, run.file("captured", goal.hash, stage))
+
+
+def drafters(run: Run, only: str | None = None) -> None:
+    """Train the drafters and calibrate them."""
+    train_drafters(run, pipeline(run).target, captured(run), only)
+
+
+STAGES = {"data": data, "tokenizer": tokenizer, "target": target, "drafters": drafters}
+NEEDED = ("data", "tokenizer", "target", "capture", "drafters", "pipeline")

@@ -1,0 +1,176 @@
+"""The stages of a speech recipe: recordings, codec, target, drafters."""
+
+import json
+import random
+from collections import Counter
+from functools import partial
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from mmspec import zoo
+from mmspec.codecs.mel import HOP, RATE, MelCodec
+from mmspec.files import write_atomically
+from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
+from mmspec.targets.causal import Prompts
+from mmspec.train.capture import Captured, capture
+from mmspec.train.drafter import train_drafters
+from mmspec.train.run import Run
+from recipes.wren_86.codec import encode_utterances, mels, train_codec
+from recipes.wren_86.data import Utterance, build
+from recipes.wren_86.target import Spoken, held_out_loss, marked, phoneme_tokenizer, train_target
+
+console = Console(stderr=True)
+
+
+def utterances(run: Run, held_out: bool) -> list[Utterance]:
+    """Every voice's utterances that are (not) held out."""
+    spoken = build(run.work / "data", **run.recipe["data"])
+    return [one for voice in spoken.values() for one in voice if one.held_out == held_out]
+
+
+def data(run: Run) -> None:
+    """Speak the sentences; write those that are held out."""
+    kept = utterances(run, False)
+    seconds: Counter[str] = Counter()
+    for one in kept:
+        seconds[one.voice] += one.end - one.start
+    run.out.mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps({"prompt": one.text, "voice": one.voice, "held_out": True}) for one in utterances(run, True)]
+    (run.out / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    console.print(", ".join(f"{voice} {total / RATE / 3600:.2f} h" for voice, total in seconds.items()))
+
+
+def codec(run: Run) -> None:
+    """Train the codec on part of the recordings; weights, the vocoder's too, are stored in float16."""
+    stage = run.recipe["codec"]
+    each: Counter[str] = Counter()
+    chosen = []
+    for one in utterances(run, False):
+        each[one.voice] += 1
+        if each[one.voice] <= stage["utterances"]:
+            chosen.append(one)
+    checkpoint = run.file("codec", run.recipe["data"], stage["model"])
+    model = train_codec(run.work / "data", chosen, stage, run.budget(stage), checkpoint, device=run.device)
+    model.half().save_pretrained(run.out / "codec")
+    (run.out / "codec" / "README.md").unlink(missing_ok=True)  # the hub's empty card
+
+
+def tokens(run: Run) -> list[tuple[Utterance, Tensor]]:
+    """Every utterance and its tokens, made once for this codec."""
+    found = [*utterances(run, False), *utterances(run, True)]
+    path = run.file("tokens", run.recipe["data"], zoo.weights_hash(run.out / "codec"))
+    if not path.exists():
+        coded = encode_utterances(MelCodec.from_pretrained(run.out / "codec").float().eval(), run.work / "data", found)
+        write_atomically(path, partial(torch.save, coded))
+    return list(zip(found, torch.load(path, weights_only=True), strict=True))
+
+
+def spoken(run: Run) -> tuple[list[tuple[Utterance, Spoken]], PreTrainedTokenizerFast]:
+    """Training sequences and the phoneme tokenizer."""
+    coded, shape = tokens(run), run.recipe["codec"]["model"]
+    text = phoneme_tokenizer(
+        sorted({letter for one, _ in coded for letter in one.phonemes}), list(run.recipe["data"]["voices"])
+    )
+
+    def sequence(one: Utterance, codes: Tensor) -> Spoken:
+        places = (torch.tensor(one.onsets) / (HOP * shape["stride"])).round().long()
+        return Spoken(
+            one.voice,
+            text(f"<{one.voice}>{one.phonemes}").input_ids,
+            marked(codes.long(), places, shape["codes"]).short(),
+        )
+
+    return [(one, sequence(one, codes)) for one, codes in coded], text
+
+
+def target(run: Run) -> None:
+    """Train the decoder-only model and VADUSA's heads with it; weights are stored in bfloat16."""
+    stage = run.recipe["target"]
+    found, text = spoken(run)
+    checkpoint = run.file(
+        "target", run.recipe["data"], zoo.weights_hash(run.out / "codec"), {k: stage[k] for k in ("model", "heads")}
+    )
+    seen, codes = [one for said, one in found if not said.held_out], run.recipe["codec"]["model"]["codes"]
+    model = train_target(seen, text, codes, stage, run.budget(stage), checkpoint, device=run.device)
+    model = model.float()
+    console.print(
+        f"held out: {held_out_loss(model, text, codes, [one for said, one in found if said.held_out]):.4f} nats a token"
+    )
+    text.save_pretrained(run.out / "tokenizer")
+    model.language.bfloat16().save_pretrained(run.out / "transformer")
+    torch.save(model.heads.state_dict(), run.work / "heads.pt")
+    ratio = torch.tensor([len(one.tokens) / len(said.phonemes) for said, one in found if len(said.phonemes) >= 20])
+    index = {
+        "_class_name": "TextToSpeechPipeline",
+        "transformer": ["transformers", "LlamaForCausalLM"],
+        "voices": list(run.recipe["data"]["voices"]),
+        "tokens_per_phoneme": round(1.25 * float(ratio.max()), 2),
+        "longest_sentence": int((stage["widths"][-1] - 4) / (1 + float(ratio.quantile(0.99)))),
+        "silence": silent_codes(run),
+        "interleaved": True,
+        **run.recipe["pipeline"],
+    }
+    (run.out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def silent_codes(run: Run, quieter: float = 3.0) -> list[int]:
+    """Codes whose frames are, on average, among the quietest: mean log-mel at most `quieter` nats above the quietest code's."""
+    model = MelCodec.from_pretrained(run.out / "codec").float().eval()
+    some = [(one, codes) for one, codes in tokens(run) if one.held_out]
+    total, count = torch.zeros(model.vocabulary), torch.zeros(model.vocabulary)
+    for mel, (_, codes) in zip(mels(model, run.work / "data", [one for one, _ in some]), some, strict=True):
+        level = mel.mean(0).unflatten(0, (-1, model.stride)).mean(1)
+        total.index_add_(0, codes.long(), level)
+        count.index_add_(0, codes.long(), torch.ones_like(level))
+    level = torch.where(count >= 5, total / count.clamp(min=1), torch.inf)
+    return torch.nonzero(level.isfinite() & (level <= level.min() + quieter)).flatten().tolist()
+
+
+def pipeline(run: Run) -> TextToSpeechPipeline:
+    """The model as far as it is trained."""
+    return TextToSpeechPipeline.from_pretrained(run.out.absolute(), torch_dtype=torch.bfloat16).to(run.device or "cpu")
+
+
+def spliced(chance: random.Random, texts: list[str]) -> str:
+    """The first half of one text and the second half of another, cut between words."""
+    first, second = (chance.choice(texts).split(" ") for _ in range(2))
+    return " ".join([*first[: (len(first) + 1) // 2], *second[(len(second) + 1) // 2 :]])
+
+
+def captured(run: Run) -> Captured:
+    """Features of sampled and of true sequences, made once for all drafters.
+
+    Samples follow texts that the target has not seen, as those of its users will be: it is surer of the ones that it has.
+    """
+    stage, goal = run.recipe["capture"], pipeline(run)
+    goal.target.narrowest = 1
+    chance = random.Random(0)
+    found = [(said, one) for said, one in spoken(run)[0] if not said.held_out]
+    texts = sorted((spliced(chance, [said.phonemes for said, _ in found]) for _ in range(stage["sampled"])), key=len)
+    taken = sorted((chance.choice(found)[1] for _ in range(stage["taken"])), key=lambda one: len(one.tokens))
+
+    def batches(rows: list) -> list[list]:
+        """Rows of a batch end at about the same time."""
+        parts = [rows[start : start + stage["batch"]] for start in range(0, len(rows), stage["batch"])]
+        chance.shuffle(parts)
+        return parts
+
+    asked = [
+        Prompts([goal.encode([text], chance.choice(goal.voices)).conditional[0] for text in part])
+        for part in batches(texts)
+    ]
+    given = [(Prompts([one.prompt for one in part]), [one.tokens.long() for one in part]) for part in batches(taken)]
+    stop = goal.stop(max(len(one.tokens) for _, one in found))
+    return capture(goal.target, asked, stop, given, run.file("captured", goal.target.hash, stage))
+
+
+def drafters(run: Run, only: str | None = None) -> None:
+    """Train the drafters and calibrate them; VADUSA's heads come from the target's own training."""
+    train_drafters(run, pipeline(run).target, captured(run), only, run.work / "heads.pt")
+
+
+STAGES = {"data": data, "codec": codec, "target": target, "drafters": drafters}
+NEEDED = ("data", "codec", "target", "capture", "drafters", "pipeline")

@@ -1,0 +1,246 @@
+"""Recipes: a tiny one is run from pictures to drafters, stops, resumes, and what it makes is loaded and used."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny_art import NAMES, write_art
+
+from mmspec.drafters import load
+from mmspec.drafters.medusa import MedusaDrafter
+from mmspec.engine.loop import Stop, generate
+from mmspec.errors import MmspecError
+from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.train.drafter import settle
+from mmspec.train.loop import Budget, fit, optimizers
+from mmspec.train.recipe import train
+from recipes.emoji_64.data import BACKGROUNDS, build, caption
+from recipes.emoji_64.target import CodeSet, sequences, train_text_tokenizer
+from recipes.emoji_64.tokenizer import learn_codebook, nearest, patches, to_tensor
+
+BUDGET = {"steps": 3, "minutes": 5}
+
+
+def recipe() -> dict:
+    """The shape of models/emoji-64/recipe.yaml, as small as it goes."""
+    blocks = {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "block_out_channels": [8, 16],
+    }
+    vq = {"latent_channels": 4, "vq_embed_dim": 4, "num_vq_embeddings": 32, "norm_num_groups": 4, "sample_size": 16}
+    llama = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 128,
+    }
+    drafter = {"batch": 2, "lr": 1e-3, "budget": BUDGET}
+    return {
+        "data": {"size": 16, "words": 1, "categories": ["Animals & Nature"]},
+        "tokenizer": {
+            "patch": 2,
+            "batch": 2,
+            "lr": 1e-3,
+            "budget": BUDGET,
+            "model": vq | blocks | {"mid_block_add_attention": False},
+        },
+        "target": {
+            "text_vocabulary": 300,
+            "batch": 2,
+            "lr": 1e-3,
+            "muon_lr": 1e-3,
+            "noise": 0.3,
+            "budget": BUDGET,
+            "model": llama,
+        },
+        "capture": {"sampled": 20, "taken": 4, "batch": 20},
+        "drafters": {
+            "hawk": drafter | {"kind": "hawk", "model": {"neighbours": [[0, 2], [0, 3], [1, 0]]}},
+            "hawk-path": drafter
+            | {
+                "kind": "hawk-path",
+                "anchors": 4,
+                "model": {"width": 16, "inner": 16, "depth": 3, "neighbours": [[1, 0]]},
+            },
+        },
+        "pipeline": {
+            "grid_height": 8,
+            "grid_width": 8,
+            "end_of_row": False,
+            "drafter": "jacobi",
+            "guidance_scale": 2.0,
+            "max_prompt_tokens": 48,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `recipe.yaml`, the work folder and the model that it made."""
+    folder = tmp_path_factory.mktemp("recipe")
+    write_art(folder / "work" / "data")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
+    train(folder / "recipe.yaml", folder / "work", folder / "out", device="cpu")
+    return folder
+
+
+def test_a_recipe_makes_a_model(rebuilt: Path) -> None:
+    """Everything is in the folder, and the drafters of the model give the tokens of plain decoding."""
+    pipe = TextToImagePipeline.from_pretrained(rebuilt / "out", torch_dtype=torch.float64)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a cat", seed=1).images[0].size == (16, 16)
+    prompts = pipe.encode(["a dog, 3d style"], 2.0)
+    wanted = generate(pipe.target, prompts, 1, Stop(64), seeds=3).tokens
+    for name in ("hawk", "hawk-path"):
+        drafter = load(name, pipe.folder, pipe.target)
+        assert drafter.target_hash == pipe.target.hash
+        assert all(beta > 0 for beta in drafter.beta) and all(0 <= share <= 1 for share in drafter.coupling)
+        assert generate(pipe.target, prompts, 1, Stop(64), drafter, seeds=3).tokens == wanted
+    rows = [json.loads(line) for line in (rebuilt / "out" / "prompts.jsonl").read_text().splitlines()]
+    assert len(rows) == 12 and sum(row["held_out"] for row in rows) == 2
+    assert (rebuilt / "out" / "recipe.yaml").read_text() == (rebuilt / "recipe.yaml").read_text()
+
+
+def test_stages_resume(rebuilt: Path) -> None:
+    """A stage that is done is not done again: the weights come from its checkpoint, whatever stands there."""
+    (checkpoint,) = (rebuilt / "work").glob("target-*.pt")
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["model"]["lm_head.weight"].fill_(0.25)
+    torch.save(saved, checkpoint)
+    train(
+        rebuilt / "recipe.yaml",
+        rebuilt / "work",
+        rebuilt / "again",
+        device="cpu",
+        stages=["data", "tokenizer", "target"],
+    )
+    pipe = TextToImagePipeline.from_pretrained(rebuilt / "again")
+    assert (pipe.transformer.lm_head.weight == 0.25).all()
+
+
+def test_other_settings_are_another_file(rebuilt: Path) -> None:
+    """What was made from other data or for another model is not taken for this one's."""
+    changed = recipe() | {"data": recipe()["data"] | {"categories": []}}
+    (rebuilt / "other.yaml").write_text(yaml.safe_dump(changed))
+    before = set((rebuilt / "work").glob("target-*.pt"))
+    train(
+        rebuilt / "other.yaml",
+        rebuilt / "work",
+        rebuilt / "other",
+        device="cpu",
+        stages=["data", "tokenizer", "target"],
+    )
+    assert len(set((rebuilt / "work").glob("target-*.pt")) - before) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "stages", "message"),
+    [
+        (None, None, "no recipe at .*: give the path of a recipe.yaml"),
+        ("data: [", None, "is not valid YAML"),
+        ("data: {}", None, "lacks tokenizer, target, capture, drafters, pipeline"),
+        ("whole", ["data", "traget"], "unknown stage 'traget': did you mean 'target'"),
+        ("whole", ["drafters.hwak"], "unknown stage 'drafters.hwak': did you mean 'drafters.hawk'"),
+    ],
+)
+def test_recipes_that_do_not_work(tmp_path: Path, text: str | None, stages: list[str] | None, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    if text:
+        path.write_text(yaml.safe_dump(recipe()) if text == "whole" else text)
+    with pytest.raises(MmspecError, match=message):
+        train(path, tmp_path / "work", tmp_path / "out", stages=stages)
+
+
+def test_build_chooses_names(tmp_path: Path) -> None:
+    """Categories and words choose; hearts always stay."""
+    write_art(tmp_path / "data")
+    assert {p.name for p in build(tmp_path / "data", 16, words=1, categories=["Animals & Nature"])[1]} == set(NAMES)
+    assert {p.name for p in build(tmp_path / "data", 16, categories=[])[1]} == {"red heart"}
+
+
+def test_captions() -> None:
+    assert caption("cat") == "a cat"
+    assert caption("octopus", "flat", "yellow") == "an octopus on a yellow background, flat style"
+
+
+def test_codes_of_flat_colours_are_their_own() -> None:
+    """Every background keeps a code for itself, and patches of it get that code."""
+    rng = np.random.default_rng(0)
+    codebook = learn_codebook(rng.integers(0, 256, (6, 16, 16, 4), dtype=np.uint8), 40, 4, rounds=2)
+    assert codebook.shape == (40, 48)
+    for index, colour in enumerate(BACKGROUNDS.values()):
+        image = to_tensor(np.full((1, 16, 16, 3), colour, np.uint8))
+        assert (nearest(patches(image, 4), codebook) == index).all()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_sequences(noise: float, tmp_path: Path) -> None:
+    """Labels are the true codes and nothing else; inputs too, but for the noise, which stays within the codes."""
+    write_art(tmp_path / "data")
+    pictures = build(tmp_path / "data", 16)[1]
+    codes = torch.arange(len(pictures) * 6 * 64).view(len(pictures), 6, 64) % 30
+    text = train_text_tokenizer([caption(p.name, p.style) for p in pictures], 300)
+    data = CodeSet(pictures, codes, [list(BACKGROUNDS)] * len(pictures))
+    ids, labels = next(sequences(data, text, 64, 0, noise=noise))
+    kept = labels != -100
+    assert (kept.sum(1) == 64).all() and (ids[kept] >= len(text)).all()
+    known = {tuple(row.tolist()) for row in codes.flatten(0, 1) + len(text)}
+    assert all(tuple(row[row != -100].tolist()) in known for row in labels)
+    share = (ids[kept] != labels[kept]).float().mean()
+    assert share == 0 if noise == 0 else 0.02 < share < 0.3
+    unconditional = text("").input_ids
+    assert any(row[: len(unconditional)].tolist() == unconditional for row in ids)
+
+
+def test_fit_stops_at_its_budget_and_resumes(tmp_path: Path) -> None:
+    """Two halves, the second on a fresh model, draw as many batches as they have steps, and end where one run ends."""
+    drawn = []
+
+    def batches(seed: int):
+        while True:
+            drawn.append(seed)
+            yield torch.ones(2, 4)
+
+    def loss(model: torch.nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": model(batch).square().mean()}
+
+    def run(steps: int, path: Path, seed: int) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        model = torch.nn.Linear(4, 4)
+        budget = Budget(steps, warmup=1e-9)
+        return fit("linear", model, batches, loss, optimizers(model, 1e-2), budget, path, device="cpu")
+
+    run(2, tmp_path / "halves.pt", 0)
+    resumed = run(5, tmp_path / "halves.pt", 1)
+    assert drawn == [0, 0, 2, 2, 2] and torch.load(tmp_path / "halves.pt", weights_only=True)["step"] == 5
+    started = run(2, tmp_path / "fresh.pt", 0)
+    other = run(5, tmp_path / "other.pt", 1)
+    assert (resumed.weight - started.weight).abs().max() < 0.1 < (resumed.weight - other.weight).abs().max()
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.03, 0.5, 1.0])
+def test_schedule(progress: float) -> None:
+    """Up in three per cent of the time, down to two per cent at the end."""
+    rate = Budget(10).rate(progress)
+    assert rate == pytest.approx(
+        {0.0: 0.0, 0.03: 1.0, 0.5: 0.02 + 0.49 * (1 + np.cos(np.pi * 0.47 / 0.97)), 1.0: 0.02}[progress]
+    )
+
+
+def test_calibration_trusts_the_noise_as_far_as_the_law() -> None:
+    """A drafter whose law is the target's gets all of the noise; one of a target that is certain, of a token which the drafter does not know, none."""
+    chance = torch.Generator().manual_seed(0)
+    log_p = torch.log_softmax(2 * torch.randn(512, 64, generator=chance), 1)
+    noise = -torch.log(-torch.log(torch.rand(512, 64, generator=chance)))
+    uncertain = (log_p + noise).argmax(1)
+    certain = log_p.exp().multinomial(1, generator=chance)[:, 0]
+    drafter = MedusaDrafter(8, 4, [(0, 2), (0, 3)])
+    roots = torch.arange(512)
+    drafter.ranks = 64  # no path is lost
+    settle(drafter, [[(0, roots, log_p, noise, wanted)] for wanted in (uncertain, certain)])
+    assert drafter.coupling == [1.0, 0.0]

@@ -1,0 +1,175 @@
+"""Targets: plain decoding in our loop is transformers' own, for any family that we take."""
+
+import pytest
+import torch
+import transformers as hub
+from tiny import TEXTS, drafter, llama, prompts, text_target
+from transformers.generation import logits_process as hf
+
+from mmspec.engine.loop import Stop, generate
+from mmspec.engine.sampling import Sampling
+from mmspec.errors import MmspecError
+from mmspec.targets.causal import CausalTarget, Prompts, projection
+
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+FAMILIES = {
+    "Llama": {},
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 8},
+    "Mistral": {"sliding_window": 6},
+    "Gemma2": {"head_dim": 8, "sliding_window": 6, "attn_implementation": "eager", "final_logit_softcapping": 1.0},
+    "Granite": {"logits_scaling": 4.0},
+    "Cohere": {"logit_scale": 0.25},
+    "Phi": {},
+    "GPTNeoX": {},
+    "Olmo2": {},
+    "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+}
+
+REFUSED = {
+    "Mistral": "sliding-window",
+    "Gemma2": "sliding-window",
+    "Granite": "rescales its logits",
+    "Cohere": "rescales its logits",
+    "Phi": "output head with a bias",
+}
+
+
+def tiny_family(name: str) -> hub.PreTrainedModel:
+    """A random model of one transformers family, biases included."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = (
+            getattr(hub, f"{name}ForCausalLM")(getattr(hub, f"{name}Config")(**SMALL, **FAMILIES[name])).double().eval()
+        )
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(weight, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("penalty", [1.0, 1.8])
+def test_greedy_equals_transformers_generate(text: list[int], penalty: float) -> None:
+    """Greedy decoding in our loop is `transformers.generate`, with the repetition penalty too, drafted or not."""
+    model, length = llama(), 25
+    wanted = model.generate(
+        torch.tensor([text]), do_sample=False, max_new_tokens=length, repetition_penalty=penalty, pad_token_id=0
+    )[0, len(text) :].tolist()
+    sampling = Sampling(0, processors=[hf.RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1.0 else [])
+    for name in ("none", "jacobi", "lookup"):
+        found = generate(
+            text_target(), prompts([text]), 1, Stop(length), drafter(name, text_target()), sampling=sampling
+        )
+        assert found.tokens == [wanted]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families(name: str) -> None:
+    """The laws of a family's model are its own (biases, scales, caps and windows of the model included), or it is refused."""
+    model = tiny_family(name)
+    laws: list[torch.Tensor] = []
+
+    def record(state, tree, keys, verdict) -> None:
+        laws.append(keys[0, 0].clone())
+
+    if name in REFUSED:
+        with pytest.raises(MmspecError, match=REFUSED[name]):
+            CausalTarget(model)
+        return
+    found = generate(CausalTarget(model), prompts([[1, 3, 4]]), 1, Stop(20), sampling=Sampling(0), on_verdict=record)
+    with torch.inference_mode():
+        whole = model(torch.tensor([[1, 3, 4, *found.tokens[0]]])).logits[0, 2:-1]
+    torch.testing.assert_close(torch.stack(laws).double(), whole.double(), rtol=1e-6, atol=1e-6)
+
+
+def test_streams_must_share_their_last_token() -> None:
+    """Both streams read the same tree, whose root is the prompt's last token: prompts that end differently are refused."""
+    with pytest.raises(MmspecError, match="last token"):
+        text_target().prefill(Prompts([[1, 2]], [[1, 3]], 3.0), 5)
+
+
+def test_guidance_mixes_before_anything_else() -> None:
+    """Guided logits are unconditional + guidance (conditional - unconditional) of the bare model."""
+    seen: list[torch.Tensor] = []
+    generate(
+        text_target(),
+        prompts([[1, 5, 2]], 3.0),
+        1,
+        Stop(1),
+        sampling=Sampling(0),
+        on_verdict=lambda state, tree, keys, verdict: seen.append(keys.clone()),
+    )
+    with torch.inference_mode():
+        conditional, unconditional = (llama()(torch.tensor([ids])).logits[0, -1] for ids in ([1, 5, 2], [1, 2]))
+    torch.testing.assert_close(seen[0][0, 0], unconditional + 3.0 * (conditional - unconditional), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_logits_of_any_number_of_nodes(dtype: torch.dtype) -> None:
+    """Logits are those of plain products, in float32 or wider; of a head of 16 bits on x86 the same bits for any number of nodes."""
+    chance = torch.Generator().manual_seed(0)
+    head, nodes = torch.randn(300, 48, generator=chance).to(dtype), torch.randn(33, 48, generator=chance).to(dtype)
+    project = projection(head)
+    whole = project(nodes)
+    assert whole.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(whole.double(), nodes.double() @ head.double().T, rtol=1e-5, atol=1e-5)
+    if dtype.itemsize == 2 and torch.backends.quantized.engine in ("x86", "fbgemm"):
+        assert all(torch.equal(project(nodes[:count]), whole[:count]) for count in (1, 2, 3, 4, 5, 8, 17))
+
+
+def test_rows_ahead_stay_within_the_table() -> None:
+    """A drafter that looks beyond the last position, for a row that is ahead of the others, asks for no position that the model lacks."""
+    model = tiny_family("OPT")
+    target = CausalTarget(model)
+    length = model.config.max_position_embeddings - 4
+    found = generate(target, prompts([[1, 2], [1, 3, 2]]), 2, Stop(length), drafter("jacobi", target), seeds=5)
+    alone = [
+        generate(target, prompts([text]), 1, Stop(length), seeds=5 + row).tokens[0]
+        for row, text in enumerate([[1, 2], [1, 3, 2]])
+    ]
+    assert found.tokens == alone
+
+
+def refused(**config) -> hub.LlamaForCausalLM:
+    return hub.LlamaForCausalLM(hub.LlamaConfig(**SMALL, **config))
+
+
+def test_what_the_tree_cannot_serve_is_refused() -> None:
+    """Positions that depend on the whole sequence, and more tokens than the head has."""
+    model = refused(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    with pytest.raises(MmspecError, match="positions that depend on the whole sequence"):
+        CausalTarget(model)
+    with pytest.raises(
+        MmspecError,
+        match="^10 tokens from id 35 on were asked for, and the model's head has 40: give the model's own numbers$",
+    ):
+        CausalTarget(llama(), offset=35, vocabulary=10)
+
+
+def test_recurrent_models_are_refused() -> None:
+    """A model that does not use the cache would read the tree alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = hub.RwkvForCausalLM(
+            hub.RwkvConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
+        )
+    with pytest.raises(MmspecError, match="does not use the cache"):
+        generate(CausalTarget(model), prompts([[1, 2]]), 1, Stop(3))
+
+
+def test_unequal_streams_are_refused() -> None:
+    with pytest.raises(MmspecError, match="^2 prompts have 1 unconditional twins: give one each$"):
+        Prompts([[1, 2], [1, 2]], [[1, 2]], 2.0)
