@@ -24,8 +24,9 @@ soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("torchaudio")
 pytest.importorskip("matplotlib")
 
-from mmspec.bench import speech, speech_quality  # noqa: E402
+from mmspec.bench import speech  # noqa: E402
 from mmspec.codecs.mel import RATE  # noqa: E402
+from recipes.wren_86 import judge as speech_quality  # noqa: E402
 from recipes.wren_86.judge import Heard, Take, held_out, line, ratio, settings  # noqa: E402
 
 FIELDS = {

@@ -13,9 +13,9 @@ from tiny_art import write_art
 
 pytest.importorskip("inflect")
 
-from mmspec.bench import answers
 from mmspec.errors import MmspecError
 from recipes.emoji_64.data import Picture
+from recipes.magpie_135 import judge as answers
 from recipes.magpie_135.data import KINDS, Studio
 from recipes.magpie_135.judge import majority, masked, questions, score
 
