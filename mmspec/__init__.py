@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mmspec.engine.accept import acceptance
     from mmspec.engine.loop import Generation, Round, Stop, generate, stream
-    from mmspec.engine.sampling import Sampling
+    from mmspec.engine.sampling import Sampling, SamplingOptions
     from mmspec.engine.stats import GenerationStats
     from mmspec.errors import MmspecError
     from mmspec.pipelines import pipeline
@@ -29,6 +29,7 @@ _HOMES = {
     "GenerationStats": "engine.stats",
     "pipeline": "pipelines",
     "Sampling": "engine.sampling",
+    "SamplingOptions": "engine.sampling",
 }
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "MmspecError",
     "Round",
     "Sampling",
+    "SamplingOptions",
     "Stop",
     "__version__",
     "acceptance",

@@ -10,10 +10,10 @@ import torch
 
 from mmspec import drafters, zoo
 from mmspec.engine.loop import Stop, generate
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines import pipeline, task_of
-from mmspec.pipelines.request import Request, repetition
+from mmspec.pipelines.request import Request
 from mmspec.placement import check_pair, device_of, dtype_of
 from mmspec.targets.causal import Prompts
 
@@ -47,7 +47,9 @@ class Finding:
         return asdict(self)
 
 
-def margins(pipe: Any, prompts: Prompts, sampling: Sampling, seed: int, stop: Stop) -> tuple[list[int], list[float]]:
+def margins(
+    pipe: Any, prompts: Prompts, sampling: SamplingOptions, seed: int, stop: Stop
+) -> tuple[list[int], list[float]]:
     """AR tokens of one row, and the lead of each over the runner-up in log p + g."""
     lead: list[float] = []
 
@@ -85,7 +87,7 @@ def verify(
     for guidance in guidances or ():
         Request([row["prompt"] for row in prompts], seeds, None, 1, guidance)
     laws = [
-        (Sampling(temperature, processors=repetition(penalty)), penalty)
+        (SamplingOptions(temperature, repetition_penalty=penalty), penalty)
         for temperature, penalty in product(temperatures, penalties)
     ]
     for dtype in dtypes:

@@ -11,9 +11,8 @@ from PIL import Image
 from mmspec import drafters, zoo
 from mmspec.cli import main
 from mmspec.engine.loop import Generation, Stop, generate
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
-from mmspec.pipelines.request import repetition
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 
@@ -31,7 +30,7 @@ def pipe() -> TextToImagePipeline:
 @cache
 def reference(temperature: float, guidance: float) -> list[list[int]]:
     target, prompts = pipe().target, pipe().encode(["a red heart, 3d style", "a pizza on a blue background"], guidance)
-    return generate(target, prompts, 2, Stop(64), sampling=Sampling(temperature), seeds=5).tokens
+    return generate(target, prompts, 2, Stop(64), sampling=SamplingOptions(temperature), seeds=5).tokens
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,7 +39,7 @@ def test_same_tokens_as_plain_decoding(name: str, temperature: float, guidance: 
     """equality: in fp64 each drafter gives the tokens of AR, in a batch of two."""
     target, prompts = pipe().target, pipe().encode(["a red heart, 3d style", "a pizza on a blue background"], guidance)
     drafter = drafters.load(name, pipe().folder, target)
-    found = generate(target, prompts, 2, Stop(64), drafter, sampling=Sampling(temperature), seeds=5)
+    found = generate(target, prompts, 2, Stop(64), drafter, sampling=SamplingOptions(temperature), seeds=5)
     assert found.tokens == reference(temperature, guidance)
 
 
@@ -95,7 +94,7 @@ def speaker() -> TextToSpeechPipeline:
 
 def said(drafter: str, temperature: float, penalty: float, rule: str = "exact") -> Generation:
     prompts, stop = speaker().rows(ASKED)
-    law = Sampling(temperature, processors=repetition(penalty))
+    law = SamplingOptions(temperature, repetition_penalty=penalty)
     known = drafters.load(drafter, speaker().folder, speaker().target)
     return generate(speaker().target, prompts, 2, replace(stop, length=64), known, sampling=law, seeds=5, rule=rule)
 
@@ -117,7 +116,7 @@ def test_greedy_speech_is_that_of_transformers() -> None:
     target, end = speaker().target, speaker().end
     for row in ASKED:
         prompts, stop = speaker().rows([row])
-        tokens = generate(target, prompts, 1, replace(stop, length=96), sampling=Sampling(0.0)).tokens[0]
+        tokens = generate(target, prompts, 1, replace(stop, length=96), sampling=SamplingOptions(0.0)).tokens[0]
         ids = torch.tensor(prompts.conditional)
         law = dict(
             max_new_tokens=96,
@@ -189,7 +188,7 @@ def answered(drafter: str, temperature: float) -> Generation:
     prompts, stop = asker().rows(questions())
     known = drafters.load(drafter, asker().folder, asker().target)
     return generate(
-        asker().target, prompts, 3, replace(stop, length=24), known, sampling=Sampling(temperature), seeds=5
+        asker().target, prompts, 3, replace(stop, length=24), known, sampling=SamplingOptions(temperature), seeds=5
     )
 
 

@@ -17,7 +17,7 @@ from mmspec.drafters.none import NoDrafter
 from mmspec.engine.accept import Verdict
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import DraftTree
 from mmspec.targets.base import Grid, Target
@@ -65,7 +65,7 @@ def prompts(texts: list[list[int]] = TEXTS, guidance: float = 1.0) -> Prompts:
 def plain(
     target: Target,
     length: int,
-    sampling: Sampling = Sampling(),
+    sampling: SamplingOptions = SamplingOptions(),
     seed: int = 5,
     texts: list[list[int]] = TEXTS,
     guidance: float = 1.0,
@@ -96,7 +96,7 @@ def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
             near = [(1, 0), (1, 1), (1, -1)]
             built = HawkPathDrafter(
                 width,
-                target.vocabulary,
+                target.vocabulary_size,
                 width=16,
                 inner=32,
                 neighbours=near,
@@ -146,7 +146,7 @@ class OracleDrafter:
         self.answers, self.vocabulary, self.max_nodes, self.honesty = answers, vocabulary, max_nodes, honesty
         self.random = random.Random(seed)
 
-    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None: ...
+    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None: ...
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         shapes, tokens = [], []

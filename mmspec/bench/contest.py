@@ -75,18 +75,18 @@ class Transformers:
 
 
 def at_its_fastest(target: CausalTarget, prompts: Prompts, length: int) -> None:
-    """Set how many nodes a pass has at least (`CausalTarget.narrowest`) to what makes plain decoding fastest here: some kernels take
+    """Set how many nodes a pass has at least (`CausalTarget.min_query_len`) to what makes plain decoding fastest here: some kernels take
     longer for one than for four."""
 
     def seconds(nodes: int) -> float:
-        target.narrowest, stats = nodes, GenerationStats()
+        target.min_query_len, stats = nodes, GenerationStats()
         for _ in islice(stream(target, prompts, len(prompts.conditional), Stop(length), stats=stats), 32):
             pass
         return (stats.total - stats.prefill) / stats.rounds
 
     widths = (1, 2, 4)
     turns = [[seconds(nodes) for nodes in widths] for _ in range(5)]
-    target.narrowest = min(zip(map(min, zip(*turns)), widths))[1]
+    target.min_query_len = min(zip(map(min, zip(*turns)), widths))[1]
 
 
 def runners(

@@ -27,7 +27,7 @@ from mmspec.bench.contest import (
 )
 from mmspec.drafters.base import Drafter
 from mmspec.engine.loop import Stop, generate
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.placement import dtype_of
@@ -79,7 +79,9 @@ ABLATIONS = (
 def draw(target: ImageTarget, drafter: Drafter, rule: str, prompts: Prompts, length: int, seed: int) -> GenerationStats:
     """What one call cost."""
     rows = len(prompts.conditional)
-    return generate(target, prompts, rows, Stop(length), drafter, sampling=Sampling(), seeds=seed, rule=rule).stats
+    return generate(
+        target, prompts, rows, Stop(length), drafter, sampling=SamplingOptions(), seeds=seed, rule=rule
+    ).stats
 
 
 def contest(
@@ -99,7 +101,7 @@ def contest(
         transformers = Transformers(target)
         field.insert(1, (transformers.label, lambda *job: transformers(*job).stats))
     title, rows = (
-        f"{dtype}, batch {batch}, guidance {guidance:g}, T = 1, passes of {target.narrowest} nodes or more",
+        f"{dtype}, batch {batch}, guidance {guidance:g}, T = 1, passes of {target.min_query_len} nodes or more",
         [],
     )
     for label, found in take_turns(field, asked, repeats, batch, seed, title).items():

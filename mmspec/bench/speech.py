@@ -26,7 +26,7 @@ from mmspec.bench.contest import (
 from mmspec.codecs.base import StreamDecoder
 from mmspec.drafters.base import Drafter
 from mmspec.engine.loop import stream
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
@@ -104,7 +104,7 @@ def why(pipe: TextToSpeechPipeline, tokens: list[int]) -> str:
 
 def say(
     pipe: TextToSpeechPipeline,
-    sampling: Sampling,
+    sampling: SamplingOptions,
     drafter: Drafter,
     rule: str,
     prompts: Prompts,
@@ -168,12 +168,12 @@ def contest(
     at_its_fastest(pipe.target, *asked(0))
     chosen, found = [entrant for entrant in entrants if fits(entrant, folder)], []
     for temperature in dict.fromkeys((1.0, pipe.temperature)):
-        field = runners(chosen, folder, pipe.target, *asked(0), partial(say, pipe, Sampling(temperature)))
+        field = runners(chosen, folder, pipe.target, *asked(0), partial(say, pipe, SamplingOptions(temperature)))
         if batch == 1 and pipe.codec.frame_tokens == 1 and temperature:
             plain = Transformers(pipe.target, pipe.end, temperature)
             field.insert(1, (plain.label, partial(say_plainly, pipe, plain)))
         title, rows = (
-            f"{dtype}, batch {batch}, T = {temperature:g}, passes of {pipe.target.narrowest} nodes or more",
+            f"{dtype}, batch {batch}, T = {temperature:g}, passes of {pipe.target.min_query_len} nodes or more",
             [],
         )
         for label, said in take_turns(field, asked, repeats, batch, seed, title).items():

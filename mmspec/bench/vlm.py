@@ -14,7 +14,7 @@ from mmspec import zoo
 from mmspec.bench.contest import Entrant, announce, at_its_fastest, begun, compare, row, runners, sweep, take_turns
 from mmspec.drafters.base import Drafter
 from mmspec.engine.loop import Stop, stream
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
@@ -52,7 +52,7 @@ class Answered:
 
 def answer(
     pipe: ImageTextToTextPipeline,
-    sampling: Sampling,
+    sampling: SamplingOptions,
     drafter: Drafter,
     rule: str,
     prompts: Prompts,
@@ -82,7 +82,7 @@ class Clock:
 
 
 def answer_by_transformers(
-    pipe: ImageTextToTextPipeline, sampling: Sampling, options: dict, prompts: Prompts, length: int, seed: int
+    pipe: ImageTextToTextPipeline, sampling: SamplingOptions, options: dict, prompts: Prompts, length: int, seed: int
 ) -> Answered:
     """By `transformers.generate`."""
     assert isinstance(prompts, VisualPrompts)
@@ -127,13 +127,13 @@ def contest(
     at_its_fastest(pipe.target, known[0], pipe.max_new_tokens)
     found = []
     for temperature in TEMPERATURES:
-        sampling = Sampling(temperature)
+        sampling = SamplingOptions(temperature)
         field = runners(entrants, folder, pipe.target, known[0], pipe.max_new_tokens, partial(answer, pipe, sampling))
         # It would copy the places of a picture out of the prompt, and fail; what is suppressed is not copied.
         assisted = {"prompt_lookup_num_tokens": 10, "suppress_tokens": [pipe.transformer.config.image_token_id]}
         for at, (label, options) in enumerate((("transformers.generate", {}), (ASSISTED, assisted))):
             field.insert(1 + at, (label, partial(answer_by_transformers, pipe, sampling, options)))
-        title = f"{dtype}, T = {temperature:g}, {task}, passes of {pipe.target.narrowest} nodes or more"
+        title = f"{dtype}, T = {temperature:g}, {task}, passes of {pipe.target.min_query_len} nodes or more"
         rows = []
         turns = take_turns(field, lambda turn: (known[turn % len(known)], pipe.max_new_tokens), repeats, 1, seed, title)
         for label, answers in turns.items():

@@ -14,12 +14,12 @@ from mmspec.errors import MmspecError
 class Codec(Protocol):
     """Audio to tokens and back, in frames of `frame_tokens` tokens and `frame_samples` samples.
 
-    `vocabulary` counts the values of a token, those of all codebooks of a frame together. `context` is how many frames before and
+    `vocabulary_size` counts the values of a token, those of all codebooks of a frame together. `context` is how many frames before and
     after a frame influence its samples.
     """
 
     sampling_rate: int
-    vocabulary: int
+    vocabulary_size: int
     frame_tokens: int
     frame_samples: int
     context: tuple[int, int]

@@ -187,7 +187,7 @@ class HubCodec:
                 f"codebooks is {codebooks}, and this {type(model).__name__} has {self.family.codebooks}: take 1 to all of them"
             )
         self.sampling_rate, self.frame_samples = model.config.sampling_rate, self.family.frame_samples
-        self.vocabulary = self.frame_tokens * self.family.codes
+        self.vocabulary_size = self.frame_tokens * self.family.codes
         self.context = self.family.context() if context is None else context
 
     @classmethod
@@ -231,7 +231,7 @@ class HubCodec:
 
     def _firsts(self) -> Int[Tensor, "codebook 1"]:
         """The first token of each codebook."""
-        return torch.arange(0, self.vocabulary, self.family.codes, device=self.model.device)[:, None]
+        return torch.arange(0, self.vocabulary_size, self.family.codes, device=self.model.device)[:, None]
 
     def _check(self, tokens: Int[Tensor, "row token"], codes: Int[Tensor, "row codebook frame"]) -> None:
         """Every token lies in its codebook."""

@@ -58,7 +58,7 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
         vocoder_width: int = 512,
     ):
         super().__init__()
-        self.vocabulary, self.frame_samples = codes, stride * HOP
+        self.vocabulary_size, self.frame_samples = codes, stride * HOP
         self.stride = stride
         # Tokens to either side that reach one token's samples: the decoder's blocks at the rate of tokens, then those at the rate of mel
         # frames, its last convolution (3 frames) and the vocoder (12), in tokens.
@@ -138,8 +138,8 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
     def decode(self, tokens: Int[Tensor, "row token"]) -> Float[Tensor, "row sample"]:
         if not tokens.shape[1]:
             return torch.zeros(len(tokens), 0, device=self.device)
-        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocabulary:
-            raise MmspecError(f"tokens must be from 0 to {self.vocabulary - 1}: give those of this codec")
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocabulary_size:
+            raise MmspecError(f"tokens must be from 0 to {self.vocabulary_size - 1}: give those of this codec")
         return self.vocode(self.spectrogram(self.codebook[tokens.to(self.device)]))
 
     def vocode(self, mel: Float[Tensor, "row mel frame"]) -> Float[Tensor, "row sample"]:

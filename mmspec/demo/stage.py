@@ -11,7 +11,7 @@ import gradio as gr
 from mmspec import drafters, zoo
 from mmspec.engine.accept import acceptance
 from mmspec.engine.loop import Stop
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
 from mmspec.pipelines import TASKS, pipeline, task_of
@@ -47,11 +47,13 @@ class Player:
             rates = []
             for _ in range(3):  # the best of them: other work may wake for a moment
                 stats = GenerationStats()
-                law: dict[str, Any] = dict(sampling=Sampling(1.0), seeds=[0], rule=acceptance("exact"), stats=stats)
+                law: dict[str, Any] = dict(
+                    sampling=SamplingOptions(1.0), seeds=[0], rule=acceptance("exact"), stats=stats
+                )
                 for _ in Solo()(self.pipe, "none", part, stop.length)(part, 1, Stop(SAMPLE), **law):
                     pass
                 rates.append(pace(stats))
-            self.plain[len(part.streams)] = max(rates)
+            self.plain[len(part.branches)] = max(rates)
 
     @property
     def drafters(self) -> list[str]:

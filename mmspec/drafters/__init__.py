@@ -89,7 +89,7 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
         )
     for key, wanted in (
         ("hidden_size", target.hidden_size),
-        ("vocabulary", target.vocabulary),
+        ("vocabulary", target.vocabulary_size),
         ("stride", getattr(getattr(target, "grid", None), "stride", None)),
     ):
         if wanted is not None and key in config and config[key] not in (wanted, 0):
@@ -97,11 +97,11 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
                 f"drafter {name!r} was trained for another target: its {key} is {config[key]}, this target's is {wanted}; train one for this target"
             )
     if "num_attention_heads" in config:  # not one of ours: the layout that the authors of MSD publish
-        return dressed(built.from_released(path), name, target, options)
+        return place_and_configure(built.from_released(path), name, target, options)
     config.pop("kind", None)
-    if config.get("target") and getattr(target, "hash", None) and config["target"] != target.hash:
+    if config.get("target") and getattr(target, "hash", None) and config["target"] != target.weights_hash:
         warnings.warn(
-            f"drafter {name!r} was trained on other weights of this target ({config['target']} and not {target.hash}): exact, but slow",
+            f"drafter {name!r} was trained on other weights of this target ({config['target']} and not {target.weights_hash}): exact, but slow",
             stacklevel=2,
         )
     try:
@@ -111,10 +111,10 @@ def by_name(name: str, folder: Path | None, target: Any, **options: Any) -> Any:
         raise MmspecError(
             f"drafter {name!r}: the files in {path} are truncated or foreign ({error}): restore them or train again"
         ) from None
-    return dressed(drafter, name, target, options)
+    return place_and_configure(drafter, name, target, options)
 
 
-def dressed(drafter: Any, name: str, target: Any, options: dict[str, Any]) -> Any:
+def place_and_configure(drafter: Any, name: str, target: Any, options: dict[str, Any]) -> Any:
     """The drafter where the target is, in its dtype, with options set."""
     drafter = drafter.to(target.device, target.dtype).eval()
     for key, value in options.items():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmspec.drafters.cost import Cost
 from mmspec.engine.accept import Verdict
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import Candidates, DraftTree, grow
 from mmspec.targets.base import Target
@@ -30,7 +30,7 @@ class Drafter(Protocol):
     max_nodes: int
     needs_features: bool
 
-    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
+    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None:
         """A generation begins, or goes on with other rows; `drawn` asks for candidates drawn from laws that the tree then carries.
 
         A drafter that can carry over what it knows has `reseat(state, former)` too: row i was `former[i]`, or is new if None.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmspec.engine.cache import VISIBLE
+from mmspec.engine.cache import KV_BLOCK
 from mmspec.engine.tree import chain
 from mmspec.targets.base import Target
 
@@ -57,7 +57,7 @@ class Cost:
 @torch.inference_mode()
 def measure(target: Target, prompts: Any, rows: int, length: int, repeats: int = 7) -> Cost:
     """Time passes of growing width after the given prompts, with a cache that has place for `length` new tokens: attention reads whole blocks
-    of `cache.VISIBLE` slots, or all of a cache that is smaller.
+    of `cache.KV_BLOCK` slots, or all of a cache that is smaller.
 
     Each width takes its best time of `repeats` (fewer where passes are long), and the curve is made monotone from above,
     so that another program that wakes for a moment does not count.
@@ -77,13 +77,13 @@ def measure(target: Target, prompts: Any, rows: int, length: int, repeats: int =
 
 def measured(target: Target, prompts: Any, name: str, length: int) -> Cost:
     """`measure`, remembered on disk for this model, device, dtype, thread count, batch and length (in steps of 128, up to one block)."""
-    length = min(length, VISIBLE)
+    length = min(length, KV_BLOCK)
     rows = len(prompts.conditional)
-    streams = len(prompts.streams) // rows
+    streams = len(prompts.branches) // rows
     card = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else platform.processor()
     what = (
         getattr(target, "hash", "") or name,
-        getattr(target, "narrowest", 1),
+        getattr(target, "min_query_len", 1),
         str(target.device),
         str(target.dtype),
         torch.get_num_threads(),

@@ -1,7 +1,6 @@
 """Path-conditioned Hawk: one small recurrent head that reads the drafted path and the committed neighbourhood."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -13,7 +12,7 @@ from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.leftovers import Leftovers
 from mmspec.engine.accept import Verdict
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import Candidates, DraftTree, root
 from mmspec.targets.base import Target
@@ -97,10 +96,10 @@ class HawkPathDrafter(TrainedDrafter):
         state = mixed * torch.sigmoid(self.decay) + self.down(F.silu(gate) * value)
         return state, self.head(self.final(state))
 
-    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
-        self._target, self._drawn, self._sampling = target, drawn, replace(sampling, processors=[])
+    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None:
+        self._target, self._drawn, self._sampling = target, drawn, sampling.without_processors()
         self._length = 3.0
-        self._leftovers = Leftovers(state.rows, target.vocabulary, target.device)
+        self._leftovers = Leftovers(state.rows, target.vocabulary_size, target.device)
 
     def reseat(self, state: State, former: list[int | None]) -> None:
         self._leftovers.reseat(former)

@@ -1,7 +1,6 @@
 """Independent heads on the target's last hidden state: what Medusa and Hawk share."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.engine.accept import Verdict
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import DraftTree, product, root
 from mmspec.errors import MmspecError
@@ -67,9 +66,9 @@ class HeadDrafter(TrainedDrafter):
         self.heads = nn.ModuleList(ResidualHead(hidden_size) for _ in self.neighbours)
         self.weights = nn.Parameter(torch.zeros(len(self.horizontal), 1 + len(self.vertical)))
 
-    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
+    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None:
         self._target, self._drawn = target, drawn
-        self._sampling = replace(sampling, processors=[])
+        self._sampling = sampling.without_processors()
         layers: list[Any] = [self.heads[i].linear for i in self.horizontal]  # one product for all of them
         self._across = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
         self._wait(state)
@@ -83,7 +82,7 @@ class HeadDrafter(TrainedDrafter):
         target = self._target
         self._waiting = [
             torch.zeros(
-                state.rows, self.offsets[i] + self.max_nodes, target.vocabulary, device=target.device, dtype=wide
+                state.rows, self.offsets[i] + self.max_nodes, target.vocabulary_size, device=target.device, dtype=wide
             )
             for i in self.vertical
         ]

@@ -6,7 +6,7 @@ from torch import Tensor
 from mmspec.drafters.cost import Cost
 from mmspec.engine.accept import Verdict
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import DraftTree, chain
 from mmspec.targets.base import Target
@@ -38,7 +38,7 @@ class JacobiDrafter:
         self.nodes, self.max_nodes = nodes, max(max_nodes, nodes or 1)
         self.cost: Cost | None = None
 
-    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
+    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None:
         grid = getattr(target, "grid", None)
         self._stride = grid.stride if grid else 1
         self._guesses: list[list[int]] = [[] for _ in range(state.rows)]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmspec.engine.accept import Verdict
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import DraftTree, chain
 from mmspec.targets.base import Target
@@ -22,8 +22,8 @@ class LookupDrafter:
     def __init__(self, max_nodes: int = 7, longest: int = 3):
         self.max_nodes, self.longest = max_nodes, longest
 
-    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
-        self._vocabulary = target.vocabulary
+    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None:
+        self._vocabulary = target.vocabulary_size
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         found = [self._copy(state.history(row).tolist()) for row in range(state.rows)]

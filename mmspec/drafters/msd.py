@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from time import perf_counter
@@ -20,10 +19,10 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.engine.accept import Verdict
-from mmspec.engine.cache import TreeCache, causal, handed, positions
+from mmspec.engine.cache import TreeCache, cache_kwarg, causal, positions
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Sampling
-from mmspec.engine.state import Reading, State
+from mmspec.engine.sampling import SamplingOptions
+from mmspec.engine.state import PromptEmbeds, State
 from mmspec.engine.tree import Candidates, DraftTree, root
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget
@@ -101,7 +100,7 @@ class MsdDrafter(TrainedDrafter):
     ) -> Float[Tensor, "row node width"]:
         """Predicted features."""
         around = self.rotary(inputs, places)
-        kept = handed(self.layers[0], cache)
+        kept = cache_kwarg(self.layers[0], cache)
         return self.layers[0](
             inputs, attention_mask=mask, position_ids=places, use_cache=True, position_embeddings=around, **kept
         )
@@ -123,19 +122,19 @@ class MsdDrafter(TrainedDrafter):
         known = target.head if self.embed_tokens is None else target.head[: self.embed_tokens.num_embeddings]
         return known if self.tokens is None else known[self.tokens]
 
-    def read(self, reading: Reading, prompt: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
+    def read(self, reading: PromptEmbeds, prompt: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
         """Input vectors of a prompt, text by this drafter's embedding."""
         if self.embed_tokens is None:
             return reading.vectors
         known = reading.text & (prompt >= 0) & (prompt < self.embed_tokens.num_embeddings)
         return torch.where(known[:, None], self.embed_tokens(prompt.masked_fill(~known, 0)), reading.vectors)
 
-    def start(self, target: CausalTarget, state: State, sampling: Sampling, drawn: bool) -> None:
-        if state.streams > 1:
+    def start(self, target: CausalTarget, state: State, sampling: SamplingOptions, drawn: bool) -> None:
+        if state.branches > 1:
             raise MmspecError(
                 "this drafter reads one stream, and guidance needs two: set guidance to 1, or use another drafter"
             )
-        self._target, self._drawn, self._sampling = target, drawn, replace(sampling, processors=[])
+        self._target, self._drawn, self._sampling = target, drawn, sampling.without_processors()
         self._head = self.head(target).to(self.fc.weight.dtype)
         self._length = 3.0
         self._cache, self._tail = self._begun(state, list(range(state.rows)))
@@ -253,9 +252,9 @@ class MsdDrafter(TrainedDrafter):
 
     def spread(self, scores: Float[Tensor, "row beam drafted"]) -> Float[Tensor, "row beam vocab"]:
         """Scores over the target's whole vocabulary; what is not drafted from is impossible."""
-        if scores.shape[2] == self._target.vocabulary:
+        if scores.shape[2] == self._target.vocabulary_size:
             return scores
-        whole = scores.new_full((*scores.shape[:2], self._target.vocabulary), -torch.inf)
+        whole = scores.new_full((*scores.shape[:2], self._target.vocabulary_size), -torch.inf)
         whole[..., slice(scores.shape[2]) if self.tokens is None else self.tokens] = scores
         return whole
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from mmspec.engine.accept import Verdict
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import DraftTree, root
 from mmspec.targets.base import Target
@@ -15,7 +15,7 @@ class NoDrafter:
     max_nodes = 0
     needs_features = False
 
-    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None: ...
+    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None: ...
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         return root(state.roots)

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmspec.drafters.heads import HeadDrafter
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import Candidates
 from mmspec.errors import MmspecError
@@ -34,7 +34,7 @@ class VadusaDrafter(HeadDrafter):
         super().__init__(hidden_size, stride, [(0, k + 2) for k in range(heads)], target, beta, coupling)
         self.accuracies, self.sparse = accuracies, sparse
 
-    def start(self, target: Target, state: State, sampling: Sampling, drawn: bool) -> None:
+    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None:
         if self.sparse and not self.accuracies:
             raise MmspecError(
                 "a sparse tree needs the accuracies of the heads, and this drafter has none: train it again, or leave sparse out"

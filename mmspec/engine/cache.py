@@ -13,10 +13,10 @@ from mmspec.errors import MmspecError
 
 # Attention reads slots in whole blocks of this many. In bfloat16 the last bits of an attention output depend on how many slots
 # it was given, masked or not; a constant number makes wide and narrow passes agree bit for bit.
-VISIBLE = 512
+KV_BLOCK = 512
 
 
-def handed(module: nn.Module, cache: Cache) -> dict[str, Cache]:
+def cache_kwarg(module: nn.Module, cache: Cache) -> dict[str, Cache]:
     """The argument by which a module of transformers takes a cache: `cache` from 5.24 on, `past_key_values` before."""
     return {"cache" if "cache" in signature(module.forward).parameters else "past_key_values": cache}
 
@@ -111,7 +111,7 @@ class TreeCache(Cache):
             raise MmspecError(
                 f"the cache holds {self.capacity} positions a row and {needed} are needed: ask for fewer tokens or a smaller tree"
             )
-        self.visible = min(self.capacity, -(-needed // VISIBLE) * VISIBLE)
+        self.visible = min(self.capacity, -(-needed // KV_BLOCK) * KV_BLOCK)
         self.aligned = longest if min(self.lengths) == longest else None
         if self.aligned is None:
             start = torch.tensor(self.lengths, device=self.device)[:, None]

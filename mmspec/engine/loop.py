@@ -12,15 +12,15 @@ from mmspec.drafters.base import Drafter
 from mmspec.drafters.none import NoDrafter
 from mmspec.engine.accept import Acceptance, Verdict, acceptance, perturb
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Prefixes, Sampling
+from mmspec.engine.sampling import Prefixes, SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.stats import GenerationStats
 from mmspec.engine.tree import DraftTree, root
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Target
 
-# Slots kept for one tree, whatever the drafter: a cache of equal size makes passes of equal bits (see cache.VISIBLE).
-TREE = 64
+# Slots kept for one tree, whatever the drafter: a cache of equal size makes passes of equal bits (see cache.KV_BLOCK).
+MAX_TREE_NODES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Batch:
         self,
         target: Target,
         drafter: Drafter | None = None,
-        sampling: Sampling = Sampling(),
+        sampling: SamplingOptions = SamplingOptions(),
         rule: str | Acceptance = "exact",
     ):
         self.target, self.drafter, self.sampling, self.rule = target, drafter or NoDrafter(), sampling, acceptance(rule)
@@ -87,7 +87,7 @@ class Batch:
     def join(self, prompts: Any, seeds: list[int], stop: Stop) -> None:
         """Read prompts; their rows come after the present ones."""
         fresh = self.target.prefill(
-            prompts, stop.length + max(self.drafter.max_nodes, TREE) + 1, self.drafter.needs_features
+            prompts, stop.length + max(self.drafter.max_nodes, MAX_TREE_NODES) + 1, self.drafter.needs_features
         )
         if fresh.rows != len(seeds):
             raise MmspecError(f"{len(seeds)} seeds were given for {fresh.rows} rows: give one each, or a single number")
@@ -119,7 +119,7 @@ class Batch:
 
     def _changed(self) -> None:
         self._strict = self.target.strict.union(*(stop.eos for stop, _ in self.stops))
-        self._noise = Noise(self.seeds, self.target.vocabulary, self.target.device, self.sampling.greedy)
+        self._noise = Noise(self.seeds, self.target.vocabulary_size, self.target.device, self.sampling.greedy)
         self._seated = False
 
     def _seat(self, state: State) -> None:
@@ -154,7 +154,7 @@ class Batch:
             t1 = perf_counter()
             out = self.target.forward(state, tree)
         t2 = perf_counter()
-        scores = self.sampling.scores(out.logits, Prefixes(state, tree) if self.sampling.processors else None)
+        scores = self.sampling.scores(out.logits, Prefixes(state, tree) if self.sampling.reads_prefix else None)
         keys = perturb(tree, scores, noise, state.counts)
         verdict = self.rule(tree, scores, keys, noise, state.counts, self._strict)
         ends = [
@@ -184,7 +184,7 @@ def stream(
     rows: int,
     stop: Stop,
     drafter: Drafter | None = None,
-    sampling: Sampling = Sampling(),
+    sampling: SamplingOptions = SamplingOptions(),
     seeds: list[int] | int = 0,
     rule: str | Acceptance = "exact",
     cancel: Callable[[], bool] = lambda: False,

@@ -1,6 +1,8 @@
-"""From logits to a law, and the positional noise that makes sampling a function of the seed."""
+"""From logits to the distribution that is sampled from."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,27 +29,28 @@ PREFIX_FREE = (
 )
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How logits become a law: transformers' processors in transformers' order.
+# Options, and the least and the largest value of each.
+RANGES = (("temperature", 0.0, 100.0), ("top_k", 0, 2**31), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0))
 
-    `processors` (a `LogitsProcessorList` or any list of its objects) come first, then temperature, top-k, top-p,
-    min-p. `temperature=0` is greedy decoding: no noise, no warping.
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How logits become a distribution: transformers' processors and warpers, in the order in which `generate` applies them.
+
+    The repetition penalty comes first, then `logits_processor` (a `LogitsProcessorList`, or any sequence of its
+    objects), then temperature, top-k, top-p and min-p. `temperature=0` is greedy decoding: neither noise nor warpers.
+    Raises MmspecError for a number out of range.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    processors: list = field(default_factory=list)
+    repetition_penalty: float = 1.0
+    logits_processor: Sequence[hf.LogitsProcessor] = ()
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0.0, 100.0),
-            ("top_k", 0, 2**31),
-            ("top_p", 0.0, 1.0),
-            ("min_p", 0.0, 1.0),
-        ):
+        for name, low, high in RANGES:
             value = getattr(self, name)
             kind = int if name == "top_k" else int | float
             if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
@@ -56,13 +59,25 @@ class Sampling:
             raise MmspecError(
                 "top_p=0.0 leaves no token to sample: give a number above 0, or temperature=0 for greedy decoding"
             )
+        penalty = self.repetition_penalty
+        if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0.0 < penalty <= 10.0:
+            raise MmspecError(
+                f"repetition_penalty={penalty} is out of range: give a number above 0 and up to 10 (1 is none)"
+            )
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    def warpers(self) -> hf.LogitsProcessorList:
-        """The whole list, in the order in which it is applied."""
+    @cached_property
+    def processors(self) -> hf.LogitsProcessorList:
+        """What comes before the warpers: the repetition penalty and `logits_processor`."""
+        penalty = [hf.RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty))]
+        return hf.LogitsProcessorList([*(penalty if self.repetition_penalty != 1 else []), *self.logits_processor])
+
+    @cached_property
+    def pipeline(self) -> hf.LogitsProcessorList:
+        """Processors and warpers, in the order in which they are applied."""
         chosen = list(self.processors)
         if not self.greedy:
             if self.temperature != 1.0:
@@ -75,25 +90,40 @@ class Sampling:
                 chosen.append(hf.MinPLogitsWarper(self.min_p))
         return hf.LogitsProcessorList(chosen)
 
+    @property
+    def reads_prefix(self) -> bool:
+        """Whether a node's scores depend on the tokens before it."""
+        return not all(isinstance(processor, PREFIX_FREE) for processor in self.pipeline)
+
+    def without_processors(self) -> "SamplingOptions":
+        """The warpers alone: drafters propose without reading prefixes."""
+        return replace(self, repetition_penalty=1.0, logits_processor=())
+
     def scores(
         self, logits: Float[Tensor, "row node vocab"], prefixes: "Prefixes | None" = None
     ) -> Float[Tensor, "row node vocab"]:
-        """Processed logits of every node, each with its own prefix (the part that lies in the vocabulary); at least float32."""
+        """Processed logits of every node, float32 or float64.
+
+        Each node has its own prefix, of which processors are given the part that lies in the vocabulary.
+        """
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        warpers = self.warpers()
-        if not warpers:
+        if not self.pipeline:
             return logits
-        if all(isinstance(warper, PREFIX_FREE) for warper in warpers):
+        if not self.reads_prefix:
             flat = logits.flatten(0, 1)
-            return warpers(flat.new_zeros(len(flat), 1, dtype=torch.long), flat).view_as(logits)
+            return self.pipeline(flat.new_zeros(len(flat), 1, dtype=torch.long), flat).view_as(logits)
         out = torch.empty_like(logits)
         assert prefixes is not None, "processors that read the prefix need the tree's prefixes"
         for row in range(logits.shape[0]):
             for node in range(logits.shape[1]):
                 prefix = prefixes(row, node)
-                known = prefix[(prefix >= 0) & (prefix < logits.shape[2])]
-                out[row, node] = warpers(known[None], logits[row, node][None])[0]
+                ids = prefix[(prefix >= 0) & (prefix < logits.shape[2])]
+                out[row, node] = self.pipeline(ids[None], logits[row, node][None])[0]
         return out
+
+
+# The name that 0.1 had.
+Sampling = SamplingOptions
 
 
 class Prefixes:

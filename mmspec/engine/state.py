@@ -13,7 +13,7 @@ from mmspec.errors import MmspecError
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PromptEmbeds:
     """A prompt as a decoder takes it: input vectors, position ids (three rows of them for M-RoPE), which positions are text and not
     image, and by how much the position ids of new tokens differ from their index."""
 
@@ -35,12 +35,12 @@ class State:
     """
 
     cache: TreeCache
-    streams: int
+    branches: int
     roots: Int[Tensor, "row"]
     tokens: list[list[int]]
     prompts: list[Tensor]
     features: Float[Tensor, "stream row position width"]
-    context: list[tuple[Reading, Tensor]]
+    context: list[tuple[PromptEmbeds, Tensor]]
     shift: Int[Tensor, "sequence 1"]
     ahead: "list[Output | None]"
     options: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class State:
             for row, (path, count) in enumerate(zip(paths, self.counts, strict=True)):
                 if path:
                     self.features[:, row, count : count + len(path)] = hidden[:, row, path]
-        self.cache.commit(paths * self.streams)
+        self.cache.commit(paths * self.branches)
         for row, new in enumerate(tokens):
             self.tokens[row].extend(new)
         self.roots = torch.tensor(
@@ -81,7 +81,7 @@ class State:
 
     def keep(self, rows: list[int]) -> None:
         """These rows in this order; all others leave."""
-        sequences = [stream * self.rows + row for stream in range(self.streams) for row in rows]
+        sequences = [stream * self.rows + row for stream in range(self.branches) for row in rows]
         self.cache.keep(sequences)
         self.shift = self.shift[sequences]
         self.context = [self.context[sequence] for sequence in sequences] if self.context else []
@@ -94,9 +94,9 @@ class State:
 
     def join(self, other: "State") -> None:
         """The rows of another state of the same target come after the present ones."""
-        if self.streams != other.streams or self.options != other.options:
+        if self.branches != other.branches or self.options != other.options:
             raise MmspecError("rows with different guidance cannot be generated together: make a batch of each")
-        mine, theirs, streams = self.rows, other.rows, self.streams
+        mine, theirs, streams = self.rows, other.rows, self.branches
         self.cache.join(other.cache)
         self.shift = torch.cat([self.shift, other.shift])
         self.context = self.context + other.context

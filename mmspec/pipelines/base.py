@@ -27,8 +27,8 @@ class TransformerPipeline(ABC, Generic[Seen]):
         self._target: tuple[tuple, Seen] | None = None
 
     @abstractmethod
-    def view(self, hash: str) -> Seen:
-        """The transformer as the loop sees it; `hash` names its weights."""
+    def build_target(self, weights_hash: str) -> Seen:
+        """The transformer as the loop sees it; `weights_hash` names its weights."""
 
     @property
     def device(self) -> torch.device:
@@ -40,7 +40,10 @@ class TransformerPipeline(ABC, Generic[Seen]):
         key = (id(self.transformer), self.transformer.device, self.transformer.dtype)
         if self._target is None or self._target[0] != key:
             part = self.folder / "transformer" if self.folder else None
-            self._target = key, self.view(zoo.weights_hash(part if part.is_dir() else part.parent) if part else "")
+            self._target = (
+                key,
+                self.build_target(zoo.weights_hash(part if part.is_dir() else part.parent) if part else ""),
+            )
         return self._target[1]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:

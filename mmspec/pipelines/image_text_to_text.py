@@ -16,14 +16,14 @@ from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, Proce
 from mmspec import zoo
 from mmspec.engine.accept import acceptance as rule_of
 from mmspec.engine.loop import Stop
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
 from mmspec.media import image as picture
 from mmspec.pipelines import quantized as blocks
 from mmspec.pipelines.base import TransformerPipeline
-from mmspec.pipelines.loading import READING, copy_companions, opened, rename_target
-from mmspec.pipelines.request import repetition, row_seeds
+from mmspec.pipelines.loading import TOKENIZER_LOCK, copy_companions, opened, rename_target
+from mmspec.pipelines.request import row_seeds
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 
 Chat = list[dict[str, Any]]
@@ -132,10 +132,10 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
             **{name: getattr(self, name) for name in SETTINGS},
         }
         (goal / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        rename_target(goal, self.target.hash)
+        rename_target(goal, self.target.weights_hash)
 
-    def view(self, hash: str) -> VisionLanguageTarget:
-        return VisionLanguageTarget(self.transformer, hash)
+    def build_target(self, weights_hash: str) -> VisionLanguageTarget:
+        return VisionLanguageTarget(self.transformer, weights_hash)
 
     @property
     def ends(self) -> frozenset[int]:
@@ -157,7 +157,7 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         law = dict(tokenize=True, return_dict=True, return_tensors="pt")
         found = []
         try:
-            with READING:
+            with TOKENIZER_LOCK:
                 for chat in chats:
                     # An answer at the end of a chat is gone on with, as transformers' pipeline does.
                     end = "continue_final_message" if chat[-1]["role"] == "assistant" else "add_generation_prompt"
@@ -209,7 +209,7 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise MmspecError(f"max_new_tokens={length}: give a whole number from 1 up")
         law = (self.temperature if temperature is None else temperature, top_k, top_p)
-        sampling = Sampling(*law, processors=repetition(repetition_penalty))
+        sampling = SamplingOptions(*law, repetition_penalty=repetition_penalty)
         rule, chosen = rule_of(acceptance), self.drafter if drafter is None else drafter
         seeds = row_seeds(0 if seed is None and sampling.greedy else seed, None, len(asked), "chats")
         prompts = self.encode(asked)

@@ -15,7 +15,7 @@ from mmspec.errors import MmspecError, unknown
 from mmspec.placement import dtype_of
 
 # Tokenizers keep settings between calls: one thread at a time.
-READING = Lock()
+TOKENIZER_LOCK = Lock()
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 COMPANIONS = ("README.md", "recipe.yaml", zoo.PROMPTS)

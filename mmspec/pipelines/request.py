@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
 
 from mmspec.errors import MmspecError
 
@@ -68,12 +67,3 @@ def drawn(generator: Any, rows: int) -> list[int]:
     if len(generator) != rows:
         raise MmspecError(f"{len(generator)} generators were given for {rows} pictures: give one each, or a single one")
     return [draw(source) for source in generator]
-
-
-def repetition(penalty: float) -> list[RepetitionPenaltyLogitsProcessor]:
-    """transformers' processor of a repetition penalty; none for 1."""
-    if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0.0 < penalty <= 10.0:
-        raise MmspecError(
-            f"repetition_penalty={penalty} is out of range: give a number above 0 and up to 10 (1 is none)"
-        )
-    return [RepetitionPenaltyLogitsProcessor(float(penalty))] if penalty != 1 else []

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mmspec import zoo
 from mmspec.engine.accept import acceptance as rule_of
 from mmspec.engine.loop import Stop
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError, unknown
-from mmspec.pipelines.loading import READING, copy_companions, load_tokenizer, opened, rename_target
+from mmspec.pipelines.loading import TOKENIZER_LOCK, copy_companions, load_tokenizer, opened, rename_target
 from mmspec.pipelines.request import Request
 from mmspec.pipelines.solo import Run, Solo
 from mmspec.placement import check_pair, dtype_of
@@ -136,7 +136,7 @@ class TextToImagePipeline(DiffusionPipeline):
         goal.mkdir(parents=True, exist_ok=True)
         copy_companions(self.folder, goal)
         super().save_pretrained(goal, **options)
-        rename_target(goal, self.target.hash)
+        rename_target(goal, self.target.weights_hash)
 
     def to(self, *args: Any, **kwargs: Any) -> "TextToImagePipeline":
         """Move to a device, and the transformer to a dtype; the VQ model always decodes in float32."""
@@ -168,7 +168,7 @@ class TextToImagePipeline(DiffusionPipeline):
     def encode(self, prompts: list[str], guidance_scale: float) -> Prompts:
         """Prompts as token ids, checked; with guidance other than 1 each has its unconditional twin."""
         most = self.config.max_prompt_tokens
-        with READING:
+        with TOKENIZER_LOCK:
             ids = [list(self.tokenizer(prompt, split_special_tokens=True).input_ids) for prompt in prompts]
             empty = list(self.tokenizer("").input_ids)
         for prompt, row in zip(prompts, ids):
@@ -236,7 +236,7 @@ class TextToImagePipeline(DiffusionPipeline):
             num_images_per_prompt,
             self.config.guidance_scale if guidance_scale is None else guidance_scale,
         )
-        sampling = Sampling(
+        sampling = SamplingOptions(
             temperature=self.config.temperature if temperature is None else temperature, top_k=top_k, top_p=top_p
         )
         rule, prompts = rule_of(acceptance), self.encode(request.prompts, request.guidance)

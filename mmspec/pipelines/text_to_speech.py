@@ -22,14 +22,14 @@ from mmspec.codecs.hub import HubCodec, family_of
 from mmspec.codecs.mel import MelCodec
 from mmspec.engine.accept import acceptance as rule_of
 from mmspec.engine.loop import Stop
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError, unknown
 from mmspec.media import audio as sound
 from mmspec.pipelines.base import TransformerPipeline
-from mmspec.pipelines.loading import READING, copy_companions, load_tokenizer, opened, rename_target
+from mmspec.pipelines.loading import TOKENIZER_LOCK, copy_companions, load_tokenizer, opened, rename_target
 from mmspec.pipelines.phonemize import Reader, Sentence
-from mmspec.pipelines.request import repetition, row_seeds
+from mmspec.pipelines.request import row_seeds
 from mmspec.pipelines.solo import Run
 from mmspec.targets.causal import Prompts
 from mmspec.targets.speech import SpeechTarget, phonemes_of
@@ -140,12 +140,12 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
                 else "voices is empty: name at least one"
             )
         wanted, has = (
-            len(tokenizer) + codec.vocabulary + 1 + interleaved,
+            len(tokenizer) + codec.vocabulary_size + 1 + interleaved,
             transformer.get_output_embeddings().weight.shape[0],
         )
         if has != wanted:
             raise MmspecError(
-                f"the transformer has {has} tokens, but the tokenizer's {len(tokenizer)}, the codec's {codec.vocabulary} and the end"
+                f"the transformer has {has} tokens, but the tokenizer's {len(tokenizer)}, the codec's {codec.vocabulary_size} and the end"
                 f"{' and the mark' if interleaved else ''} are {wanted}: give parts of one model"
             )
         if interleaved and codec.frame_tokens > 1:
@@ -214,7 +214,7 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
             self.codec.save_pretrained(goal / "codec")
             (goal / "codec" / "README.md").unlink(missing_ok=True)  # the hub's empty card
         (goal / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        rename_target(goal, self.target.hash)
+        rename_target(goal, self.target.weights_hash)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move to a device, and the transformer to a dtype; the codec keeps its own."""
@@ -224,14 +224,14 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
             network.to(device=self.device)
         return self
 
-    def view(self, hash: str) -> SpeechTarget:
+    def build_target(self, weights_hash: str) -> SpeechTarget:
         phonemes = phonemes_of(self.tokenizer) if self.interleaved else None
-        return SpeechTarget(self.transformer, len(self.tokenizer), self.codec, hash, phonemes)
+        return SpeechTarget(self.transformer, len(self.tokenizer), self.codec, weights_hash, phonemes)
 
     @property
     def end(self) -> int:
         """The token that ends a sentence: the one after the codec's."""
-        return self.codec.vocabulary
+        return self.codec.vocabulary_size
 
     def codes(self, tokens: list[int]) -> list[int]:
         """The codec's tokens among those of the model."""
@@ -241,14 +241,14 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
     @cached_property
     def reader(self) -> Reader:
         """Reads text in sentences that the model has learnt to say and has the positions for."""
-        room = int((self.target.positions - self.spare - 4) / (1 + self.tokens_per_phoneme))
+        room = int((self.target.max_positions - self.spare - 4) / (1 + self.tokens_per_phoneme))
         return Reader(self.tokenizer.get_vocab(), min(self.longest_sentence, room))
 
     def encode(self, phonemes: list[str], voice: str) -> Prompts:
         """Prompt ids of sentences that one voice speaks."""
         if voice not in self.voices:
             raise unknown("voice", voice, self.voices)
-        with READING:
+        with TOKENIZER_LOCK:
             return Prompts([list(self.tokenizer(f"<{voice}>{text}").input_ids) for text in phonemes])
 
     def rows(self, asked: list[dict]) -> tuple[Prompts, Stop]:
@@ -326,9 +326,9 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
         if piece is not None and not (isinstance(piece, int | float) and piece > 0):
             raise MmspecError(f"piece={piece}: give the seconds of a chunk, more than 0, or None for whole sentences")
         law = (self.temperature if temperature is None else temperature, top_k, top_p)
-        sampling = Sampling(*law, processors=repetition(repetition_penalty))
+        sampling = SamplingOptions(*law, repetition_penalty=repetition_penalty)
         rule, chosen = rule_of(acceptance), self.drafter if drafter is None else drafter
-        with READING:
+        with TOKENIZER_LOCK:
             reading = self.reader.read(text)
         seeds = row_seeds(seed, None, len(reading.sentences), "sentences")
         prompts = [self.encode([one.phonemes], self.voices[0] if voice is None else voice) for one in reading.sentences]

@@ -15,7 +15,7 @@ from mmspec import drafters, zoo
 from mmspec.drafters.cost import Cost, measured
 from mmspec.engine.accept import Acceptance
 from mmspec.engine.loop import Batch, Round, Stop
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
 from mmspec.pipelines.solo import Run
@@ -43,7 +43,7 @@ class Job:
     prompts: Any
     stop: Stop
     seeds: list[int]
-    sampling: Sampling
+    sampling: SamplingOptions
     rule: Acceptance
     stats: GenerationStats
     rounds: SimpleQueue = field(default_factory=SimpleQueue)
@@ -87,7 +87,7 @@ class Batcher:
         rows = 1
         while rows <= self.rows:
             each = prompts.alike(rows)
-            self.costs[len(each.streams) // rows, rows] = measured(self.target, each, str(pipe.folder), length)
+            self.costs[len(each.branches) // rows, rows] = measured(self.target, each, str(pipe.folder), length)
             rows *= 2
 
     @property
@@ -114,7 +114,7 @@ class Batcher:
             rows: int,
             stop: Stop,
             *,
-            sampling: Sampling,
+            sampling: SamplingOptions,
             seeds: list[int],
             rule: Acceptance,
             stats: GenerationStats,
@@ -125,7 +125,15 @@ class Batcher:
                 raise MmspecError(f"{rows} rows were asked for and a batch has {self.rows}: ask for fewer at once")
             warped = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
             processors = tuple((type(one).__name__, repr(vars(one))) for one in sampling.processors)
-            law = (drafter, warped, processors, rule.name, rule.options, len(prompts.streams) // rows, prompts.guidance)
+            law = (
+                drafter,
+                warped,
+                processors,
+                rule.name,
+                rule.options,
+                len(prompts.branches) // rows,
+                prompts.guidance,
+            )
             job = Job(law, prompts, stop, seeds, sampling, rule, stats)
             self._submit(job, known)
             known = True
@@ -272,11 +280,11 @@ class Batcher:
         state = batch.state
         if state and hasattr(guesser, "cost") and not guesser.nodes:
             near = min(
-                (rows for streams, rows in self.costs if streams == state.streams),
+                (rows for streams, rows in self.costs if streams == state.branches),
                 key=lambda rows: abs(rows - state.rows),
                 default=0,
             )
-            guesser.cost = self.costs.get((state.streams, near))
+            guesser.cost = self.costs.get((state.branches, near))
 
 
 def trim() -> None:

@@ -33,7 +33,8 @@ class Grid:
 class Target(Protocol):
     """A model whose output must be kept; `strict` are tokens that lossy rules leave alone (`accept.Acceptance`)."""
 
-    vocabulary: int
+    vocabulary_size: int
+    weights_hash: str
     hidden_size: int
     strict: frozenset[int]
 

@@ -12,17 +12,17 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, PreTrainedModel, SuppressTokensLogitsProcessor
 
-from mmspec.engine.cache import TreeCache, causal, handed, positions
-from mmspec.engine.state import Output, Reading, State
+from mmspec.engine.cache import TreeCache, cache_kwarg, causal, positions
+from mmspec.engine.state import Output, PromptEmbeds, State
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
 
 # Passes are padded to at least this many nodes. Matrix libraries sum one to three rows in another order than four and more; from four
 # on, passes of every width agree bit for bit on the CPU, in bfloat16 and float32 alike (docs/how-it-works.md has the figures).
-NARROWEST = 4
+MIN_QUERY_LEN = 4
 
 # The cache is a multiple of this many slots, so that prompts of other lengths do not change the width of attention.
-SLOTS = 128
+SLOT_MULTIPLE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Prompts:
             )
 
     @property
-    def streams(self) -> list[list[int]]:
+    def branches(self) -> list[list[int]]:
         """All prompts, stream by stream."""
         return self.conditional + (self.unconditional or [])
 
@@ -107,7 +107,7 @@ def projection(
     weight = head.to(wide)
 
     def padded(nodes: Tensor) -> Tensor:
-        few = max(0, NARROWEST - len(nodes))
+        few = max(0, MIN_QUERY_LEN - len(nodes))
         return F.linear(F.pad(nodes.to(wide), (0, 0, 0, few)), weight)[: len(nodes)]
 
     return padded
@@ -118,26 +118,26 @@ class CausalTarget:
 
     Token ids of the loop are model ids less `offset`. The final logits are always computed in float32 (float64 for a
     float64 model): bfloat16 logits tie too often for samples to be reproducible. `hash` names the weights, so that a
-    drafter trained on others can be told. `narrowest = 1` trades the bitwise agreement of narrow and wide passes for
+    drafter trained on others can be told. `min_query_len = 1` trades the bitwise agreement of narrow and wide passes for
     faster plain decoding.
     """
 
-    def __init__(self, model: PreTrainedModel, offset: int = 0, vocabulary: int | None = None, hash: str = ""):
+    def __init__(self, model: PreTrainedModel, offset: int = 0, vocabulary: int | None = None, weights_hash: str = ""):
         refuse(model)
         self.model = model.eval()
-        self.hash = hash
-        self.narrowest = NARROWEST
+        self.weights_hash = weights_hash
+        self.min_query_len = MIN_QUERY_LEN
         self.strict: frozenset[int] = frozenset()
         self.offset = offset
         self.decoder: Any = model.base_model
         head = model.get_output_embeddings()
-        self.vocabulary = vocabulary or head.weight.shape[0] - offset
-        if offset + self.vocabulary > head.weight.shape[0]:
+        self.vocabulary_size = vocabulary or head.weight.shape[0] - offset
+        if offset + self.vocabulary_size > head.weight.shape[0]:
             raise MmspecError(
-                f"{self.vocabulary} tokens from id {offset} on were asked for, and the model's head has {head.weight.shape[0]}: "
+                f"{self.vocabulary_size} tokens from id {offset} on were asked for, and the model's head has {head.weight.shape[0]}: "
                 "give the model's own numbers"
             )
-        self.head = head.weight.detach()[offset : offset + self.vocabulary]
+        self.head = head.weight.detach()[offset : offset + self.vocabulary_size]
         self.hidden_size = self.head.shape[1]
         self._project = projection(self.head)
 
@@ -146,7 +146,7 @@ class CausalTarget:
         return self.model.device
 
     @property
-    def positions(self) -> int:
+    def max_positions(self) -> int:
         """How many positions the model knows."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
@@ -170,14 +170,14 @@ class CausalTarget:
         """What `transformers.generate` needs to follow the same law after prompts of `start` ids."""
         return SuppressTokensLogitsProcessor(list(range(self.offset)), device=str(self.device))
 
-    def read(self, prompts: Prompts) -> list[Reading]:
+    def read(self, prompts: Prompts) -> list[PromptEmbeds]:
         """What the decoder is given for each stream's prompt."""
-        every = [torch.tensor(ids, device=self.device) for ids in prompts.streams]
-        return [Reading(self.embed(ids), torch.arange(len(ids), device=self.device), ids >= 0) for ids in every]
+        every = [torch.tensor(ids, device=self.device) for ids in prompts.branches]
+        return [PromptEmbeds(self.embed(ids), torch.arange(len(ids), device=self.device), ids >= 0) for ids in every]
 
     @torch.inference_mode()
     def prefill(self, prompts: Prompts, capacity: int, features: bool = False) -> State:
-        streams = prompts.streams
+        streams = prompts.branches
         if any(not prompt for prompt in streams):
             raise MmspecError("a prompt has no tokens: give at least a beginning-of-sequence token")
         if any(one[-1] != other[-1] for one, other in zip(prompts.conditional, prompts.unconditional or [])):
@@ -185,12 +185,12 @@ class CausalTarget:
                 "a prompt and its unconditional twin differ in their last token: both streams read one tree, so they must end alike"
             )
         rows, longest = len(prompts.conditional), max(map(len, streams))
-        most = self.positions
+        most = self.max_positions
         if longest + capacity > most + 64:
             raise MmspecError(
                 f"{longest} prompt tokens and {capacity} new ones exceed the model's {most} positions: shorten one of them"
             )
-        slots = -(-(longest - 1 + capacity) // SLOTS) * SLOTS
+        slots = -(-(longest - 1 + capacity) // SLOT_MULTIPLE) * SLOT_MULTIPLE
         cache = TreeCache(self.model.config.get_text_config().num_hidden_layers, len(streams), slots, self.device)
         read = self.read(prompts)
         vectors = pad_sequence([one.vectors for one in read], batch_first=True)
@@ -206,7 +206,7 @@ class CausalTarget:
         ]  # the root's keys are in place, to be committed with the first token
         state = State(
             cache=cache,
-            streams=len(streams) // rows,
+            branches=len(streams) // rows,
             roots=torch.tensor([prompt[-1] - self.offset for prompt in prompts.conditional], device=self.device),
             tokens=[[] for _ in range(rows)],
             prompts=[torch.tensor(prompt, device=self.device) - self.offset for prompt in prompts.conditional],
@@ -227,19 +227,19 @@ class CausalTarget:
     @torch.inference_mode()
     def forward(self, state: State, tree: DraftTree, ids: Int[Tensor, "row node"] | None = None) -> Output:
         """`ids` are what the model reads in the nodes' places, their tokens' own if left out."""
-        depths = tree.depths.repeat(state.streams, 1)
-        ids = (tree.tokens + self.offset if ids is None else ids).repeat(state.streams, 1)
+        depths = tree.depths.repeat(state.branches, 1)
+        ids = (tree.tokens + self.offset if ids is None else ids).repeat(state.branches, 1)
         # Rows ahead of the others, and stopped ones, get nodes beyond the end: what is said there is never kept.
-        where = positions(state.cache.lengths, depths).clamp(max=self.positions - 1) + state.shift
-        hidden = self._run(state.cache, self.embed(ids), tree.ancestors().repeat(state.streams, 1, 1), where)
-        hidden = rearrange(hidden, "(stream row) node width -> stream row node width", stream=state.streams)
+        where = positions(state.cache.lengths, depths).clamp(max=self.max_positions - 1) + state.shift
+        hidden = self._run(state.cache, self.embed(ids), tree.ancestors().repeat(state.branches, 1, 1), where)
+        hidden = rearrange(hidden, "(stream row) node width -> stream row node width", stream=state.branches)
         places = positions(state.counts, tree.depths)
         return Output(self.guide(state, self.logits(hidden), places), hidden)
 
     def guide(
         self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]
     ) -> Float[Tensor, "row node vocab"]:
-        if state.streams == 1:
+        if state.branches == 1:
             return logits[0]
         conditional, unconditional = logits
         return unconditional + state.options["guidance"] * (conditional - unconditional)
@@ -252,7 +252,7 @@ class CausalTarget:
         places: Tensor,
     ) -> Float[Tensor, "row node width"]:
         width = vectors.shape[1]
-        few = max(0, self.narrowest - width)
+        few = max(0, self.min_query_len - width)
         if few:
             vectors, places = F.pad(vectors, (0, 0, 0, few)), F.pad(places, (0, few))
             ancestors = F.pad(ancestors, (0, few, 0, few)) | torch.eye(
@@ -262,7 +262,7 @@ class CausalTarget:
         mask = cache.mask(ancestors)
         if self.decoder.config._attn_implementation == "eager":
             mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
-        kept = handed(self.decoder, cache)
+        kept = cache_kwarg(self.decoder, cache)
         out = self.decoder(inputs_embeds=vectors, attention_mask=mask, position_ids=places, use_cache=True, **kept)
         if not cache.layers[0].is_initialized:
             raise MmspecError(

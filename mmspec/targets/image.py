@@ -16,8 +16,8 @@ class ImageTarget(CausalTarget):
     End-of-row tokens are forced where a row ends and forbidden elsewhere.
     """
 
-    def __init__(self, model: PreTrainedModel, offset: int, codes: int, grid: Grid, hash: str = ""):
-        super().__init__(model, offset, codes + grid.end_of_row, hash)
+    def __init__(self, model: PreTrainedModel, offset: int, codes: int, grid: Grid, weights_hash: str = ""):
+        super().__init__(model, offset, codes + grid.end_of_row, weights_hash)
         self.grid = grid
 
     def guide(
@@ -27,5 +27,5 @@ class ImageTarget(CausalTarget):
         if not self.grid.end_of_row:
             return mixed
         closes = (places % self.grid.stride == self.grid.width)[..., None]
-        last = torch.arange(self.vocabulary, device=mixed.device) == self.vocabulary - 1
+        last = torch.arange(self.vocabulary_size, device=mixed.device) == self.vocabulary_size - 1
         return mixed.masked_fill(closes != last, -torch.inf)

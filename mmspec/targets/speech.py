@@ -43,12 +43,12 @@ class SpeechTarget(CausalTarget):
         model: PreTrainedModel,
         offset: int,
         codec: Codec,
-        hash: str = "",
+        weights_hash: str = "",
         phonemes: Bool[Tensor, "id"] | None = None,
     ):
-        super().__init__(model, offset, codec.vocabulary + 1 + (phonemes is not None), hash)
-        self.codebooks, self.codes = codec.frame_tokens, codec.vocabulary // codec.frame_tokens
-        self.phonemes, self.end, self.mark = phonemes, codec.vocabulary, codec.vocabulary + 1
+        super().__init__(model, offset, codec.vocabulary_size + 1 + (phonemes is not None), weights_hash)
+        self.codebooks, self.codes = codec.frame_tokens, codec.vocabulary_size // codec.frame_tokens
+        self.phonemes, self.end, self.mark = phonemes, codec.vocabulary_size, codec.vocabulary_size + 1
         self.strict = frozenset({self.end, self.mark})
 
     def guide(
@@ -58,7 +58,7 @@ class SpeechTarget(CausalTarget):
         if self.codebooks == 1:
             return mixed
         book = (
-            torch.arange(self.vocabulary, device=mixed.device) // self.codes % self.codebooks
+            torch.arange(self.vocabulary_size, device=mixed.device) // self.codes % self.codebooks
         )  # the end counts to the first
         return mixed.masked_fill(book != (places % self.codebooks)[..., None], -torch.inf)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmspec.engine.state import Reading
+from mmspec.engine.state import PromptEmbeds
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget, Prompts
 
@@ -41,15 +41,15 @@ class VisualPrompts(Prompts):
 class VisionLanguageTarget(CausalTarget):
     """A `LlavaForConditionalGeneration` or a relative of it; each row's images are read alone, so that a batch gives what singles give."""
 
-    def __init__(self, model: PreTrainedModel, hash: str = ""):
+    def __init__(self, model: PreTrainedModel, weights_hash: str = ""):
         if model.config.model_type not in FAMILIES:
             raise MmspecError(
                 f"{type(model).__name__} is no vision-language model that mmspec reads: use one of {', '.join(FAMILIES)}"
             )
-        super().__init__(model, hash=hash)
+        super().__init__(model, weights_hash=weights_hash)
         self.decoder = model.base_model.language_model
 
-    def read(self, prompts: Prompts) -> list[Reading]:
+    def read(self, prompts: Prompts) -> list[PromptEmbeds]:
         images = prompts.images if isinstance(prompts, VisualPrompts) else []
         found = []
         for ids, seen in zip(prompts.conditional, images or [{}] * len(prompts.conditional), strict=True):
@@ -60,7 +60,7 @@ class VisionLanguageTarget(CausalTarget):
             )
         return found
 
-    def _read(self, ids: Tensor, seen: dict[str, Tensor]) -> Reading:
+    def _read(self, ids: Tensor, seen: dict[str, Tensor]) -> PromptEmbeds:
         if "pixel_values_videos" in seen:
             raise MmspecError("videos are not supported: give images")
         text = ids != self.model.config.image_token_id
@@ -85,4 +85,4 @@ class VisionLanguageTarget(CausalTarget):
             raise MmspecError(f"the prompt has {int((~text).sum())} image tokens and no image: give its images too")
         if hasattr(self.model.base_model, "get_rope_index") and places.ndim == 1:
             places = places.expand(3, -1)
-        return Reading(vectors, places, text, shift)
+        return PromptEmbeds(vectors, places, text, shift)

@@ -9,7 +9,7 @@ from rich.progress import track
 from torch import Tensor
 
 from mmspec.engine.loop import Stop, generate
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.files import write_atomically
 from mmspec.targets.causal import CausalTarget, Prompts
 
@@ -74,7 +74,7 @@ def capture(
     for prompts in track(list(asked), "sampling sequences"):
         rows = list(range(len(seeds), len(seeds) + len(prompts.conditional)))
         streams = prompts if prompts.guidance != 1 else Prompts(prompts.conditional)
-        done = generate(target, streams, len(rows), stop, sampling=Sampling(), seeds=rows)
+        done = generate(target, streams, len(rows), stop, sampling=SamplingOptions(), seeds=rows)
         keep(prompts, [torch.tensor(row) for row in done.tokens], rows)
     for prompts, codes in track(list(given), "reading sequences"):
         keep(prompts, codes, [-1] * len(codes))

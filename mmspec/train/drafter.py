@@ -239,7 +239,7 @@ def calibrate(drafter: HawkPathDrafter | HeadDrafter, target: CausalTarget, data
     """Coupling and sharpness of each depth from sampled sequences, and for VADUSA how often each candidate was right."""
     depths: list[list[Law]] = [[] for _ in drafter.beta]
     for row, length in enumerate(data.lengths):
-        noise = Noise([data.seeds[row]], target.vocabulary).gumbel([0], length)[0].to(target.device)
+        noise = Noise([data.seeds[row]], target.vocabulary_size).gumbel([0], length)[0].to(target.device)
         part = (
             data.tokens[row : row + 1],
             data.features[row : row + 1],
@@ -309,10 +309,10 @@ def new_drafter(kind: str, target: CausalTarget, options: dict) -> HawkPathDraft
     if kind not in HEADS and kind != "hawk-path":
         raise MmspecError(f"no drafter of kind {kind!r} can be trained: give one of {', '.join([*HEADS, 'hawk-path'])}")
     if kind in HEADS:
-        return HEADS[kind](target.hidden_size, stride=stride, target=target.hash, **options)
+        return HEADS[kind](target.hidden_size, stride=stride, target=target.weights_hash, **options)
     shape = (grid.height, grid.width) if grid else (0, 0)
     drafter = HawkPathDrafter(
-        target.hidden_size, target.vocabulary, grid=shape, stride=stride, target=target.hash, **options
+        target.hidden_size, target.vocabulary_size, grid=shape, stride=stride, target=target.weights_hash, **options
     )
     if drafter.head.weight.shape == target.head.shape:
         drafter.head.weight.data.copy_(target.head)
@@ -326,7 +326,7 @@ def train_drafters(
     for name, stage in run.recipe["drafters"].items():
         if only not in (None, name):
             continue
-        checkpoint = run.file(name, target.hash, stage["model"])
+        checkpoint = run.file(name, target.weights_hash, stage["model"])
         budget = Budget(**stage["budget"]) if "budget" in stage else Budget(0)
         model = train_drafter(name, stage["kind"], stage, target, data, budget, checkpoint, run.device, heads)
         grid = getattr(target, "grid", None)
@@ -334,13 +334,13 @@ def train_drafters(
             "kind": stage["kind"],
             "hidden_size": target.hidden_size,
             "stride": grid.stride if grid else 0,
-            "target": target.hash,
+            "target": target.weights_hash,
             "beta": model.beta,
             "coupling": model.coupling,
             **stage["model"],
         }
         if isinstance(model, HawkPathDrafter):
-            config |= {"vocabulary": target.vocabulary, "grid": list(model.grid)}
+            config |= {"vocabulary": target.vocabulary_size, "grid": list(model.grid)}
         if isinstance(model, VadusaDrafter):
             config |= {"accuracies": model.accuracies}
         folder = run.out / "drafters" / name

@@ -17,7 +17,7 @@ from transformers import DynamicCache, LlavaProcessor
 from mmspec.drafters.msd import MsdDrafter
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.files import write_atomically
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 from mmspec.train.drafter import Law, cross_entropy, mean, settle
@@ -57,7 +57,7 @@ def record(
     if cache.exists():
         return Recorded(**torch.load(cache, weights_only=True))
     found = Recorded([], [], [], [], [])
-    target.narrowest = 1
+    target.min_query_len = 1
     for start in track(range(0, len(chats), batch), "recording answers"):
         part = chats[start : start + batch]
         asked = [encode(known, [*turns[:-1], (turns[-1][0], "")], picture is not None) for turns, picture, _ in part]
@@ -69,7 +69,7 @@ def record(
             # A newline follows the end of an answer.
             said = [ids[len(one.ids) : -1 if ended else None] for ids, one, (_, _, ended) in zip(whole, asked, part)]
         else:
-            law = Sampling(1.0 if sampled else 0.0)
+            law = SamplingOptions(1.0 if sampled else 0.0)
             said = generate(target, prompts, len(part), Stop(length, ends), sampling=law, seeds=start).tokens
         whole = [one.ids + answer for one, answer in zip(asked, said)]
         state = target.prefill(VisualPrompts(whole, images=images), 1, True)
@@ -196,7 +196,7 @@ def laws(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, rows
     """What the drafter says along the answers at each depth, in drafting vocabulary; greedy answers have no noise."""
     depths: list[list[Law]] = [[] for _ in range(drafter.depth)]
     head = drafter.head(target).to(drafter.fc.weight.dtype)
-    index = torch.full((target.vocabulary,), -1, device=target.device)
+    index = torch.full((target.vocabulary_size,), -1, device=target.device)
     index[drafter.tokens if drafter.tokens is not None else slice(None)] = torch.arange(len(head), device=target.device)
     for row in rows:
         batch = pack(target, data, [row])
@@ -205,7 +205,7 @@ def laws(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, rows
         first = int(data.answers[row].nonzero()[0])
         drawn = data.seeds[row] >= 0
         noise = (
-            Noise([max(0, data.seeds[row])], target.vocabulary)
+            Noise([max(0, data.seeds[row])], target.vocabulary_size)
             .gumbel([0], len(data.ids[row]) - first)[0]
             .to(target.device)
             * drawn
@@ -252,7 +252,7 @@ def train_msd(
             "tokens": vocabulary(own, stage["vocabulary"]),
             **stage["model"],
         }
-        drafter = MsdDrafter(**shape, target=target.hash)
+        drafter = MsdDrafter(**shape, target=target.weights_hash)
         head = drafter.head(target).bfloat16()
 
         budget = run.budget(stage)
@@ -268,13 +268,13 @@ def train_msd(
             )
 
         chosen = optimizers(drafter, stage["lr"], 0.0, stage.get("muon_lr"))
-        checkpoint = run.file(name, target.hash, {key: stage[key] for key in stage if key != "budget"})
+        checkpoint = run.file(name, target.weights_hash, {key: stage[key] for key in stage if key != "budget"})
         drafter = fit(name, drafter, source, terms, chosen, budget, checkpoint, device=run.device)
         drafter = drafter.float().to(target.device).eval()
         calibrate(drafter, target, own, sampled, greedy)
         config = shape | {
             "kind": "msd",
-            "target": target.hash,
+            "target": target.weights_hash,
             "beta": drafter.beta,
             "coupling": drafter.coupling,
             "greedy": drafter.greedy,

@@ -134,7 +134,7 @@ def main(
     rgba, pictures = build(work / "data", **run.recipe["data"])
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
-    pipe.target.narrowest = 1
+    pipe.target.min_query_len = 1
     white = np.stack([compose(image) for image in rgba])
     truth = to_tensor(white)
     galleries = {"lpips": torch.cat([measure.features(part) for part in truth.split(64)]), "pixels": truth.flatten(1)}

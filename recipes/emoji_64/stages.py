@@ -133,7 +133,7 @@ def captured(run: Run) -> Captured:
     stage = run.recipe["capture"]
     text, coded = code_set(run)
     goal = pipeline(run).target
-    goal.narrowest = 1
+    goal.min_query_len = 1
 
     def encode(prompt: str) -> list[int]:
         return text(prompt).input_ids
@@ -142,7 +142,7 @@ def captured(run: Run) -> Captured:
         asked(coded, encode, stage["sampled"], stage["batch"]),
         given(coded, encode, stage["taken"], stage["batch"]),
     )
-    return capture(goal, sampled, Stop(goal.grid.tokens), taken, run.file("captured", goal.hash, stage))
+    return capture(goal, sampled, Stop(goal.grid.tokens), taken, run.file("captured", goal.weights_hash, stage))
 
 
 def drafters(run: Run, only: str | None = None) -> None:

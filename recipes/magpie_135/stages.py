@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel, SiglipVisionConfig
 
 from mmspec.engine.loop import Stop, generate
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.files import write_atomically
 from mmspec.pipelines import quantized as blocks
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
@@ -229,11 +229,11 @@ def without_pictures(names: list[str]) -> list[str]:
 def answered(model: PreTrainedModel, known: LlavaProcessor, asked: list[str]) -> list[tuple[str, str, bool]]:
     """Questions without a picture, answers of a language model, and whether they came to their end."""
     target, found = CausalTarget(model), []
-    target.narrowest = 1
+    target.min_query_len = 1
     for start in track(range(0, len(asked), 32), "answering without pictures"):
         part = asked[start : start + 32]
         prompts = Prompts([encode(known, [(question, "")], False).ids for question in part])
-        stop, law = Stop(96, frozenset({0, 2})), Sampling(0.7)
+        stop, law = Stop(96, frozenset({0, 2})), SamplingOptions(0.7)
         done = generate(target, prompts, len(part), stop, sampling=law, seeds=start)
         for question, tokens in zip(part, done.tokens):
             ended = tokens[-1] in (0, 2)
@@ -351,7 +351,13 @@ def recorded(run: Run, pipe: ImageTextToTextPipeline, own: bool) -> Recorded:
             chats.append((tuple(place.talk(scene, chance, 2)), pixels([place.draw(scene, chance)])[0], True))
     chance.shuffle(chats)
     return record(
-        pipe.target, known, pipe.ends, chats, stage["batch"], own, run.file("recorded", pipe.target.hash, stage, own)
+        pipe.target,
+        known,
+        pipe.ends,
+        chats,
+        stage["batch"],
+        own,
+        run.file("recorded", pipe.target.weights_hash, stage, own),
     )
 
 

@@ -58,7 +58,7 @@ class Learner(nn.Module):
         self.codec = codec
         self.quantiser = VectorQuantize(
             dim=codec.codebook.shape[1],
-            codebook_size=codec.vocabulary,
+            codebook_size=codec.vocabulary_size,
             use_cosine_sim=True,
             kmeans_init=True,
             decay=0.99,

@@ -120,7 +120,7 @@ def silent_codes(run: Run, quieter: float = 3.0) -> list[int]:
     """Codes whose frames are, on average, among the quietest: mean log-mel at most `quieter` nats above the quietest code's."""
     model = MelCodec.from_pretrained(run.out / "codec").float().eval()
     some = [(one, codes) for one, codes in tokens(run) if one.held_out]
-    total, count = torch.zeros(model.vocabulary), torch.zeros(model.vocabulary)
+    total, count = torch.zeros(model.vocabulary_size), torch.zeros(model.vocabulary_size)
     for mel, (_, codes) in zip(mels(model, run.work / "data", [one for one, _ in some]), some, strict=True):
         level = mel.mean(0).unflatten(0, (-1, model.stride)).mean(1)
         total.index_add_(0, codes.long(), level)
@@ -146,7 +146,7 @@ def captured(run: Run) -> Captured:
     Samples follow texts that the target has not seen, as those of its users will be: it is surer of the ones that it has.
     """
     stage, goal = run.recipe["capture"], pipeline(run)
-    goal.target.narrowest = 1
+    goal.target.min_query_len = 1
     chance = random.Random(0)
     found = [(said, one) for said, one in spoken(run)[0] if not said.held_out]
     texts = sorted((spliced(chance, [said.phonemes for said, _ in found]) for _ in range(stage["sampled"])), key=len)
@@ -164,7 +164,7 @@ def captured(run: Run) -> Captured:
     ]
     given = [(Prompts([one.prompt for one in part]), [one.tokens.long() for one in part]) for part in batches(taken)]
     stop = goal.stop(max(len(one.tokens) for _, one in found))
-    return capture(goal.target, asked, stop, given, run.file("captured", goal.target.hash, stage))
+    return capture(goal.target, asked, stop, given, run.file("captured", goal.target.weights_hash, stage))
 
 
 def drafters(run: Run, only: str | None = None) -> None:

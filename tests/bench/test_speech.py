@@ -156,19 +156,19 @@ def test_wrong_models(run, model: Path, model_folder: Path) -> None:
 
 def test_plain_decoding_at_its_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The width whose best rounds are quickest, however long others take; the prompt is not counted."""
-    target, turns = SimpleNamespace(narrowest=9), iter(range(100))
+    target, turns = SimpleNamespace(min_query_len=9), iter(range(100))
 
     def rounds(target, prompts, rows, stop, stats):
-        stats.prefill = stats.total = 5.0 / target.narrowest
+        stats.prefill = stats.total = 5.0 / target.min_query_len
         stats.runs.append([])
         for _ in range(stop.length):
             stats.runs[0].append(1)
-            stats.total += {1: 3.0, 2: 1.0, 4: 2.0}[target.narrowest] + (10.0 if next(turns) % 4 == 1 else 0.0)
+            stats.total += {1: 3.0, 2: 1.0, 4: 2.0}[target.min_query_len] + (10.0 if next(turns) % 4 == 1 else 0.0)
             yield
 
     monkeypatch.setattr(contest, "stream", rounds)
     contest.at_its_fastest(target, Prompts([[1]]), 1)
-    assert target.narrowest == 2 and next(turns) == 15
+    assert target.min_query_len == 2 and next(turns) == 15
 
 
 def test_nothing_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

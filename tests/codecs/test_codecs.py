@@ -103,7 +103,7 @@ def audio(rows: int, samples: int) -> Tensor:
 
 
 def random_tokens(codec: HubCodec, frames: int, seed: int) -> list[int]:
-    rng, codes = random.Random(seed), codec.vocabulary // codec.frame_tokens
+    rng, codes = random.Random(seed), codec.vocabulary_size // codec.frame_tokens
     return [rng.randrange(codes) + book * codes for _ in range(frames) for book in range(codec.frame_tokens)]
 
 
@@ -131,7 +131,7 @@ def test_round_trip(kind: str) -> None:
     assert isinstance(it, Codec)
     tokens = it.encode(audio(2, 3 * it.frame_samples + it.frame_samples // 2), it.sampling_rate)
     assert tokens.shape == (2, 4 * it.frame_tokens) and len(tokens.unique()) > 2
-    books = tokens.view(2, 4, it.frame_tokens) // (it.vocabulary // it.frame_tokens)
+    books = tokens.view(2, 4, it.frame_tokens) // (it.vocabulary_size // it.frame_tokens)
     assert (books == torch.arange(it.frame_tokens)).all()
     sound = it.decode(tokens)
     assert sound.shape == (2, 4 * it.frame_samples) and sound.dtype == torch.float64 and not sound.requires_grad
@@ -153,7 +153,7 @@ def test_parity_with_transformers(kind: str) -> None:
         out = it.model(**inputs)
     tokens = it.encode(given_audio, it.sampling_rate)
     codes = out.audio_codes[0] if kind.startswith("encodec") else out.audio_codes
-    offsets = torch.arange(it.frame_tokens)[:, None] * (it.vocabulary // it.frame_tokens)
+    offsets = torch.arange(it.frame_tokens)[:, None] * (it.vocabulary_size // it.frame_tokens)
     assert torch.equal(tokens.view(2, 5, it.frame_tokens).mT, codes + offsets)
     wanted = out.audio_values.flatten(1)
     torch.testing.assert_close(it.decode(tokens)[:, : wanted.shape[1]], wanted, rtol=1e-9, atol=1e-9)
@@ -163,7 +163,7 @@ def test_parity_with_transformers(kind: str) -> None:
 def test_first_codebooks(kind: str) -> None:
     """`codebooks` takes the first tokens of every frame, and decodes them as the model decodes so many codes."""
     it, two = codec(kind), codec(kind, codebooks=2)
-    assert two.vocabulary == 64 and two.frame_tokens == 2
+    assert two.vocabulary_size == 64 and two.frame_tokens == 2
     tokens = two.encode(audio(1, 40), it.sampling_rate)
     assert torch.equal(tokens, it.encode(audio(1, 40), it.sampling_rate).view(1, -1, 3)[:, :, :2].flatten(1))
     codes = tokens.view(1, -1, 2).mT - torch.tensor([[0], [32]])

@@ -12,7 +12,7 @@ from mmspec.drafters.leftovers import Leftovers
 from mmspec.engine.accept import Verdict
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.tree import root
 from mmspec.errors import MmspecError
 
@@ -71,14 +71,14 @@ def test_jacobi_learns_how_much_is_accepted() -> None:
     target, guesser = text_target(), JacobiDrafter(max_nodes=20)
     guesser.cost = cost.Cost([1, 64], [1.0, 4.0])
     state = target.prefill(prompts([[1, 2]]), 40, False)
-    guesser.start(target, state, Sampling(), False)
+    guesser.start(target, state, SamplingOptions(), False)
     lengths = [guesser.length()]
     for accepted in (0, 20):
         for _ in range(30):
-            tree = guesser.draft(state, Noise([5], target.vocabulary), 30)
+            tree = guesser.draft(state, Noise([5], target.vocabulary_size), 30)
             path = list(range(min(accepted, tree.size - 1) + 1))
             guesser.observe(
-                state, tree, Verdict(paths=[path], tokens=[path]), torch.zeros(1, tree.size, target.vocabulary)
+                state, tree, Verdict(paths=[path], tokens=[path]), torch.zeros(1, tree.size, target.vocabulary_size)
             )
         lengths.append(guesser.length())
     assert lengths[1] < lengths[0] < lengths[2]
@@ -112,7 +112,7 @@ def test_heads_draft_the_places_they_are_trained_for(count: int, monkeypatch: py
     heads = HawkDrafter(32, 5, [(0, 2), (0, 3), (0, 4), (1, 0)])
     heads.heads = torch.nn.ModuleList(map(shift, heads.offsets))
     heads.nodes, heads.ranks = 3, 1
-    heads.start(target, state, Sampling(0), False)
+    heads.start(target, state, SamplingOptions(0), False)
     heads.observe(state, root(state.roots), Verdict([list(range(count))], [list(range(count))]), torch.zeros(1, 1, 64))
     tree = heads.draft(state, Noise([0], 64, greedy=True), 8)
     assert tree.tokens[0].tolist() == [count - 1, count, count + 1, count + 2]

@@ -13,10 +13,9 @@ from mmspec.drafters.msd import MsdDrafter
 from mmspec.engine.accept import Verdict
 from mmspec.engine.cache import TreeCache, causal
 from mmspec.engine.loop import Batch, Stop, generate, stream
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
-from mmspec.pipelines.request import repetition
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 
 
@@ -28,7 +27,7 @@ def test_equality(family: str, temperature: float, kind: str) -> None:
     rows, target, sampling = (
         [asked(family, sizes, seed) for seed, sizes in enumerate(IMAGES)],
         VisionLanguageTarget(model(family)),
-        Sampling(temperature),
+        SamplingOptions(temperature),
     )
     plain = [
         generate(target, VisualPrompts.of([row]), 1, Stop(16), sampling=sampling, seeds=[i]).tokens[0]
@@ -98,7 +97,7 @@ def test_rows_that_join_and_leave() -> None:
     """What the cache has read of the rows that stay is kept, and new ones are read: as if all had been read anew."""
     target, drafter, fresh = VisionLanguageTarget(model("llava")), built(), built()
     rows = [VisualPrompts.of([asked("llava", sizes, seed)]) for seed, sizes in enumerate(IMAGES[:3])]
-    batch = Batch(target, drafter, Sampling(1.0))
+    batch = Batch(target, drafter, SamplingOptions(1.0))
     batch.join(rows[0], [0], Stop(40))
     batch.round(), batch.round()  # the first token, without a draft, and more
     batch.join(rows[1], [1], Stop(40))
@@ -110,7 +109,7 @@ def test_rows_that_join_and_leave() -> None:
     batch.round()
     batch.keep([1, 0])
     batch.round()
-    fresh.start(target, batch.state, Sampling(1.0), False)
+    fresh.start(target, batch.state, SamplingOptions(1.0), False)
     assert not started and drafter._cache.lengths == fresh._cache.lengths
     torch.testing.assert_close(drafter._tail, fresh._tail, rtol=1e-9, atol=1e-9)
 
@@ -122,8 +121,8 @@ def test_the_tree_reads_its_own_path(temperature: float, coupled: bool, kind: st
     share of the noise that each depth is coupled by, if it is."""
     target, drafter = text_target(), built(**KINDS[kind], coupling=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     drafter.nodes, drafter.coupled = 14, coupled
-    drafted = torch.tensor(KINDS[kind].get("tokens", range(target.vocabulary)))
-    drafted = drafted[drafted < target.vocabulary]
+    drafted = torch.tensor(KINDS[kind].get("tokens", range(target.vocabulary_size)))
+    drafted = drafted[drafted < target.vocabulary_size]
     trees = []
     draft = drafter.draft
 
@@ -161,7 +160,7 @@ def test_the_tree_reads_its_own_path(temperature: float, coupled: bool, kind: st
 
     drafter.draft = check
     with torch.inference_mode():
-        generate(target, text_prompts([[1, 3, 4, 2]]), 1, Stop(10), drafter, sampling=Sampling(temperature))
+        generate(target, text_prompts([[1, 3, 4, 2]]), 1, Stop(10), drafter, sampling=SamplingOptions(temperature))
     assert max(tree.size for tree in trees) == 15 and max(tree.height for tree in trees) > 2
 
 
@@ -180,7 +179,7 @@ def test_a_prompt_of_one_token() -> None:
 def test_processors(temperature: float) -> None:
     """A repetition penalty reaches every place and the bonus token: equal to plain decoding, which differs from that without (fp64)."""
     target, row = VisionLanguageTarget(model("llava")), asked("llava", [(32, 32)])
-    laws = [Sampling(temperature, top_k=30, processors=repetition(penalty)) for penalty in (1.8, 1.0)]
+    laws = [SamplingOptions(temperature, top_k=30, repetition_penalty=penalty) for penalty in (1.8, 1.0)]
     plain, other = (
         generate(target, VisualPrompts.of([row]), 1, Stop(24), sampling=law, seeds=2).tokens for law in laws
     )

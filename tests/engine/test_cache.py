@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausa
 
 from mmspec.engine.cache import TreeCache, causal, positions
 from mmspec.errors import MmspecError
-from mmspec.targets.causal import SLOTS, CausalTarget
+from mmspec.targets.causal import SLOT_MULTIPLE, CausalTarget
 
 
 def random_tree(rng: random.Random, roots: list[int], vocabulary: int, most: int):
@@ -64,7 +64,7 @@ def check_rounds(
     capacity = rounds * most + most + 1
     state = target.prefill(given_prompts, capacity, True)
     for _ in range(rounds):
-        tree = random_tree(rng, state.roots.tolist(), target.vocabulary, most)
+        tree = random_tree(rng, state.roots.tolist(), target.vocabulary_size, most)
         out, ancestors = target.forward(state, tree), tree.ancestors()
         for row in range(len(texts)):
             for node in range(tree.size):
@@ -82,7 +82,7 @@ def check_rounds(
                 torch.testing.assert_close(out.logits[row, node], wanted, rtol=close, atol=close)
         paths = [random_path(rng, tree, row) if rng.random() < 0.85 else [] for row in range(len(texts))]
         new = [
-            [int(tree.tokens[row, node]) for node in path[1:]] + [rng.randrange(target.vocabulary)] if path else []
+            [int(tree.tokens[row, node]) for node in path[1:]] + [rng.randrange(target.vocabulary_size)] if path else []
             for row, path in enumerate(paths)
         ]
         with torch.inference_mode():
@@ -123,7 +123,7 @@ def test_features_are_of_the_committed_path() -> None:
     texts = [[1, 3, 4], [2]]
     state = target.prefill(prompts(texts), 60, True)
     for _ in range(4):
-        tree = random_tree(rng, state.roots.tolist(), target.vocabulary, 9)
+        tree = random_tree(rng, state.roots.tolist(), target.vocabulary_size, 9)
         out = target.forward(state, tree)
         paths = [random_path(rng, tree, row) for row in range(2)]
         with torch.inference_mode():
@@ -205,13 +205,13 @@ def test_memory_is_committed_plus_one_tree() -> None:
     length, nodes = 20, 6
     state = target.prefill(prompts([[1, 2, 3], [4, 5]]), length + nodes + 1)
     config = target.model.config
-    slots = -(-(3 - 1 + length + nodes + 1) // SLOTS) * SLOTS
+    slots = -(-(3 - 1 + length + nodes + 1) // SLOT_MULTIPLE) * SLOT_MULTIPLE
     wanted = 2 * config.num_hidden_layers * 2 * config.num_key_value_heads * slots * config.head_dim * 8
     assert state.cache.capacity == slots and state.cache.bytes == wanted
     before = [layer.keys.data_ptr() for layer in state.cache.layers]
     rng = random.Random(0)
     for _ in range(length // 2):
-        tree = random_tree(rng, state.roots.tolist(), target.vocabulary, nodes)
+        tree = random_tree(rng, state.roots.tolist(), target.vocabulary_size, nodes)
         out = target.forward(state, tree)
         with torch.inference_mode():
             state.commit(

@@ -7,7 +7,7 @@ import torch
 from tiny import GRID, OFFSET, TEXTS, OracleDrafter, drafter, image_target, plain, prompts, text_target
 
 from mmspec.engine.loop import Stop, generate, stream
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
 
@@ -21,7 +21,7 @@ def answers() -> list[list[int]]:
 
 
 def oracle(answers: list[list[int]], **options) -> OracleDrafter:
-    return OracleDrafter(answers, text_target().vocabulary, **options)
+    return OracleDrafter(answers, text_target().vocabulary_size, **options)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -166,12 +166,12 @@ def test_rows_end_where_the_grid_says() -> None:
     target = image_target()
     for name in ("none", "jacobi", "hawk", "hawk-path"):
         for row in generate(
-            target, prompts(guidance=3.0), 3, Stop(GRID.tokens), drafter(name, target), sampling=Sampling(1.0)
+            target, prompts(guidance=3.0), 3, Stop(GRID.tokens), drafter(name, target), sampling=SamplingOptions(1.0)
         ).tokens:
-            assert [i for i, token in enumerate(row) if token == target.vocabulary - 1] == list(
+            assert [i for i, token in enumerate(row) if token == target.vocabulary_size - 1] == list(
                 range(GRID.width, GRID.tokens, GRID.stride)
             )
-            assert all(0 <= token < target.vocabulary for token in row)
+            assert all(0 <= token < target.vocabulary_size for token in row)
 
 
 def test_prompts_outside_the_generated_vocabulary() -> None:

@@ -9,22 +9,22 @@ from tiny import OFFSET, TEXTS, drafter, forest, image_target, prompts, random_p
 from transformers.generation import logits_process as hf
 
 from mmspec.engine.loop import Stop, generate
-from mmspec.engine.sampling import Prefixes, Sampling
+from mmspec.engine.sampling import Prefixes, SamplingOptions
 from mmspec.errors import MmspecError
 
 CHAINS = {
-    "temperature": (Sampling(0.7), [hf.TemperatureLogitsWarper(0.7)]),
-    "top_k": (Sampling(1.3, top_k=5), [hf.TemperatureLogitsWarper(1.3), hf.TopKLogitsWarper(5)]),
-    "top_p": (Sampling(1.0, top_p=0.6), [hf.TopPLogitsWarper(0.6)]),
+    "temperature": (SamplingOptions(0.7), [hf.TemperatureLogitsWarper(0.7)]),
+    "top_k": (SamplingOptions(1.3, top_k=5), [hf.TemperatureLogitsWarper(1.3), hf.TopKLogitsWarper(5)]),
+    "top_p": (SamplingOptions(1.0, top_p=0.6), [hf.TopPLogitsWarper(0.6)]),
     "all": (
-        Sampling(0.8, top_k=20, top_p=0.9, min_p=0.05),
+        SamplingOptions(0.8, top_k=20, top_p=0.9, min_p=0.05),
         [hf.TemperatureLogitsWarper(0.8), hf.TopKLogitsWarper(20), hf.TopPLogitsWarper(0.9), hf.MinPLogitsWarper(0.05)],
     ),
     "prefix": (
-        Sampling(
+        SamplingOptions(
             0.8,
             top_k=20,
-            processors=[hf.RepetitionPenaltyLogitsProcessor(1.7), hf.NoBadWordsLogitsProcessor([[3], [4, 5]])],
+            logits_processor=[hf.RepetitionPenaltyLogitsProcessor(1.7), hf.NoBadWordsLogitsProcessor([[3], [4, 5]])],
         ),
         [
             hf.RepetitionPenaltyLogitsProcessor(1.7),
@@ -34,7 +34,7 @@ CHAINS = {
         ],
     ),
     "greedy": (
-        Sampling(0, top_k=3, top_p=0.1, processors=[hf.SuppressTokensLogitsProcessor([1, 2])]),
+        SamplingOptions(0, top_k=3, top_p=0.1, logits_processor=[hf.SuppressTokensLogitsProcessor([1, 2])]),
         [hf.SuppressTokensLogitsProcessor([1, 2])],
     ),
 }
@@ -68,8 +68,8 @@ def test_scores_equal_transformers(name: str) -> None:
 
 def test_logits_are_widened() -> None:
     """bfloat16 logits become float32 scores; float64 ones stay."""
-    assert Sampling().scores(torch.zeros(1, 1, 4, dtype=torch.bfloat16)).dtype == torch.float32
-    assert Sampling().scores(torch.zeros(1, 1, 4, dtype=torch.float64)).dtype == torch.float64
+    assert SamplingOptions().scores(torch.zeros(1, 1, 4, dtype=torch.bfloat16)).dtype == torch.float32
+    assert SamplingOptions().scores(torch.zeros(1, 1, 4, dtype=torch.float64)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("rule", ["exact", "rejection"])
@@ -77,13 +77,19 @@ def test_repetition_penalty_with_an_offset(rule: str) -> None:
     """Where prompt ids lie outside the generated vocabulary, a processor that reads the prefix sees the generated tokens alone."""
     target, penalty = image_target(), hf.RepetitionPenaltyLogitsProcessor(1.5)
     found = generate(
-        target, prompts(), 3, Stop(5), drafter("jacobi", target), sampling=Sampling(0, processors=[penalty]), rule=rule
+        target,
+        prompts(),
+        3,
+        Stop(5),
+        drafter("jacobi", target),
+        sampling=SamplingOptions(0, logits_processor=[penalty]),
+        rule=rule,
     )
     for text, row in zip(TEXTS, found.tokens, strict=True):
         for count, token in enumerate(row):
             ids = torch.tensor([text + [OFFSET + code for code in row[:count]]])
             with torch.inference_mode():
-                logits = target.model(ids).logits[:, -1, OFFSET : OFFSET + target.vocabulary]
+                logits = target.model(ids).logits[:, -1, OFFSET : OFFSET + target.vocabulary_size]
             codes = logits[:, :-1]  # no end of row within a row
             assert token == int(penalty(torch.tensor([row[:count]], dtype=torch.long), codes)[0].argmax())
 
@@ -101,4 +107,4 @@ ERRORS = {
 def test_errors(text: str, options: dict) -> None:
     """A number out of range is refused with its name, its value and the range."""
     with pytest.raises(MmspecError, match=f"^{re.escape(text)}$"):
-        Sampling(**options)
+        SamplingOptions(**options)

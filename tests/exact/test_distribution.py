@@ -11,7 +11,7 @@ from tiny import drafter, forest, image_target, llama, prompts
 from mmspec.engine.accept import acceptance, perturb
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.targets.causal import CausalTarget
 
 V, SAMPLES = 5, 4000
@@ -165,14 +165,14 @@ def test_lossy_rules_are_caught(rule: str) -> None:
     assert pvalue(sample(rule, any_point_masses)) < 1e-6
 
 
-def joint_law(target: CausalTarget, sampling: Sampling) -> np.ndarray:
+def joint_law(target: CausalTarget, sampling: SamplingOptions) -> np.ndarray:
     """The target's exact law of the second and third token after the prompt, from the bare model."""
-    codes = range(target.vocabulary)
+    codes = range(target.vocabulary_size)
 
     def laws(prefixes: list[list[int]]) -> np.ndarray:
         with torch.inference_mode():
             logits = target.model(torch.tensor(prefixes)).logits[
-                :, -1:, target.offset : target.offset + target.vocabulary
+                :, -1:, target.offset : target.offset + target.vocabulary_size
             ]
         return sampling.scores(logits)[:, 0].softmax(1).numpy()
 
@@ -187,8 +187,8 @@ def joint_law(target: CausalTarget, sampling: Sampling) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["none", "lookup", "jacobi", "medusa", "hawk", "hawk-path"])
 @pytest.mark.parametrize("rule", ["exact", "rejection"])
-@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(1.0, top_k=2)], ids=["plain", "top_k"])
-def test_whole_loop_keeps_the_law(name: str, rule: str, sampling: Sampling) -> None:
+@pytest.mark.parametrize("sampling", [SamplingOptions(1.0), SamplingOptions(1.0, top_k=2)], ids=["plain", "top_k"])
+def test_whole_loop_keeps_the_law(name: str, rule: str, sampling: SamplingOptions) -> None:
     """Tokens two and three of the loop, over 400 seeds in one batch, follow the model's own law, with each drafter's real trees."""
     target = CausalTarget(llama(9), offset=3, vocabulary=6)
     rows = 400
@@ -211,7 +211,7 @@ def test_whole_loop_keeps_the_law(name: str, rule: str, sampling: Sampling) -> N
 @pytest.mark.parametrize("name", ["medusa", "hawk", "hawk-path"])
 def test_rejection_never_leaves_the_target_support(name: str) -> None:
     """With drawn drafts and a narrow top-k, every token committed is one that the target allows."""
-    target, sampling = image_target(), Sampling(1.0, top_k=2)
+    target, sampling = image_target(), SamplingOptions(1.0, top_k=2)
     seen: list[bool] = []
 
     def allowed(state, tree, keys, verdict) -> None:

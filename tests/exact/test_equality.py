@@ -9,14 +9,14 @@ from tiny import DRAFTERS, GRID, TEXTS, OracleDrafter, drafter, image_target, pl
 from transformers.generation import logits_process as hf
 
 from mmspec.engine.loop import Stop, generate
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 
 PROCESSORS = {
     "plain": {},
     "top_k": {"top_k": 6},
     "top_p": {"top_p": 0.7},
     "mixed": {"top_k": 12, "top_p": 0.9, "min_p": 0.02},
-    "repetition": {"processors": [hf.RepetitionPenaltyLogitsProcessor(1.6), hf.NoRepeatNGramLogitsProcessor(3)]},
+    "repetition": {"logits_processor": [hf.RepetitionPenaltyLogitsProcessor(1.6), hf.NoRepeatNGramLogitsProcessor(3)]},
 }
 
 
@@ -24,7 +24,7 @@ PROCESSORS = {
 def case(kind: str, temperature: float, guidance: float, processors: str):
     """A target, its sampling, and what plain decoding of single prompts says."""
     target = image_target() if kind == "image" else text_target()
-    sampling = Sampling(temperature, **PROCESSORS[processors])
+    sampling = SamplingOptions(temperature, **PROCESSORS[processors])
     length = GRID.tokens if kind == "image" else 24
     return target, sampling, length, plain(target, length, sampling, guidance=guidance)
 
@@ -72,7 +72,7 @@ def test_processors_that_read_the_prefix(name: str, temperature: float) -> None:
 def test_deep_accepts_in_random_trees(temperature: float, guidance: float, seed: int) -> None:
     """Random trees that know most answers: long paths through scattered nodes are compacted, and the tokens stay equal."""
     target, sampling, length, wanted = case("image", temperature, guidance, "plain")
-    oracle = OracleDrafter(wanted, target.vocabulary, seed=seed)
+    oracle = OracleDrafter(wanted, target.vocabulary_size, seed=seed)
     found = generate(target, prompts(guidance=guidance), 3, Stop(length), oracle, sampling=sampling, seeds=5)
     assert found.tokens == wanted
     assert found.stats.mean_acceptance_length > 2
@@ -87,7 +87,7 @@ def test_deep_accepts_with_prefix_processors(seed: int) -> None:
         prompts(),
         3,
         Stop(length),
-        OracleDrafter(wanted, target.vocabulary, seed=seed),
+        OracleDrafter(wanted, target.vocabulary_size, seed=seed),
         sampling=sampling,
         seeds=5,
     )
@@ -98,8 +98,8 @@ def test_deep_accepts_with_prefix_processors(seed: int) -> None:
 def test_useless_trees_change_nothing() -> None:
     """Trees that are always wrong commit one token a round, the right one."""
     target, sampling, length, wanted = case("image", 1, 1.0, "plain")
-    wrong = [[(token + 1) % target.vocabulary for token in row] for row in wanted]
-    chains = OracleDrafter(wrong, target.vocabulary, honesty=1.0)
+    wrong = [[(token + 1) % target.vocabulary_size for token in row] for row in wanted]
+    chains = OracleDrafter(wrong, target.vocabulary_size, honesty=1.0)
     found = generate(target, prompts(), 3, Stop(length), chains, sampling=sampling, seeds=5)
     assert found.tokens == wanted
     assert found.stats.mean_acceptance_length < 1.2
@@ -167,7 +167,7 @@ def test_lower_precision_parts_only_at_near_ties(
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_equality_on_cuda(name: str, temperature: float) -> None:
     """On a GPU every drafter says what plain decoding says there, and in fp64 what the CPU says."""
-    target, sampling = image_target(device="cuda"), Sampling(temperature)
+    target, sampling = image_target(device="cuda"), SamplingOptions(temperature)
     wanted = plain(target, GRID.tokens, sampling, guidance=3.0)
     found = generate(
         target, prompts(guidance=3.0), 3, Stop(GRID.tokens), drafter(name, target), sampling=sampling, seeds=5
@@ -181,7 +181,7 @@ def test_random_trees_on_cuda() -> None:
     target = image_target(device="cuda")
     wanted = plain(target, GRID.tokens, guidance=3.0)
     found = generate(
-        target, prompts(guidance=3.0), 3, Stop(GRID.tokens), OracleDrafter(wanted, target.vocabulary), seeds=5
+        target, prompts(guidance=3.0), 3, Stop(GRID.tokens), OracleDrafter(wanted, target.vocabulary_size), seeds=5
     )
     assert found.tokens == wanted
     assert found.stats.mean_acceptance_length > 2

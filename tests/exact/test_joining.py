@@ -8,7 +8,7 @@ from tiny import DRAFTERS, GRID, drafter, image_target, plain, prompts
 from tiny_vlm import FAMILIES, IMAGES, KINDS, asked, built, model
 
 from mmspec.engine.loop import Batch, Stop, generate
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 
@@ -48,7 +48,7 @@ def shuffled(batch: Batch, asked: list, stop: Stop, seed: int) -> list[list[int]
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_images(name: str, guidance: float, temperature: float) -> None:
     """Equality (fp64): every drafter, with and without a second stream."""
-    target, sampling = image_target(), Sampling(temperature)
+    target, sampling = image_target(), SamplingOptions(temperature)
     wanted = plain(target, GRID.tokens, sampling, texts=TEXTS, guidance=guidance)
     for seed in range(2):
         batch = Batch(target, drafter(name, target), sampling)
@@ -60,7 +60,7 @@ def test_images(name: str, guidance: float, temperature: float) -> None:
 def test_chats(family: str, kind: str) -> None:
     """Equality (fp64): rows with different images under MSD, whose own cache is read anew."""
     rows = [VisualPrompts.of([asked(family, sizes, seed)]) for seed, sizes in enumerate(IMAGES)]
-    target, sampling = VisionLanguageTarget(model(family)), Sampling(1.0)
+    target, sampling = VisionLanguageTarget(model(family)), SamplingOptions(1.0)
     wanted = [
         generate(target, row, 1, Stop(12), sampling=sampling, seeds=[5 + i]).tokens[0] for i, row in enumerate(rows)
     ]
@@ -82,7 +82,7 @@ def test_a_drafter_keeps_what_it_knows() -> None:
     target = image_target()
     lengths = []
     for leaving in (False, True):
-        batch = Batch(target, drafter("jacobi", target), Sampling(0.5))
+        batch = Batch(target, drafter("jacobi", target), SamplingOptions(0.5))
         batch.join(prompts(TEXTS[:2]), [5, 6], Stop(GRID.tokens))
         runs = []
         while batch.running[0]:

@@ -22,7 +22,7 @@ from mmspec.drafters.jacobi import JacobiDrafter
 from mmspec.drafters.none import NoDrafter
 from mmspec.drafters.vadusa import VadusaDrafter
 from mmspec.engine.loop import generate
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.targets.speech import SpeechTarget
@@ -63,7 +63,7 @@ def force(monkeypatch: pytest.MonkeyPatch):
             mixed = honest(self, state, logits, places)
             if prompt not in (None, len(state.prompts[0])):
                 return mixed
-            return mixed.masked_fill(torch.arange(self.vocabulary) != token, -torch.inf)
+            return mixed.masked_fill(torch.arange(self.vocabulary_size) != token, -torch.inf)
 
         monkeypatch.setattr(SpeechTarget, "guide", guide)
 
@@ -425,7 +425,7 @@ def test_drafters_follow_the_weights(copy: Path, tmp_path: Path) -> None:
     (copy / "README.md").write_text("card")
     pipe = TextToSpeechPipeline.from_pretrained(copy, torch_dtype=torch.bfloat16)
     pipe.save_pretrained(tmp_path / "saved")
-    assert zoo.weights_hash(tmp_path / "saved" / "transformer") != pipe.target.hash
+    assert zoo.weights_hash(tmp_path / "saved" / "transformer") != pipe.target.weights_hash
     again = TextToSpeechPipeline.from_pretrained(tmp_path / "saved")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -748,7 +748,7 @@ def test_interleaved_reads_its_phonemes(mixed) -> None:
     """What the model reads in a mark's place is the phoneme that begins: greedy decoding is that of `transformers.generate` over the ids
     themselves, and one pass over all of them gives the same features."""
     prompts, stop = mixed.rows([{"prompt": TEXT, "voice": "ada"}])
-    greedy = said(mixed, sampling=Sampling(0.0))
+    greedy = said(mixed, sampling=SamplingOptions(0.0))
     start, target = len(prompts.conditional[0]), mixed.target
     law: dict = dict(
         max_new_tokens=stop.length, do_sample=False, eos_token_id=target.offset + mixed.end, pad_token_id=0
@@ -771,7 +771,7 @@ def test_interleaved_stall(mixed, monkeypatch) -> None:
 
     def guide(self, state, logits, places):
         turn = torch.where(places % 20 == 0, mixed.end + 1, 7)[..., None]
-        return honest(self, state, logits, places).masked_fill(torch.arange(self.vocabulary) != turn, -torch.inf)
+        return honest(self, state, logits, places).masked_fill(torch.arange(self.vocabulary_size) != turn, -torch.inf)
 
     monkeypatch.setattr(SpeechTarget, "guide", guide)
     monkeypatch.setattr(mixed, "silence", frozenset({7}))

@@ -98,7 +98,7 @@ def test_a_recipe_makes_a_model(rebuilt: Path) -> None:
     wanted = generate(pipe.target, prompts, 1, Stop(64), seeds=3).tokens
     for name in ("hawk", "hawk-path"):
         drafter = load(name, pipe.folder, pipe.target)
-        assert drafter.target_hash == pipe.target.hash
+        assert drafter.target_hash == pipe.target.weights_hash
         assert all(beta > 0 for beta in drafter.beta) and all(0 <= share <= 1 for share in drafter.coupling)
         assert generate(pipe.target, prompts, 1, Stop(64), drafter, seeds=3).tokens == wanted
     rows = [json.loads(line) for line in (rebuilt / "out" / "prompts.jsonl").read_text().splitlines()]

@@ -151,7 +151,7 @@ def test_a_recipe_makes_a_model(rebuilt: Path, pipe: ImageTextToTextPipeline, te
         for name in ("msd", "eagle-2", "msd-data"):
             drafter = load(name, pipe.folder, pipe.target)
             assert (
-                drafter.target_hash == pipe.target.hash
+                drafter.target_hash == pipe.target.weights_hash
                 and drafter.decoupled == (name != "eagle-2")
                 and len(drafter.beta) == 3
             )

@@ -91,7 +91,7 @@ def test_a_recipe_makes_a_voice(rebuilt: Path) -> None:
     assert len(wanted.audio) == 256 * len(wanted.tokens[0]) > 0 and all(0 <= code < 32 for code in wanted.tokens[0])
     for name in ("vadusa", "medusa", "hawk-path"):
         drafter = load(name, pipe.folder, pipe.target)
-        assert drafter.target_hash == pipe.target.hash and all(beta > 0 for beta in drafter.beta)
+        assert drafter.target_hash == pipe.target.weights_hash and all(beta > 0 for beta in drafter.beta)
         assert pipe("Two birds sing.", drafter=drafter, **settings).tokens == wanted.tokens
     rows = [json.loads(line) for line in (rebuilt / "out" / "prompts.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == LINES[:4] and all(

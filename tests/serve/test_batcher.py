@@ -14,7 +14,7 @@ import mmspec
 from mmspec.engine.accept import acceptance
 from mmspec.engine.cache import TreeLayer
 from mmspec.engine.loop import Stop
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
 from mmspec.serve.batcher import Batcher, Busy, Closing
@@ -218,7 +218,7 @@ def test_newcomers_do_not_stop_the_others() -> None:
 
     def call(length: int, seed: int) -> GenerationStats:
         stats, run = GenerationStats(), batcher(None, "none", None, length)
-        law = dict(sampling=Sampling(1.0), rule=acceptance("exact"), stats=stats)
+        law = dict(sampling=SamplingOptions(1.0), rule=acceptance("exact"), stats=stats)
         assert (
             sum(len(step.tokens[0]) for step in run(prompts([[1, 3, 4]]), 1, Stop(length), seeds=[seed], **law))
             == length

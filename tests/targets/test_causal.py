@@ -7,7 +7,7 @@ from tiny import TEXTS, drafter, llama, prompts, text_target
 from transformers.generation import logits_process as hf
 
 from mmspec.engine.loop import Stop, generate
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget, Prompts, projection
 
@@ -68,7 +68,9 @@ def test_greedy_equals_transformers_generate(text: list[int], penalty: float) ->
     wanted = model.generate(
         torch.tensor([text]), do_sample=False, max_new_tokens=length, repetition_penalty=penalty, pad_token_id=0
     )[0, len(text) :].tolist()
-    sampling = Sampling(0, processors=[hf.RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1.0 else [])
+    sampling = SamplingOptions(
+        0, logits_processor=[hf.RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1.0 else []
+    )
     for name in ("none", "jacobi", "lookup"):
         found = generate(
             text_target(), prompts([text]), 1, Stop(length), drafter(name, text_target()), sampling=sampling
@@ -89,7 +91,9 @@ def test_families(name: str) -> None:
         with pytest.raises(MmspecError, match=REFUSED[name]):
             CausalTarget(model)
         return
-    found = generate(CausalTarget(model), prompts([[1, 3, 4]]), 1, Stop(20), sampling=Sampling(0), on_verdict=record)
+    found = generate(
+        CausalTarget(model), prompts([[1, 3, 4]]), 1, Stop(20), sampling=SamplingOptions(0), on_verdict=record
+    )
     with torch.inference_mode():
         whole = model(torch.tensor([[1, 3, 4, *found.tokens[0]]])).logits[0, 2:-1]
     torch.testing.assert_close(torch.stack(laws).double(), whole.double(), rtol=1e-6, atol=1e-6)
@@ -109,7 +113,7 @@ def test_guidance_mixes_before_anything_else() -> None:
         prompts([[1, 5, 2]], 3.0),
         1,
         Stop(1),
-        sampling=Sampling(0),
+        sampling=SamplingOptions(0),
         on_verdict=lambda state, tree, keys, verdict: seen.append(keys.clone()),
     )
     with torch.inference_mode():

@@ -6,7 +6,7 @@ from tiny import drafter
 from tiny_vlm import FAMILIES, IMAGES, asked, model
 
 from mmspec.engine.loop import Stop, generate
-from mmspec.engine.sampling import Sampling
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import Prompts
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
@@ -25,7 +25,9 @@ def test_greedy_equals_transformers_generate(family: str, sizes: list[tuple[int,
         )
     target = VisionLanguageTarget(model(family))
     for name in ("none", "jacobi", "lookup"):
-        found = generate(target, VisualPrompts.of([row]), 1, Stop(20), drafter(name, target), sampling=Sampling(0))
+        found = generate(
+            target, VisualPrompts.of([row]), 1, Stop(20), drafter(name, target), sampling=SamplingOptions(0)
+        )
         assert found.tokens == [wanted]
 
 
@@ -36,7 +38,7 @@ def test_batches_equal_singles(family: str, temperature: float) -> None:
     rows, target, sampling = (
         [asked(family, sizes, seed) for seed, sizes in enumerate(IMAGES)],
         VisionLanguageTarget(model(family)),
-        Sampling(temperature),
+        SamplingOptions(temperature),
     )
     alone = [
         generate(target, VisualPrompts.of([row]), 1, Stop(16), sampling=sampling, seeds=[i]).tokens[0]
@@ -60,7 +62,8 @@ def test_the_image_matters(family: str) -> None:
     )
     other["input_ids"] = row["input_ids"]
     one, two = (
-        generate(target, VisualPrompts.of([each]), 1, Stop(16), sampling=Sampling(0)).tokens for each in (row, other)
+        generate(target, VisualPrompts.of([each]), 1, Stop(16), sampling=SamplingOptions(0)).tokens
+        for each in (row, other)
     )
     assert one != two
 
