@@ -57,7 +57,7 @@ def margins(
         best, second = keys[0, 0].topk(2).values.tolist()
         lead.append(best - second)
 
-    done = generate(pipe.target, prompts, 1, stop, None, sampling=sampling, seeds=[seed], on_verdict=watch)
+    done = generate(pipe.target, prompts, 1, stop, None, sampling=sampling, seeds=[seed], on_accept=watch)
     return done.tokens[0], lead
 
 
@@ -99,7 +99,7 @@ def verify(
         ready = {name: drafters.load(name, pipe.folder, pipe.target) for name in names}
         for (sampling, penalty), guidance in product(laws, guidances or ([1.0, 2.0] if texts.unconditional else [1.0])):
             wanted = [
-                margins(pipe, texts.part(slice(i, i + 1), guidance), sampling, seeds[i], stop)
+                margins(pipe, texts.select(slice(i, i + 1), guidance), sampling, seeds[i], stop)
                 for i in range(len(prompts))
             ]
             for name, batch in product(ready, batches):
@@ -108,7 +108,7 @@ def verify(
                     part = slice(start, start + batch)
                     law = dict(sampling=sampling, seeds=seeds[part])
                     found += generate(
-                        pipe.target, texts.part(part, guidance), len(seeds[part]), stop, ready[name], **law
+                        pipe.target, texts.select(part, guidance), len(seeds[part]), stop, ready[name], **law
                     ).tokens
                 partings = []
                 for row, ((want, lead), have) in enumerate(zip(wanted, found, strict=True)):

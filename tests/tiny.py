@@ -4,17 +4,16 @@ import random
 from functools import cache
 
 import torch
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmspec.drafters.base import Drafter
+from mmspec.drafters.base import Drafter, TrainedDrafter
 from mmspec.drafters.hawk import HawkDrafter
 from mmspec.drafters.hawk_path import HawkPathDrafter
 from mmspec.drafters.jacobi import JacobiDrafter
 from mmspec.drafters.lookup import LookupDrafter
 from mmspec.drafters.medusa import MedusaDrafter
 from mmspec.drafters.none import NoDrafter
-from mmspec.engine.accept import Verdict
+from mmspec.drafters.vadusa import VadusaDrafter
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
@@ -50,7 +49,8 @@ def llama(
 
 def image_target(dtype: torch.dtype = torch.float64, device: str = "cpu") -> ImageTarget:
     """Codes on a small grid whose rows are closed by an end-of-row token."""
-    return ImageTarget(llama(OFFSET + CODES + 1, dtype, device), OFFSET, CODES, GRID)
+    model = llama(OFFSET + CODES + 1, dtype, device)
+    return ImageTarget(model, range(OFFSET, OFFSET + CODES), GRID, row_end=OFFSET + CODES)
 
 
 def text_target(vocabulary: int = 40, dtype: torch.dtype = torch.float64) -> CausalTarget:
@@ -77,7 +77,7 @@ def plain(
     ]
 
 
-DRAFTERS = ("none", "lookup", "jacobi", "medusa", "hawk", "hawk-path")
+DRAFTERS = ("none", "lookup", "jacobi", "medusa", "vadusa", "hawk", "hawk-path")
 
 
 def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
@@ -89,7 +89,9 @@ def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "medusa":
-            built = MedusaDrafter(width, stride, [(0, 2), (0, 3), (0, 4)])
+            built: TrainedDrafter = MedusaDrafter(width, stride, [(0, 2), (0, 3), (0, 4)])
+        elif name == "vadusa":
+            built = VadusaDrafter(width, heads=4)
         elif name == "hawk":
             built = HawkDrafter(width, stride, [(0, 2), (0, 3), (0, 4), (1, 0), (1, 1)])
         else:
@@ -128,25 +130,31 @@ def forest(parents: list[list[int]], tokens: list[list[int]], device: torch.devi
         torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=device),
         torch.tensor([row + [-1] * (width - len(row)) for row in parents], device=device),
         torch.tensor(depths, device=device),
+        max(map(max, depths)),
     )
 
 
-class OracleDrafter:
+def children(tree: DraftTree) -> list[list[list[int]]]:
+    """For each row and node, its child nodes in order."""
+    return [
+        [[child for child, parent in enumerate(row) if child and parent == node] for node in range(tree.size)]
+        for row in tree.parents.tolist()
+    ]
+
+
+class OracleDrafter(Drafter):
     """Random trees of any shape, a different size for each row; knows the answers and gives them away often.
 
     Siblings differ, wrong guesses outnumber right ones, and the right child comes anywhere among its siblings.
     """
 
     name = "oracle"
-    needs_features = False
 
     def __init__(
         self, answers: list[list[int]], vocabulary: int, max_nodes: int = 14, honesty: float = 0.9, seed: int = 0
     ):
         self.answers, self.vocabulary, self.max_nodes, self.honesty = answers, vocabulary, max_nodes, honesty
         self.random = random.Random(seed)
-
-    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None: ...
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         shapes, tokens = [], []
@@ -176,5 +184,3 @@ class OracleDrafter:
             depths.append(depths[above] + 1)
             guesses.append(truth)
         return parents, guesses
-
-    def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None: ...

@@ -44,7 +44,7 @@ class Transformers:
 
     def __init__(self, target: CausalTarget, end: int | None = None, temperature: float = 1.0):
         self.target, self.temperature = target, temperature
-        self.ends = {} if end is None else dict.fromkeys(("eos_token_id", "pad_token_id"), target.offset + end)
+        self.ends = {} if end is None else dict.fromkeys(("eos_token_id", "pad_token_id"), int(target.vocabulary[end]))
 
     def __call__(self, prompts: Prompts, length: int, seed: int) -> Generation:
         torch.manual_seed(seed)
@@ -61,11 +61,11 @@ class Transformers:
             do_sample=True,
             top_k=0,
             temperature=self.temperature,
-            logits_processor=[self.target.processor(ids.shape[1])],
+            logits_processor=[self.target.generate_processor(ids.shape[1])],
         )
         began = perf_counter()
         out = self.target.model.generate(ids, max_new_tokens=length, **law, **guided, **self.ends)
-        tokens = (out[:, ids.shape[1] :] - self.target.offset).tolist()
+        tokens = [self.target.tokens(row) for row in out[:, ids.shape[1] :].tolist()]
         total = perf_counter() - began
         runs = [[1] * len(row) for row in tokens]
         return Generation(

@@ -118,7 +118,9 @@ def growth(folder: Path, device: str, sides: tuple[int, ...] = (16, 24, 32)) -> 
         config = LlamaConfig.from_pretrained(folder / "transformer", max_position_embeddings=side * side + 128)
         torch.manual_seed(0)
         target = ImageTarget(
-            LlamaForCausalLM(config).to(device, torch.bfloat16), config.vocab_size - codes, codes, Grid(side, side)
+            LlamaForCausalLM(config).to(device, torch.bfloat16),
+            range(config.vocab_size - codes, config.vocab_size),
+            Grid(side, side),
         )
         for name in ("none", "jacobi"):
             stats = generate(

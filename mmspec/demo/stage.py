@@ -43,7 +43,7 @@ class Player:
             return
         prompts, stop = self.pipe.rows([asked])
         for guidance in (0.0, 1.0) if prompts.unconditional else (1.0,):
-            part = prompts.part(slice(None), guidance)
+            part = prompts.select(slice(None), guidance)
             rates = []
             for _ in range(3):  # the best of them: other work may wake for a moment
                 stats = GenerationStats()

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmspec.drafters.base import TrainedDrafter
-from mmspec.drafters.leftovers import Leftovers
-from mmspec.engine.accept import Verdict
+from mmspec.drafters.stale import StaleScores
+from mmspec.drafters.trees import DepthPlan, sample_tree
+from mmspec.engine.accept import Committed
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
-from mmspec.engine.tree import Candidates, DraftTree, root
+from mmspec.engine.tree import Candidates, DraftTree, build_tree, root
 from mmspec.targets.base import Target
 
 # Share of the recurrent input that training leaves out: without it the drafter learns its sequences by heart.
@@ -24,10 +25,10 @@ DROPOUT = 0.15
 class HawkPathDrafter(TrainedDrafter):
     """State <- (state, token drafted before, tokens and target features at the neighbours, row and column).
 
-    `neighbours` are (rows up, columns right) of the place to be predicted; their tokens are read as embeddings, and the
+    `neighbours` are (rows up, columns right) of the position to be predicted; their tokens are read as embeddings, and the
     target's hidden state after each was read as its feature. An empty list, with `grid = (0, 0)`, is the
-    one-dimensional form for speech and text. No target pass happens while drafting. What the last round said of a place (its
-    leftovers) is blended in: `(1 - blend) (log q + lambda g) + blend (log p + g)`.
+    one-dimensional form for speech and text. No target pass happens while drafting. The last round's stale scores of a
+    position are blended in: `(1 - blend) (log q + lambda g) + blend (log p + g)`.
     """
 
     name = "hawk-path"
@@ -67,21 +68,20 @@ class HawkPathDrafter(TrainedDrafter):
 
     def context(
         self,
-        tokens: Int[Tensor, "row place neighbour"],
-        features: Float[Tensor, "stream row place wide"],
-        places: Int[Tensor, "row place"],
-    ) -> Float[Tensor, "stream row place width"]:
-        """What is known of each place before its left neighbour is: `tokens` has `vocabulary` where nothing is committed."""
-        seen = torch.zeros(1, device=places.device, dtype=self.decay.dtype)
+        tokens: Int[Tensor, "row position neighbour"],
+        features: Float[Tensor, "branch row position wide"],
+        positions: Int[Tensor, "row position"],
+    ) -> Float[Tensor, "branch row position width"]:
+        """What is known of each position before its left neighbour is: `tokens` has `vocabulary` where nothing is committed."""
+        total = torch.zeros(1, device=positions.device, dtype=self.decay.dtype)
         for i, table in enumerate(self.around):
-            seen = seen + table(tokens[..., i])
+            total = total + table(tokens[..., i])
         if self.row is not None and self.column is not None:
-            seen = (
-                seen + self.row((places // self.stride).clamp(max=self.grid[0] - 1)) + self.column(places % self.stride)
-            )
+            total = total + self.row((positions // self.stride).clamp(max=self.grid[0] - 1))
+            total = total + self.column(positions % self.stride)
         if self.look is None:
-            return seen.expand(features.shape[0], *places.shape, self.decay.shape[0])
-        return seen + self.look(features)
+            return total.expand(features.shape[0], *positions.shape, self.decay.shape[0])
+        return total + self.look(features)
 
     def begin(self, features: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape width"]:
         """The recurrent state before the root is read, from the feature that predicted the root."""
@@ -96,70 +96,65 @@ class HawkPathDrafter(TrainedDrafter):
         state = mixed * torch.sigmoid(self.decay) + self.down(F.silu(gate) * value)
         return state, self.head(self.final(state))
 
-    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None:
-        self._target, self._drawn, self._sampling = target, drawn, sampling.without_processors()
-        self._length = 3.0
-        self._leftovers = Leftovers(state.rows, target.vocabulary_size, target.device)
+    def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
+        super().start(target, state, sampling, needs_draft_probs)
+        self._plan = DepthPlan(self.depth)
+        self._stale = StaleScores(state.rows, target.vocabulary_size, target.device)
 
-    def reseat(self, state: State, former: list[int | None]) -> None:
-        self._leftovers.reseat(former)
+    def change_rows(self, state: State, previous: list[int | None]) -> None:
+        self._stale.change_rows(previous)
 
-    def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
-        committed = sum(map(len, verdict.paths)) / max(1, sum(map(bool, verdict.paths)))
-        self._length += 0.1 * (committed - self._length)
-        self._leftovers.observe(tree, verdict, keys)
+    def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
+        self._plan.observe(committed, tree.height)
+        self._stale.observe(tree, committed, gumbel_scores)
 
-    def surroundings(self, state: State, height: int) -> Float[Tensor, "stream row place width"]:
-        """Contexts of the `height` places after the root."""
+    def neighbour_context(self, state: State, height: int) -> Float[Tensor, "branch row position width"]:
+        """Contexts of the `height` positions after the root."""
         counts = torch.tensor(state.counts, device=state.roots.device)
-        places = counts[:, None] + torch.arange(height, device=counts.device)
+        positions = counts[:, None] + torch.arange(height, device=counts.device)
         if not self.offsets:
-            return self.context(places[..., None][..., :0], state.features[:, :, :1].expand(-1, -1, height, -1), places)
+            first = state.features[:, :, :1].expand(-1, -1, height, -1)
+            return self.context(positions[..., None][..., :0], first, positions)
         longest = max(state.counts)
-        history = torch.full((state.rows, longest + 1), self.vocabulary, device=counts.device)
-        for row, committed in enumerate(state.tokens):
-            history[row, : len(committed)] = torch.tensor(committed, device=counts.device)
-        near = places[..., None] - torch.tensor(self.offsets, device=counts.device)
-        known = (near >= 0) & (near < counts[:, None, None])
-        tokens = history.gather(1, near.where(known, longest).flatten(1)).view_as(near)
+        padded = [row + [self.vocabulary] * (longest + 1 - len(row)) for row in state.tokens]
+        history = torch.tensor(padded, device=counts.device)
+        near = positions[..., None] - torch.tensor(self.offsets, device=counts.device)
+        committed = (near >= 0) & (near < counts[:, None, None])
+        tokens = history.gather(1, near.where(committed, longest).flatten(1)).view_as(near)
         read = (near >= 0) & (near + 1 < counts[:, None, None])
         rows = torch.arange(state.rows, device=counts.device)[:, None, None]
         features = state.features[:, rows, (near + 1).where(read, 0)] * read[..., None]
-        return self.context(tokens, features.flatten(3), places)
+        return self.context(tokens, features.flatten(3), positions)
 
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
-        height = min(limit, self.depth)
+        height = self._plan.height(limit, self.cost)
         if height < 1:
             return root(state.roots)
         began = perf_counter()
-        coupled = self.coupled and not noise.greedy
-        context = self.surroundings(state, height)
+        context = self.neighbour_context(state, height)
         counts = torch.tensor(state.counts, device=state.roots.device)
-        gumbel = noise.gumbel(state.counts, height)
+        gumbel = noise.gumbel(state.counts, height) if self.coupled and not noise.greedy else None
         rows = torch.arange(state.rows, device=counts.device)
         hidden = self.begin(state.features[:, rows, counts - 1])[:, :, None]
 
-        def scores(depth: int, tokens: Tensor, places: Tensor) -> Float[Tensor, "row beam vocab"]:
+        def scores(depth: int, tokens: Tensor, parent_index: Tensor) -> Float[Tensor, "row beam vocab"]:
             nonlocal hidden
-            hidden = hidden[:, rows[:, None], places]
+            hidden = hidden[:, rows[:, None], parent_index]
             hidden, logits = self.step(hidden, tokens, context[:, :, depth : depth + 1])
-            where = (counts + depth)[:, None].expand_as(tokens)
-            return self._sampling.scores(
-                self._target.guide(
-                    state, logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32), where
-                )
-            )
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            positions = (counts + depth)[:, None].expand_as(tokens)
+            return self.sampling.scores(self.target.guide(state, logits, positions))
 
-        if self._drawn:
-            return self.drawn(state, noise, scores, height)
-        left = self._leftovers
+        def expand(depth: int, tokens: Tensor, parent_index: Tensor) -> Candidates:
+            values = scores(depth, tokens, parent_index)
+            if gumbel is not None:
+                values = values + self.coupling[depth] * gumbel[:, depth, None].to(values.dtype)
+                values = self._stale.mix(depth, values, self.blend) * self.beta[depth]
+            return self.candidates(values)
 
-        def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
-            keys = scores(depth, tokens, places)
-            if coupled:
-                keys = keys + self.coupling[depth] * gumbel[:, depth, None].to(keys.dtype)
-                keys = left.mix(depth, keys, self.blend) * self.beta[depth]
-            return self.candidates(keys)
-
-        return self.grown(state, expand, height, began, self._length)
+        if self.needs_draft_probs:
+            return sample_tree(state, noise, scores, self.widths, height, self.max_nodes)
+        tree = build_tree(state.roots, expand, height, self.beam, self.max_nodes)
+        self._plan.took(perf_counter() - began, height)
+        return tree

@@ -1,18 +1,17 @@
 """Independent heads on the target's last hidden state: what Medusa and Hawk share."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmspec.drafters.base import TrainedDrafter
-from mmspec.engine.accept import Verdict
+from mmspec.engine.accept import Committed
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
-from mmspec.engine.tree import DraftTree, product, root
+from mmspec.engine.tree import DraftTree, product_tree, root
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Target
 
@@ -38,10 +37,10 @@ class ResidualHead(nn.Module):
 class HeadDrafter(TrainedDrafter):
     """One residual head for each neighbour, sharing the target's frozen output head.
 
-    A neighbour (rows down, columns right) of the token just read is `down * stride + right` places ahead. The place one
-    ahead is the target's own to sample, so horizontal heads begin at (0, 2): the k-th of them serves draft depth k. Heads
-    for rows below are vertical: their proposals wait in the speculation cache until that row is drafted, and then serve
-    whatever depth their place has.
+    A neighbour (rows down, columns right) of the token just read is `down * stride + right` positions ahead. The position
+    one ahead is the target's own to sample, so horizontal heads begin at (0, 2): the k-th of them serves draft depth k.
+    Heads for rows below are vertical: their proposals wait in the speculation cache until that row is drafted, and then
+    serve whatever depth their position has.
     """
 
     name = "heads"
@@ -66,118 +65,132 @@ class HeadDrafter(TrainedDrafter):
         self.heads = nn.ModuleList(ResidualHead(hidden_size) for _ in self.neighbours)
         self.weights = nn.Parameter(torch.zeros(len(self.horizontal), 1 + len(self.vertical)))
 
-    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None:
-        self._target, self._drawn = target, drawn
-        self._sampling = sampling.without_processors()
-        layers: list[Any] = [self.heads[i].linear for i in self.horizontal]  # one product for all of them
-        self._across = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-        self._wait(state)
+    def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
+        super().start(target, state, sampling, needs_draft_probs)
+        # One product for all horizontal heads.
+        weights = self.heads.state_dict()
+        self._across = (
+            torch.cat([weights[f"{i}.linear.weight"] for i in self.horizontal]),
+            torch.cat([weights[f"{i}.linear.bias"] for i in self.horizontal]),
+        )
+        self._fill_cache(state)
 
-    def reseat(self, state: State, former: list[int | None]) -> None:
-        self._wait(state)
+    def change_rows(self, state: State, previous: list[int | None]) -> None:
+        self._fill_cache(state)
 
-    def _wait(self, state: State) -> None:
+    def _fill_cache(self, state: State) -> None:
         """The speculation cache, filled from the features that are there."""
+        target = self.target
         wide = torch.float64 if state.features.dtype == torch.float64 else torch.float32
-        target = self._target
-        self._waiting = [
+        self._vertical_scores = [
             torch.zeros(
-                state.rows, self.offsets[i] + self.max_nodes, target.vocabulary_size, device=target.device, dtype=wide
+                state.rows,
+                self.offsets[i] + self.max_nodes,
+                target.vocabulary_size,
+                device=target.device,
+                dtype=wide,
             )
             for i in self.vertical
         ]
         for row, count in enumerate(state.counts):
             self._store(state, row, max(1, count - max(self.offsets)), count)
 
-    def propose(self, head: int, features: Tensor) -> Tensor:
-        """Logits of one head, `*shape width` to `*shape vocab`."""
-        return self._target.logits(self.heads[head](features))
-
-    def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
+    def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
         """Store the vertical proposals of the features just committed."""
-        for row, (path, count) in enumerate(zip(verdict.paths, state.counts, strict=True)):
+        for row, (path, count) in enumerate(zip(committed.paths, state.counts, strict=True)):
             self._store(state, row, max(1, count - len(path)), count)
 
     def _store(self, state: State, row: int, first: int, count: int) -> None:
-        """What vertical heads say after the features of the places `first` to `count`."""
+        """What vertical heads propose after the features of the positions `first` to `count`."""
         if first >= count or not self.vertical:
             return
         features = state.features[:, row : row + 1, first:count]
-        for slot, head in enumerate(self.vertical):
-            places = torch.arange(first, count, device=features.device) - 1 + self.offsets[head]
-            logits = self._target.guide(state, self.propose(head, features), places[None])
-            waiting = self._waiting[slot]
-            waiting[row, places % waiting.shape[1]] = logits[0]
+        for scores, head in zip(self._vertical_scores, self.vertical, strict=True):
+            positions = torch.arange(first, count, device=features.device) - 1 + self.offsets[head]
+            logits = self.target.guide(state, self.target.logits(self.heads[head](features)), positions[None])
+            scores[row, positions % scores.shape[1]] = logits[0]
 
     def pool(
-        self, scores: Float[Tensor, "row depth source vocab"], known: Bool[Tensor, "row depth source"]
+        self, scores: Float[Tensor, "row depth source vocab"], valid: Bool[Tensor, "row depth source"]
     ) -> Float[Tensor, "row depth vocab"]:
-        """Log-linear pool of the proposals for each place; sources that are missing get no weight."""
+        """Log-linear pool of the proposals for each position; sources that are missing get no weight."""
         if scores.shape[2] == 1:
             return torch.log_softmax(scores[:, :, 0], 2)
-        weights = self.weights[: scores.shape[1]].to(scores.dtype).masked_fill(~known, -torch.inf).softmax(2)
+        weights = self.weights[: scores.shape[1]].to(scores.dtype).masked_fill(~valid, -torch.inf).softmax(2)
         return torch.einsum("rdsv,rds->rdv", torch.log_softmax(scores, 3).clamp(min=IMPOSSIBLE), weights)
 
-    def sources(
-        self, state: State, height: int
-    ) -> tuple[Float[Tensor, "row depth source vocab"], Bool[Tensor, "row depth source"]]:
-        """Processed scores for each depth, the horizontal head's first, and which of them are known."""
+    def _valid_sources(self, state: State, height: int) -> list[list[list[bool]]]:
+        """For each row and depth, which sources have a proposal: the horizontal head, and each vertical one."""
+        offsets = [self.offsets[head] for head in self.vertical]
+        return [
+            [[True, *(0 <= count + depth - offset < count - 1 for offset in offsets)] for depth in range(height)]
+            for count in state.counts
+        ]
+
+    def sources(self, state: State, height: int) -> Float[Tensor, "row depth source vocab"]:
+        """Processed scores for each depth, the horizontal head's first, then those of the vertical heads."""
         counts = torch.tensor(state.counts, device=state.roots.device)[:, None]
         rows = torch.arange(state.rows, device=counts.device)[:, None]
         latest = state.features[:, rows, counts - 1].squeeze(2)
         moved = nn.functional.linear(latest, *self._across).unflatten(2, (len(self.horizontal), -1))[:, :, :height]
         stacked = latest[:, :, None] + nn.functional.silu(moved)
-        places = counts + torch.arange(height, device=counts.device)
-        found = [self._target.guide(state, self._target.logits(stacked), places)]
-        known = [torch.ones_like(places, dtype=torch.bool)]
-        for waiting, head in zip(self._waiting, self.vertical, strict=True):
-            above = places - self.offsets[head]
-            found.append(waiting[rows, places % waiting.shape[1]])
-            known.append((above >= 0) & (above < counts - 1))
-        scores = self._sampling.scores(torch.stack(found, 2).flatten(1, 2))
-        return scores.unflatten(1, (height, len(found))), torch.stack(known, 2)
+        positions = counts + torch.arange(height, device=counts.device)
+        parts = [self.target.guide(state, self.target.logits(stacked), positions)]
+        parts += [scores[rows, positions % scores.shape[1]] for scores in self._vertical_scores]
+        scores = self.sampling.scores(torch.stack(parts, 2).flatten(1, 2))
+        return scores.unflatten(1, (height, len(parts)))
 
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         height = min(limit, len(self.horizontal))
         if height < 1:
             return root(state.roots)
-        scores, known = self.sources(state, height)
-        if self._drawn:
-            return self._draw(state, noise, scores, known)
-        keys = self.pool(scores, known)
+        scores, valid = self.sources(state, height), self._valid_sources(state, height)
+        if self.needs_draft_probs:
+            return self._sample(state, noise, scores, valid)
+        pooled = self.pool(scores, torch.tensor(valid, device=scores.device))
         if self.coupled and not noise.greedy:
-            coupling, beta = (keys.new_tensor(each[:height])[:, None] for each in (self.coupling, self.beta))
-            keys = beta * (keys + coupling * noise.gumbel(state.counts, height).to(keys.dtype))
-        return product(state.roots, self.candidates(keys), self.max_nodes, self.budget)
+            coupling, beta = (pooled.new_tensor(each[:height])[:, None] for each in (self.coupling, self.beta))
+            pooled = beta * (pooled + coupling * noise.gumbel(state.counts, height).to(pooled.dtype))
+        return product_tree(state.roots, self.candidates(pooled), self.max_nodes)
 
-    def _draw(self, state: State, noise: Noise, scores: Tensor, known: Tensor) -> DraftTree:
-        """The paper's sampling pool: every candidate is drawn from its own head's law, independently, and keeps that law."""
-        rows, device = state.rows, state.roots.device
-        vocabulary = scores.shape[3]
-        tokens, parents, depths = (
-            [state.roots[:, None]],
-            [torch.full((rows, 1), -1, device=device)],
-            [torch.zeros(rows, 1, dtype=torch.long, device=device)],
-        )
-        laws = [torch.zeros(rows, 1, vocabulary, device=device, dtype=scores.dtype)]
+    def _sample(
+        self,
+        state: State,
+        noise: Noise,
+        scores: Float[Tensor, "row depth source vocab"],
+        valid: list[list[list[bool]]],
+    ) -> DraftTree:
+        """The paper's sampling pool: every candidate is sampled from its own head's distribution, independently."""
+        rows, device, vocabulary = state.rows, state.roots.device, scores.shape[3]
+        tokens, parents = [state.roots[:, None]], [torch.full((rows, 1), -1, device=device)]
+        depths, probs = [torch.zeros(rows, 1, dtype=torch.long, device=device)], [torch.zeros_like(scores[:, :1, 0])]
         level, count = [0], 1
-        for depth, (found, have) in enumerate(zip(scores.unbind(1), known.unbind(1), strict=True)):
+        for depth in range(scores.shape[1]):
             width = self.widths[depth]
-            drawn, drawn_laws = [], []
-            for row in range(rows):
-                present = have[row].nonzero()[:, 0].tolist()
-                chosen = [present[i % len(present)] for i in range(width)]
-                law = found[row, chosen].softmax(1)
-                fresh = noise.fresh(row, state.counts[row] + depth, Noise.DRAFT, width).to(law)
-                drawn.append(law.argmax(1) if noise.greedy else (law.log() + fresh).argmax(1))
-                drawn_laws.append(torch.nn.functional.one_hot(drawn[-1], vocabulary).to(law) if noise.greedy else law)
-            tokens.append(torch.stack(drawn).repeat(1, len(level)))
-            laws.append(torch.stack(drawn_laws).repeat(1, len(level), 1))
+            sources = [[i for i, has in enumerate(row[depth]) if has] for row in valid]
+            chosen = torch.tensor([[row[i % len(row)] for i in range(width)] for row in sources], device=device)
+            q = scores[:, depth].gather(1, chosen[:, :, None].expand(-1, -1, vocabulary)).softmax(2)
+            if noise.greedy:
+                samples = q.argmax(2)
+                q = nn.functional.one_hot(samples, vocabulary).to(q)
+            else:
+                positions = [[position + depth] for position in state.counts]
+                samples = (q.log() + noise.fresh(positions, Noise.DRAFT, width)[:, 0].to(q)).argmax(2)
+            tokens.append(samples.repeat(1, len(level)))
+            probs.append(q.repeat(1, len(level), 1))
             parents.append(torch.tensor(level, device=device).repeat_interleave(width).expand(rows, -1))
             depths.append(torch.full((rows, width * len(level)), depth + 1, device=device))
             level = list(range(count, count + width * len(level)))
             count += len(level)
             if count + len(level) * (self.widths[depth + 1] if depth + 1 < scores.shape[1] else 0) > self.max_nodes:
                 break
-        return DraftTree(torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(depths, 1), torch.cat(laws, 1))
+        height = len(tokens) - 1
+        return DraftTree(
+            torch.cat(tokens, 1),
+            torch.cat(parents, 1),
+            torch.cat(depths, 1),
+            height,
+            probs=torch.cat(probs, 1),
+            max_children=max(self.widths[:height]),
+        )

@@ -3,46 +3,35 @@
 from itertools import takewhile
 
 import torch
-from torch import Tensor
 
-from mmspec.engine.accept import Verdict
+from mmspec.drafters.base import Drafter
 from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import DraftTree, chain
-from mmspec.targets.base import Target
 
 
-class LookupDrafter:
+class LookupDrafter(Drafter):
     """Finds the most recent earlier occurrence of the longest suffix (`longest` down to 1 tokens) and copies on from there."""
 
     name = "lookup"
-    needs_features = False
 
     def __init__(self, max_nodes: int = 7, longest: int = 3):
         self.max_nodes, self.longest = max_nodes, longest
 
-    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None:
-        self._vocabulary = target.vocabulary_size
-
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
-        found = [self._copy(state.history(row).tolist()) for row in range(state.rows)]
-        height = min(limit, max(map(len, found)))
-        guesses = [(row + [0] * height)[:height] for row in found]
-        lengths = torch.tensor([min(len(row), height) for row in found], device=state.roots.device)
-        return chain(
-            state.roots,
-            torch.tensor(guesses, dtype=torch.long, device=state.roots.device).view(len(found), height),
-            lengths,
-        )
+        copies = [self._copy(state.history(row)) for row in range(state.rows)]
+        height = min(limit, max(map(len, copies)))
+        guesses = [(row + [0] * height)[:height] for row in copies]
+        device = state.roots.device
+        lengths = torch.tensor([min(len(row), height) for row in copies], device=device)
+        nodes = torch.tensor(guesses, dtype=torch.long, device=device).view(len(copies), height)
+        return chain(state.roots, nodes, lengths)
 
     def _copy(self, history: list[int]) -> list[int]:
+        """What followed the longest suffix of a row that occurred before; prompt tokens outside the vocabulary end it."""
         for size in range(min(self.longest, len(history) - 1), 0, -1):
             suffix = history[-size:]
             for end in range(len(history) - 1, size - 1, -1):
                 if history[end - size : end] == suffix:
-                    following = history[end : end + self.max_nodes]
-                    return list(takewhile(lambda token: 0 <= token < self._vocabulary, following))
+                    return list(takewhile(lambda token: token >= 0, history[end : end + self.max_nodes]))
         return []
-
-    def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None: ...

@@ -1,4 +1,4 @@
-"""MSD (arXiv 2505.14260): one decoder layer over the target's own features; text and visual tokens enter it by different doors."""
+"""MSD (arXiv 2505.14260): one decoder layer over the target's features, in which visual tokens skip the fusion of text."""
 
 import json
 from collections.abc import Sequence
@@ -18,14 +18,15 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from mmspec.drafters.base import TrainedDrafter
-from mmspec.engine.accept import Verdict
-from mmspec.engine.cache import TreeCache, cache_kwarg, causal, positions
+from mmspec.drafters.trees import DepthPlan, sample_tree
+from mmspec.engine.accept import Committed
+from mmspec.engine.cache import TreeCache, cache_kwarg, causal
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import PromptEmbeds, State
-from mmspec.engine.tree import Candidates, DraftTree, root
+from mmspec.engine.tree import Candidates, DraftTree, build_tree, root
 from mmspec.errors import MmspecError
-from mmspec.targets.causal import CausalTarget
+from mmspec.targets.base import Target
 
 # In a released file, but without effect: recomputed, or not in use in the first layer.
 IDLE = ("layers.0.input_layernorm.weight", "layers.0.self_attn.rotary_emb.inv_freq")
@@ -34,10 +35,10 @@ IDLE = ("layers.0.input_layernorm.weight", "layers.0.self_attn.rotary_emb.inv_fr
 class MsdDrafter(TrainedDrafter):
     """Position t reads token t + 1 and the target's feature at t, and predicts the feature at t + 1, hence token t + 2.
 
-    A text position enters as `fc([embedding; feature])`, a visual one as the projector's output alone; with `decoupled=False` all enter
-    through `fc`, which is EAGLE-2. Embedding and output head are the target's, unless the weights bring their own embedding. `tokens` is the reduced
-    drafting vocabulary (ids of the target; all if None). `layer` is "llama" or "qwen2". softmax(greedy[depth] log q) is the chance of a candidate where
-    there is no noise.
+    A text position enters as `fc([embedding; feature])`, a visual one as the projector's output alone; with
+    `decoupled=False` all enter through `fc`, which is EAGLE-2. Embedding and output head are the target's, unless the
+    weights bring their own embedding. `tokens` is the reduced drafting vocabulary (tokens of the target; all if None).
+    `layer` is "llama" or "qwen2". softmax(greedy[depth] log q) is the probability of a candidate where there is no noise.
     """
 
     name = "msd"
@@ -81,180 +82,184 @@ class MsdDrafter(TrainedDrafter):
         self.embed_tokens = nn.Embedding(own_embedding, hidden_size) if own_embedding else None
         self.register_buffer("tokens", None if tokens is None else torch.tensor(tokens), persistent=False)
 
-    def enter(
+    def fuse(
         self,
         vectors: Float[Tensor, "*shape width"],
         features: Float[Tensor, "*shape width"],
-        text: Bool[Tensor, "*shape"] | None = None,
+        is_text: Bool[Tensor, "*shape"] | None = None,
     ) -> Float[Tensor, "*shape width"]:
-        """What the layer reads: input vectors of the next tokens, the features before them, and which of them are text."""
+        """What the layer reads: input vectors of the next tokens, fused with the features before them where they are text."""
         fused = self.fc(torch.cat([vectors, features.to(vectors.dtype)], -1))
-        return fused if text is None or not self.decoupled else torch.where(text[..., None], fused, vectors)
+        return fused if is_text is None or not self.decoupled else torch.where(is_text[..., None], fused, vectors)
 
     def layer(
         self,
         inputs: Float[Tensor, "row node width"],
         mask: Bool[Tensor, "row 1 node slot"],
-        places: Int[Tensor, "row node"],
+        position_ids: Int[Tensor, "row node"],
         cache: Cache,
     ) -> Float[Tensor, "row node width"]:
         """Predicted features."""
-        around = self.rotary(inputs, places)
-        kept = cache_kwarg(self.layers[0], cache)
         return self.layers[0](
-            inputs, attention_mask=mask, position_ids=places, use_cache=True, position_embeddings=around, **kept
+            inputs,
+            attention_mask=mask,
+            position_ids=position_ids,
+            use_cache=True,
+            position_embeddings=self.rotary(inputs, position_ids),
+            **cache_kwarg(self.layers[0], cache),
         )
 
-    def embed(self, target: CausalTarget, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
-        """Input vectors of text tokens, numbered as the loop does."""
+    def embed(self, target: Target, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
+        """Input vectors of text tokens."""
         if self.embed_tokens is None:
-            return target.embed(ids + target.offset)
-        known = ids < self.embed_tokens.num_embeddings
-        return torch.where(known[..., None], self.embed_tokens(ids.where(known, 0)), target.embed(ids + target.offset))
+            return target.embed(tokens)
+        own = (tokens >= 0) & (tokens < self.embed_tokens.num_embeddings)
+        return torch.where(own[..., None], self.embed_tokens(tokens.where(own, 0)), target.embed(tokens))
+
+    def head(self, target: Target) -> Float[Tensor, "drafted width"]:
+        """The rows of the target's output head that are drafted from: those of tokens that this drafter can read, too."""
+        weight = target.head.weight
+        if self.embed_tokens is not None:
+            weight = weight[: self.embed_tokens.num_embeddings]
+        return weight if self.tokens is None else weight[self.tokens]
 
     def logits(
-        self, head: Float[Tensor, "vocab width"], features: Float[Tensor, "*shape width"]
-    ) -> Float[Tensor, "*shape vocab"]:
+        self, head: Float[Tensor, "drafted width"], features: Float[Tensor, "*shape width"]
+    ) -> Float[Tensor, "*shape drafted"]:
+        """Logits of predicted features."""
         return nn.functional.linear(features.to(head.dtype), head)
 
-    def head(self, target: CausalTarget) -> Float[Tensor, "vocab width"]:
-        """The rows of the target's output head that are drafted from: those of tokens that this drafter can read, too."""
-        known = target.head if self.embed_tokens is None else target.head[: self.embed_tokens.num_embeddings]
-        return known if self.tokens is None else known[self.tokens]
-
-    def read(self, reading: PromptEmbeds, prompt: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
+    def read_prompt(self, prompt: PromptEmbeds, tokens: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
         """Input vectors of a prompt, text by this drafter's embedding."""
         if self.embed_tokens is None:
-            return reading.vectors
-        known = reading.text & (prompt >= 0) & (prompt < self.embed_tokens.num_embeddings)
-        return torch.where(known[:, None], self.embed_tokens(prompt.masked_fill(~known, 0)), reading.vectors)
+            return prompt.vectors
+        own = prompt.is_text & (tokens >= 0) & (tokens < self.embed_tokens.num_embeddings)
+        return torch.where(own[:, None], self.embed_tokens(tokens.where(own, 0)), prompt.vectors)
 
-    def start(self, target: CausalTarget, state: State, sampling: SamplingOptions, drawn: bool) -> None:
+    def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         if state.branches > 1:
             raise MmspecError(
                 "this drafter reads one stream, and guidance needs two: set guidance to 1, or use another drafter"
             )
-        self._target, self._drawn, self._sampling = target, drawn, sampling.without_processors()
+        super().start(target, state, sampling, needs_draft_probs)
         self._head = self.head(target).to(self.fc.weight.dtype)
-        self._length = 3.0
-        self._cache, self._tail = self._begun(state, list(range(state.rows)))
+        self._plan = DepthPlan(self.depth)
+        self._cache, self._last = self._read(state, list(range(state.rows)))
 
-    def reseat(self, state: State, former: list[int | None]) -> None:
-        kept, new = [row for row in former if row is not None], [row for row, was in enumerate(former) if was is None]
-        self._cache.keep(kept)
-        self._tail = self._tail[kept]
+    def change_rows(self, state: State, previous: list[int | None]) -> None:
+        present = [row for row in previous if row is not None]
+        new = [row for row, before in enumerate(previous) if before is None]
+        self._cache.keep(present)
+        self._last = self._last[present]
         if new:
-            cache, tail = self._begun(state, new)
+            cache, last = self._read(state, new)
             self._cache.join(cache)
-            seats = [row for row, was in enumerate(former) if was is not None] + new
-            order = sorted(range(state.rows), key=seats.__getitem__)
+            rows = [row for row, before in enumerate(previous) if before is not None] + new
+            order = sorted(range(state.rows), key=rows.__getitem__)
             self._cache.keep(order)
-            self._tail = torch.cat([self._tail, tail])[order]
+            self._last = torch.cat([self._last, last])[order]
 
     @torch.inference_mode()
-    def _begun(self, state: State, rows: list[int]) -> tuple[TreeCache, Float[Tensor, "row width"]]:
-        """A cache that has read all of some rows, and their last predictions."""
-        cache = TreeCache(1, len(rows), state.cache.capacity + self.beam * self.depth, self._target.device)
-        tail = state.features.new_zeros(len(rows), self.fc.out_features)
+    def _read(self, state: State, rows: list[int]) -> tuple[TreeCache, Float[Tensor, "row width"]]:
+        """A cache that has read all of some rows, and the last features that the layer predicts there."""
+        cache = TreeCache(1, len(rows), state.cache.capacity + self.beam * self.depth, self.target.device)
         parts = []
         for row in rows:
-            reading, hidden = state.context[row]
-            read = self.enter(self.read(reading, state.prompts[row])[1:], hidden, reading.text[1:])
+            prompt, hidden = state.prompt_hidden[row]
+            tokens = torch.tensor(state.prompt_ids[row], device=self.target.device)
+            read = self.fuse(self.read_prompt(prompt, tokens)[1:], hidden, prompt.is_text[1:])
             parts.append(torch.cat([read, self._committed(state, row, state.counts[row])]))
-        self._feed(cache, tail, pad_sequence(parts, batch_first=True), [len(part) for part in parts])
-        return cache, tail
+        last = state.features.new_zeros(len(rows), self.fc.out_features)
+        return cache, self._extend(cache, last, parts)
 
     @torch.inference_mode()
-    def _feed(self, cache: TreeCache, tail: Tensor, inputs: Float[Tensor, "row node width"], counts: list[int]) -> None:
-        """Read committed positions, `counts[row]` of each row; the last prediction of each goes to `tail`."""
-        width = inputs.shape[1]
+    def _extend(
+        self, cache: TreeCache, last: Float[Tensor, "row width"], parts: list[Float[Tensor, "_ width"]]
+    ) -> Float[Tensor, "row width"]:
+        """Read committed positions of each row; the last predicted features, those of before for a row without new ones."""
+        inputs = pad_sequence(parts, batch_first=True)
+        rows, width = inputs.shape[:2]
         cache.open(width)
-        ahead = torch.arange(width, device=inputs.device).expand(len(counts), -1)
-        out = self.layer(
-            inputs, cache.mask(causal(len(counts), width, inputs.device)), positions(cache.lengths, ahead), cache
-        )
-        cache.lengths = [length + count for length, count in zip(cache.lengths, counts)]
-        for row, count in enumerate(counts):
-            if count:
-                tail[row] = out[row, count - 1]
+        positions = cache.lengths[:, None] + torch.arange(width, device=inputs.device)
+        output = self.layer(inputs, cache.mask(causal(rows, width, inputs.device)), positions, cache)
+        counts = [len(part) for part in parts]
+        cache.advance(counts)
+        index = torch.tensor(counts, device=inputs.device)
+        newest = output[torch.arange(rows, device=inputs.device), (index - 1).clamp(min=0)]
+        return torch.where(index[:, None] > 0, newest, last)
 
-    def observe(self, state: State, tree: DraftTree, verdict: Verdict, keys: Tensor) -> None:
-        fresh = [len(new) for new in verdict.tokens]
-        committed = sum(fresh) / max(1, sum(map(bool, fresh)))
-        self._length += 0.1 * (committed - self._length)
-        if not max(fresh):
-            return
-        parts = [self._committed(state, row, new) for row, new in enumerate(fresh)]
-        self._feed(self._cache, self._tail, pad_sequence(parts, batch_first=True), fresh)
+    def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
+        self._plan.observe(committed, tree.height)
+        counts = [len(tokens) for tokens in committed.tokens]
+        if max(counts):
+            parts = [self._committed(state, row, count) for row, count in enumerate(counts)]
+            self._last = self._extend(self._cache, self._last, parts)
 
     def _committed(self, state: State, row: int, new: int) -> Float[Tensor, "position width"]:
         """What the layer reads of the last `new` tokens of a row."""
         count = state.counts[row]
         tokens = torch.tensor(state.tokens[row][count - new :], dtype=torch.long, device=state.roots.device)
-        return self.enter(self.embed(self._target, tokens), state.features[0, row, count - new : count])
+        return self.fuse(self.embed(self.target, tokens), state.features[0, row, count - new : count])
 
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
-        height = min(limit, self.depth)
+        height = self._plan.height(limit, self.cost)
         if height < 1:
             return root(state.roots)
         began = perf_counter()
-        committed, rows = list(self._cache.lengths), torch.arange(state.rows, device=state.roots.device)[:, None]
-        hidden = self._tail[:, None]
-        above = torch.zeros(state.rows, 1, 0, dtype=torch.bool, device=state.roots.device)
+        rows, hidden = torch.arange(state.rows, device=state.roots.device)[:, None], self._last[:, None]
+        ancestors = torch.zeros(state.rows, 1, 0, dtype=torch.bool, device=state.roots.device)
+        gumbel = noise.gumbel(state.counts, height) if self.coupled and not noise.greedy else None
 
-        def scores(depth: int, tokens: Tensor, places: Tensor) -> Float[Tensor, "row beam vocab"]:
-            nonlocal hidden, above
+        def scores(depth: int, tokens: Tensor, parent_index: Tensor) -> Float[Tensor, "row beam drafted"]:
+            nonlocal hidden, ancestors
             if depth:
-                inputs = self.enter(self.embed(self._target, tokens), hidden[rows, places])
+                inputs = self.fuse(self.embed(self.target, tokens), hidden[rows, parent_index])
                 own = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device).expand(state.rows, -1, -1)
-                above = torch.cat([above[rows, places], own], 2)
-                hidden = self._look(inputs, above, committed, depth)
-            return self._sampling.scores(self.logits(self._head, hidden))
+                ancestors = torch.cat([ancestors[rows, parent_index], own], 2)
+                hidden = self._predict_level(inputs, ancestors, depth)
+            return self.sampling.scores(self.logits(self._head, hidden))
 
-        try:
-            if self._drawn:
-                return self.drawn(state, noise, lambda *where: self.spread(scores(*where)), height)
-            gumbel = None if noise.greedy or not self.coupled else noise.gumbel(state.counts, height)
+        def all_scores(depth: int, tokens: Tensor, parent_index: Tensor) -> Float[Tensor, "row beam vocab"]:
+            return self._over_vocabulary(scores(depth, tokens, parent_index))
 
-            def expand(depth: int, tokens: Tensor, places: Tensor) -> Candidates:
-                keys = scores(depth, tokens, places)
-                if gumbel is not None:
-                    shaken = (
-                        gumbel[:, depth, None, : keys.shape[2]]
-                        if self.tokens is None
-                        else gumbel[:, depth, None, self.tokens]
-                    )
-                    keys = torch.log_softmax(keys, -1) + self.coupling[depth] * shaken.to(keys.dtype)
-                    keys = keys * self.beta[depth]
-                elif noise.greedy:
-                    keys = keys * self.greedy[depth]
-                found = self.candidates(keys)
-                return found if self.tokens is None else Candidates(self.tokens[found.tokens], found.chances)
+        def expand(depth: int, tokens: Tensor, parent_index: Tensor) -> Candidates:
+            values = scores(depth, tokens, parent_index)
+            if gumbel is not None:
+                index = slice(values.shape[2]) if self.tokens is None else self.tokens
+                values = torch.log_softmax(values, -1)
+                values = values + self.coupling[depth] * gumbel[:, depth, None, index].to(values.dtype)
+                values = values * self.beta[depth]
+            elif noise.greedy:
+                values = values * self.greedy[depth]
+            proposed = self.candidates(values)
+            if self.tokens is None:
+                return proposed
+            return Candidates(self.tokens[proposed.tokens], proposed.probs)
 
-            return self.grown(state, expand, height, began, self._length)
-        finally:
-            self._cache.lengths = committed
+        if self.needs_draft_probs:
+            return sample_tree(state, noise, all_scores, self.widths, height, self.max_nodes)
+        tree = build_tree(state.roots, expand, height, self.beam, self.max_nodes)
+        self._plan.took(perf_counter() - began, height)
+        return tree
 
-    def _look(
-        self, inputs: Float[Tensor, "row beam width"], above: Tensor, committed: list[int], depth: int
+    def _predict_level(
+        self,
+        inputs: Float[Tensor, "row beam width"],
+        ancestors: Bool[Tensor, "row beam entry"],
+        depth: int,
     ) -> Float[Tensor, "row beam width"]:
-        """One level of the tree: every node sees what is committed, its own ancestors and itself (`above[row, node, tree slot]`)."""
+        """One level of the tree: every node sees what is committed, its own ancestors and itself."""
         cache, width = self._cache, inputs.shape[1]
-        seen = above.shape[2]
-        cache.lengths = [length + seen - width for length in committed]
-        cache.open(width)
-        first = torch.tensor(committed, device=inputs.device)[:, None]
-        allowed = (torch.arange(cache.visible, device=inputs.device) < first)[:, None].repeat(1, width, 1)
-        slots = first + torch.arange(seen, device=inputs.device)
-        allowed.scatter_(2, slots[:, None].expand(-1, width, -1), above)
-        return self.layer(inputs, allowed[:, None], (first + depth - 1).expand(-1, width), cache)
+        cache.open(width, ancestors.shape[2] - width)
+        positions = (cache.lengths[:, None] + depth - 1).expand(-1, width)
+        return self.layer(inputs, cache.mask(ancestors), positions, cache)
 
-    def spread(self, scores: Float[Tensor, "row beam drafted"]) -> Float[Tensor, "row beam vocab"]:
+    def _over_vocabulary(self, scores: Float[Tensor, "row beam drafted"]) -> Float[Tensor, "row beam vocab"]:
         """Scores over the target's whole vocabulary; what is not drafted from is impossible."""
-        if scores.shape[2] == self._target.vocabulary_size:
+        if scores.shape[2] == self.target.vocabulary_size:
             return scores
-        whole = scores.new_full((*scores.shape[:2], self._target.vocabulary_size), -torch.inf)
+        whole = scores.new_full((*scores.shape[:2], self.target.vocabulary_size), -torch.inf)
         whole[..., slice(scores.shape[2]) if self.tokens is None else self.tokens] = scores
         return whole
 

@@ -12,7 +12,7 @@ from mmspec.targets.base import Target
 
 
 class VadusaDrafter(HeadDrafter):
-    """`heads` residual heads on the last hidden state, head k for the token k places after the one that the target samples next.
+    """`heads` residual heads on the last hidden state, head k for the token k positions after the one that the target samples next.
 
     With `sparse`, nodes go where `accuracies[k][i]`, how often the i-th candidate of head k was right on held-out speech, says:
     always the same tree, grown greedily by products of accuracies as in the paper. Without, each candidate's own chance decides.
@@ -34,20 +34,17 @@ class VadusaDrafter(HeadDrafter):
         super().__init__(hidden_size, stride, [(0, k + 2) for k in range(heads)], target, beta, coupling)
         self.accuracies, self.sparse = accuracies, sparse
 
-    def start(self, target: Target, state: State, sampling: SamplingOptions, drawn: bool) -> None:
+    def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         if self.sparse and not self.accuracies:
             raise MmspecError(
-                "a sparse tree needs the accuracies of the heads, and this drafter has none: train it again, or leave sparse out"
+                "a sparse tree needs the accuracies of the heads, and this drafter has none: train it again, or leave "
+                "sparse out"
             )
-        super().start(target, state, sampling, drawn)
+        super().start(target, state, sampling, needs_draft_probs)
 
-    def candidates(self, keys: Float[Tensor, "row depth vocab"]) -> Candidates:
-        found = super().candidates(keys)
+    def candidates(self, scores: Float[Tensor, "row depth vocab"]) -> Candidates:
+        proposed = super().candidates(scores)
         if not (self.sparse and self.accuracies):
-            return found
-        chances = (
-            found.chances.new_tensor(self.accuracies)[: found.chances.shape[1], : found.chances.shape[2]]
-            .cummin(1)
-            .values
-        )
-        return Candidates(found.tokens, chances.expand_as(found.chances))
+            return proposed
+        probs = proposed.probs.new_tensor(self.accuracies)[: proposed.probs.shape[1], : proposed.probs.shape[2]]
+        return Candidates(proposed.tokens, probs.cummin(1).values.expand_as(proposed.probs))

@@ -11,8 +11,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mmspec.errors import MmspecError
 
-# Attention reads slots in whole blocks of this many. In bfloat16 the last bits of an attention output depend on how many slots
-# it was given, masked or not; a constant number makes wide and narrow passes agree bit for bit.
+# Attention reads slots in whole blocks of this many. In bfloat16 the last bits of an attention output depend on how
+# many slots it was given, masked or not; a constant number makes wide and narrow passes agree bit for bit.
 KV_BLOCK = 512
 
 
@@ -28,9 +28,8 @@ class TreeLayer(CacheLayerMixin):
 
     def __init__(self, owner: "TreeCache"):
         super().__init__()
-        self.owner = cast(
-            TreeCache, proxy(owner)
-        )  # a cycle would keep keys and values until the garbage collector runs
+        # A cycle would keep keys and values until the garbage collector runs.
+        self.owner = cast(TreeCache, proxy(owner))
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, width = key_states.shape
@@ -42,16 +41,18 @@ class TreeLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         owner = self.owner
-        if owner.aligned is not None:
-            span = slice(owner.aligned, owner.aligned + key_states.shape[2])
-            self.keys[:, :, span] = key_states
-            self.values[:, :, span] = value_states
-        else:
-            self.keys[owner.rows, :, owner.slots] = key_states.transpose(1, 2)
-            self.values[owner.rows, :, owner.slots] = value_states.transpose(1, 2)
+        self._write(self.keys, key_states, owner.slots)
+        self._write(self.values, value_states, owner.slots)
         return self.keys[:, :, : owner.visible], self.values[:, :, : owner.visible]
 
+    def _write(self, whole: Tensor, states: Tensor, slots: Tensor) -> None:
+        if len(whole) == 1:
+            whole.index_copy_(2, slots[0], states)
+        else:
+            whole[self.owner.rows, :, slots] = states.transpose(1, 2)
+
     def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy the entries of each row from the slots `sources` to `targets`, both `row slot`."""
         rows = self.owner.rows
         self.keys[rows, :, targets] = self.keys[rows, :, sources]
         self.values[rows, :, targets] = self.values[rows, :, sources]
@@ -60,110 +61,121 @@ class TreeLayer(CacheLayerMixin):
         self.keys, self.values = self.keys[rows], self.values[rows]
 
     def join(self, other: "TreeLayer") -> None:
-        for mine, name in ((self.keys, "keys"), (self.values, "values")):
-            theirs = getattr(other, name)
-            whole = mine.new_zeros(len(mine) + len(theirs), mine.shape[1], self.owner.capacity, mine.shape[3])
-            whole[: len(mine), :, : mine.shape[2]] = mine
-            whole[len(mine) :, :, : theirs.shape[2]] = theirs
-            setattr(self, name, whole)
+        self.keys, self.values = self._joined(self.keys, other.keys), self._joined(self.values, other.values)
+
+    def _joined(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        whole = mine.new_zeros(len(mine) + len(theirs), mine.shape[1], self.owner.capacity, mine.shape[3])
+        whole[: len(mine), :, : mine.shape[2]] = mine
+        whole[len(mine) :, :, : theirs.shape[2]] = theirs
+        return whole
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.owner.visible, 0
 
     def get_seq_length(self) -> int:
-        return max(self.owner.lengths)
+        return self.owner.longest
 
     def get_max_length(self) -> int:
         return self.owner.capacity
 
     def reset(self) -> None:
-        self.owner.lengths = [0] * len(self.owner.lengths)
+        self.owner.clear()
 
 
 class TreeCache(Cache):
     """Committed entries of every row, followed by at most one draft tree.
 
-    `open(width)` says where the next `width` entries of each row go (right after its committed ones);
-    `commit(paths)` keeps those on the accepted path and forgets the others. Slots beyond a row's length hold
-    garbage that the mask hides. `capacity` is slots per row: committed tokens plus one tree.
+    `open(width)` chooses the slots of the next `width` entries of each row, right after its committed ones;
+    `commit(paths)` keeps those on the accepted path and forgets the others. Slots beyond a row's length hold values
+    that the mask hides. `capacity` is slots per row: committed tokens plus one tree. Attention reads `visible` of them: whole
+    blocks, and at least `min_visible`.
+
+    `lengths` and `slots` are tensors on the device, so that a pass of a given width has static shapes; the cache knows
+    the lengths as numbers too, and never reads the device. Only its own methods change them.
     """
 
-    def __init__(self, layers: int, rows: int, capacity: int, device: torch.device | str = "cpu"):
+    def __init__(self, layers: int, rows: int, capacity: int, device: torch.device | str = "cpu", min_visible: int = 0):
         super().__init__(layers=[TreeLayer(self) for _ in range(layers)])
-        self.capacity = capacity
+        self.capacity, self.min_visible = capacity, min_visible
         self.device = torch.device(device)
         self.visible = 0
-        self.aligned: int | None = 0
-        self.lengths = [0] * rows
-        self.rows = torch.arange(rows, device=device)[:, None]
-        self.slots = self.rows
+        self._set_rows([0] * rows)
+        self.slots: Int[Tensor, "row entry"] = self.rows
+
+    def _set_rows(self, lengths: list[int]) -> None:
+        self._counts = lengths
+        self.lengths: Int[Tensor, row] = torch.tensor(lengths, device=self.device)
+        self.rows = torch.arange(len(lengths), device=self.device)[:, None]
+
+    @property
+    def longest(self) -> int:
+        """Committed entries of the longest row."""
+        return max(self._counts, default=0)
 
     @property
     def bytes(self) -> int:
         """Memory held by keys and values."""
         return sum(t.nbytes for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values))
 
-    def open(self, width: int) -> None:
-        """Place the next `width` entries of each row after its committed ones."""
-        longest = max(self.lengths)
-        needed = longest + width
+    def open(self, width: int, offset: int = 0) -> None:
+        """Place the next `width` entries of each row `offset` slots after its committed ones.
+
+        Raises MmspecError if they do not fit.
+        """
+        needed = self.longest + offset + width
         if needed > self.capacity:
             raise MmspecError(
-                f"the cache holds {self.capacity} positions a row and {needed} are needed: ask for fewer tokens or a smaller tree"
+                f"the cache holds {self.capacity} positions a row and {needed} are needed: "
+                "ask for fewer tokens or a smaller tree"
             )
-        self.visible = min(self.capacity, -(-needed // KV_BLOCK) * KV_BLOCK)
-        self.aligned = longest if min(self.lengths) == longest else None
-        if self.aligned is None:
-            start = torch.tensor(self.lengths, device=self.device)[:, None]
-            self.slots = start + torch.arange(width, device=self.device)
+        self.visible = min(self.capacity, max(self.min_visible, -(-needed // KV_BLOCK) * KV_BLOCK))
+        self.slots = self.lengths[:, None] + torch.arange(offset, offset + width, device=self.device)
 
-    def mask(self, ancestors: Bool[Tensor, "row node node"]) -> Bool[Tensor, "row 1 node slot"]:
-        """What each new entry may attend to: its row's committed slots and its own ancestors."""
-        rows, width = ancestors.shape[:2]
-        lengths = torch.tensor(self.lengths, device=self.device)
-        slots = torch.arange(self.visible, device=self.device)
-        allowed = (slots < lengths[:, None])[:, None].expand(-1, width, -1).clone()
-        if self.aligned is not None:
-            allowed[:, :, self.aligned : self.aligned + width] = ancestors
-        else:
-            allowed.scatter_(2, self.slots[:, None].expand(-1, width, -1), ancestors)
-        return allowed[:, None]
+    def mask(self, seen: Bool[Tensor, "row node entry"]) -> Bool[Tensor, "row 1 node slot"]:
+        """What each new entry may attend to: its row's committed slots, and those of the entries after them that it `seen`s.
+
+        The entries are counted from the first slot that is not committed; those that were opened last are the last of them.
+        """
+        allowed = (torch.arange(self.visible, device=self.device) < self.lengths[:, None])[:, None]
+        allowed = allowed.repeat(1, seen.shape[1], 1)
+        slots = self.lengths[:, None] + torch.arange(seen.shape[2], device=self.device)
+        return allowed.scatter_(2, slots[:, None].expand(-1, seen.shape[1], -1), seen)[:, None]
 
     def commit(self, paths: list[list[int]]) -> None:
         """Keep the nodes of each row's path, in order, right after what was committed."""
         if any(path != list(range(len(path))) for path in paths):
             longest = max(map(len, paths))
             padded = torch.tensor([path + list(range(len(path), longest)) for path in paths], device=self.device)
-            start = torch.tensor(self.lengths, device=self.device)[:, None]
+            start = self.lengths[:, None]
             sources, targets = start + padded, start + torch.arange(longest, device=self.device)
             for layer in self.layers:
                 layer.move(sources, targets)
-        self.lengths = [length + len(path) for length, path in zip(self.lengths, paths, strict=True)]
+        self.advance([len(path) for path in paths])
+
+    def advance(self, counts: list[int]) -> None:
+        """Keep the first `counts[row]` entries of each row that are not committed yet."""
+        self._counts = [length + count for length, count in zip(self._counts, counts, strict=True)]
+        self.lengths = torch.tensor(self._counts, device=self.device)
 
     def keep(self, rows: list[int]) -> None:
         """These rows in this order; all others leave."""
         index = torch.tensor(rows, device=self.device)
         for layer in self.layers:
             layer.keep(index)
-        self._seat([self.lengths[row] for row in rows])
+        self._set_rows([self._counts[row] for row in rows])
 
     def join(self, other: "TreeCache") -> None:
         """The rows of another cache of the same model come after the present ones."""
         self.capacity = max(self.capacity, other.capacity)
-        for layer, fresh in zip(self.layers, other.layers, strict=True):
-            layer.join(fresh)
-        self._seat(self.lengths + other.lengths)
+        for layer, joining in zip(self.layers, other.layers, strict=True):
+            layer.join(joining)
+        self._set_rows(self._counts + other._counts)
 
-    def _seat(self, lengths: list[int]) -> None:
-        self.lengths = lengths
-        self.rows = torch.arange(len(lengths), device=self.device)[:, None]
+    def clear(self) -> None:
+        """Forget all entries."""
+        self._set_rows([0] * len(self._counts))
 
 
 def causal(rows: int, width: int, device: torch.device | str) -> Bool[Tensor, "row node node"]:
     """Ancestors of a chain, for prefill."""
     return torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(rows, -1, -1)
-
-
-def positions(lengths: list[int], depths: Int[Tensor, "row node"]) -> Int[Tensor, "row node"]:
-    """Position ids of tree nodes: the row's committed length plus the node's depth."""
-    return torch.tensor(lengths, device=depths.device)[:, None] + depths

@@ -3,37 +3,40 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.none import NoDrafter
-from mmspec.engine.accept import Acceptance, Verdict, acceptance, perturb
-from mmspec.engine.noise import Noise
-from mmspec.engine.sampling import Prefixes, SamplingOptions
-from mmspec.engine.state import State
-from mmspec.engine.stats import GenerationStats
-from mmspec.engine.tree import DraftTree, root
+from mmspec.engine.accept import AcceptanceRule, Committed, acceptance, add_gumbel
+from mmspec.engine.cost import choose_width
+from mmspec.engine.rows import Rows, Stop
+from mmspec.engine.sampling import SamplingOptions
+from mmspec.engine.state import Output, Prefixes, State
+from mmspec.engine.stats import GenerationStats, Stopwatch, timed
+from mmspec.engine.tree import MAX_TREE_NODES, DraftTree, root
 from mmspec.errors import MmspecError
-from mmspec.targets.base import Target
+from mmspec.targets.base import Prompts, Target
 
-# Slots kept for one tree, whatever the drafter: a cache of equal size makes passes of equal bits (see cache.KV_BLOCK).
-MAX_TREE_NODES = 64
+__all__ = ["Batch", "Generation", "OnAccept", "Round", "Stop", "generate", "stream"]
+
+# Called as (state, tree, gumbel_scores, accepted path) after a tree was verified and before it is committed.
+OnAccept = Callable[[State, DraftTree, Tensor, Committed], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round committed: for each row its new tokens (none for one that has stopped or waits), which rows go on, and seconds spent."""
+    """What one round committed: each row's new tokens (none for one that has stopped), and which rows go on.
+
+    `nodes` is how many nodes were verified, `seconds` is by phase, `cache_bytes` the memory of keys and values.
+    """
 
     tokens: list[list[int]]
     nodes: int
     running: list[bool]
-    draft: float
-    target: float
-    accept: float
-    total: float
+    seconds: dict[str, float]
+    cache_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +47,10 @@ class Generation:
     stats: GenerationStats
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """When a row ends: after `length` tokens, at one of the `eos` tokens, or when `when(row, tokens)` says so."""
-
-    length: int
-    eos: frozenset[int] = frozenset()
-    when: Callable[[int, list[int]], bool] | None = None
-
-    def trim(self, row: int, before: list[int], new: list[int]) -> tuple[list[int], bool]:
-        """The part of `new` that still belongs to the row, and whether the row ends with it."""
-        kept: list[int] = []
-        for token in new[: self.length - len(before)]:
-            kept.append(token)
-            if token in self.eos or (self.when and self.when(row, before + kept)):
-                return kept, True
-        return kept, len(before) + len(kept) >= self.length
-
-
 class Batch:
-    """Rows that are generated together, each with its own prompt, seed, length and end; they may join and leave between rounds.
+    """Rows that are generated together, each with its own prompt, seed, length and end.
 
-    What a row says does not depend on the others.
+    They may join and leave between rounds. What a row generates does not depend on the others.
     """
 
     def __init__(
@@ -73,147 +58,169 @@ class Batch:
         target: Target,
         drafter: Drafter | None = None,
         sampling: SamplingOptions = SamplingOptions(),
-        rule: str | Acceptance = "exact",
+        rule: str | AcceptanceRule = "exact",
+        on_accept: OnAccept | None = None,
     ):
-        self.target, self.drafter, self.sampling, self.rule = target, drafter or NoDrafter(), sampling, acceptance(rule)
-        self.state: State | None = None
-        self.stops: list[tuple[Stop, int]] = []
-        self.seeds: list[int] = []
-        self.running: list[bool] = []
-        self._former: list[int | None] = []
-        self._seated = False
+        self.target, self.drafter = target, drafter or NoDrafter()
+        self.sampling, self.rule, self.on_accept = sampling, acceptance(rule), on_accept
+        self.rows: Rows | None = None
+        self.watch = Stopwatch()
+        self._drafter_knows_rows = False
+
+    @property
+    def state(self) -> State | None:
+        """What is committed, None without rows."""
+        return self.rows.state if self.rows else None
+
+    @property
+    def running(self) -> list[bool]:
+        """Which rows go on."""
+        return self.rows.running if self.rows else []
 
     @torch.inference_mode()
-    def join(self, prompts: Any, seeds: list[int], stop: Stop) -> None:
-        """Read prompts; their rows come after the present ones."""
-        fresh = self.target.prefill(
-            prompts, stop.length + max(self.drafter.max_nodes, MAX_TREE_NODES) + 1, self.drafter.needs_features
-        )
-        if fresh.rows != len(seeds):
-            raise MmspecError(f"{len(seeds)} seeds were given for {fresh.rows} rows: give one each, or a single number")
-        present, self.state = self.state, None  # a join that fails midway leaves nothing that could go on
+    def join(self, prompts: Prompts, seeds: list[int], stop: Stop) -> Round:
+        """Prefill prompts and emit their first tokens; their rows come after the present ones.
+
+        If joining fails midway, the batch is empty.
+        """
+        self.watch.restart()
+        joining = self._prefill(prompts, seeds, stop)
+        tree, output = root(joining.state.roots), joining.state.prefill_output
+        path, _ = self._accept(joining, tree, output)
+        joining.state.commit(path.paths, path.tokens, output.hidden)
+        present, self.rows = self.rows, None
         if present:
-            present.join(fresh)
-        self.state = present or fresh
-        self.stops += [(stop, row) for row in range(len(seeds))]
-        self.seeds += seeds
-        self.running += [stop.length > 0] * len(seeds)
-        self._former += [None] * len(seeds)
-        self._changed()
+            present.join(joining)
+        self.rows = present or joining
+        before = len(self.running) - len(seeds)
+        self._follow_rows([*range(before), *[None] * len(seeds)])
+        return self._report([[] for _ in range(before)] + path.tokens, tree.size)
+
+    @torch.inference_mode()
+    def round(self) -> Round:
+        """Draft a tree, verify it in one target pass, accept a path of it, and commit that."""
+        self.watch.restart()
+        rows = self.rows
+        assert rows is not None, "the batch has no rows"
+        tree = self._draft(rows)
+        output = self._verify(rows, tree)
+        path, gumbel_scores = self._accept(rows, tree, output)
+        rows.state.commit(path.paths, path.tokens, output.hidden)
+        self._observe(rows, tree, path, gumbel_scores)
+        return self._report(path.tokens, tree.size)
 
     @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
-        """All other rows leave."""
-        assert self.state is not None, "nobody has joined"
-        self.state = self.state if rows else None
-        if self.state:
-            self.state.keep(rows)
-        self.stops, self.seeds = [self.stops[row] for row in rows], [self.seeds[row] for row in rows]
-        self.running, self._former = [self.running[row] for row in rows], [self._former[row] for row in rows]
-        self._changed()
-
-    @property
-    def fresh(self) -> list[bool]:
-        """Rows whose first token is known and not yet said."""
-        return [one is not None for one in self.state.ahead] if self.state else []
-
-    def _changed(self) -> None:
-        self._strict = self.target.strict.union(*(stop.eos for stop, _ in self.stops))
-        self._noise = Noise(self.seeds, self.target.vocabulary_size, self.target.device, self.sampling.greedy)
-        self._seated = False
-
-    def _seat(self, state: State) -> None:
-        """Tell the drafter who is there."""
-        reseat: Any = getattr(self.drafter, "reseat", None)
-        if reseat and any(row is not None for row in self._former):
-            reseat(state, self._former)
+        """These rows in this order; all others leave."""
+        assert self.rows is not None, "the batch has no rows"
+        if rows:
+            self.rows.keep(rows)
         else:
-            self.drafter.start(self.target, state, self.sampling, self.rule.drawn)
-        self._former, self._seated = list(range(state.rows)), True
+            self.rows = None
+        self._follow_rows(list(rows))
 
-    @torch.inference_mode()
-    def round(self, on_verdict: Callable[[State, DraftTree, Tensor, Verdict], None] | None = None) -> Round:
-        """Draft, verify, accept, commit. Rows that have just joined get the token that reading their prompts told, and the others wait."""
-        state = self.state
-        assert state is not None, "nobody has joined"
-        t0 = perf_counter()
-        noise, fresh = self._noise, self.fresh
-        first = any(fresh)
-        if first:
-            turn = [alive and new for alive, new in zip(self.running, fresh)]
-            tree = root(state.roots)
-            t1 = perf_counter()
-            out = state.first()
-            state.ahead = [None] * state.rows
+    @timed("prefill")
+    def _prefill(self, prompts: Prompts, seeds: list[int], stop: Stop) -> Rows:
+        capacity = stop.length + max(self.drafter.max_nodes, MAX_TREE_NODES) + 1
+        state = self.target.prefill(prompts, capacity, self.drafter.needs_features)
+        if state.rows != len(seeds):
+            raise MmspecError(f"{len(seeds)} seeds were given for {state.rows} rows: give one each, or a single number")
+        stops = [(stop, row) for row in range(len(seeds))]
+        running = [stop.length > 0] * len(seeds)
+        return Rows(state, seeds, stops, running, self.target.vocabulary_size, self.sampling.greedy)
+
+    @timed("draft")
+    def _draft(self, rows: Rows) -> DraftTree:
+        began = perf_counter()
+        tree = self.drafter.draft(rows.state, rows.noise, rows.room - 1)
+        return choose_width(tree, self.drafter.nodes, self.drafter.cost, perf_counter() - began)
+
+    @timed("target")
+    def _verify(self, rows: Rows, tree: DraftTree) -> Output:
+        return self.target.forward(rows.state, tree)
+
+    @timed("accept")
+    def _accept(self, rows: Rows, tree: DraftTree, output: Output) -> tuple[Committed, Tensor]:
+        state, noise = rows.state, rows.noise
+        prefixes = Prefixes(state, tree) if self.sampling.reads_prefix else None
+        scores = self.sampling.scores(output.logits, prefixes)
+        gumbel_scores = add_gumbel(tree, scores, noise, state.counts)
+        protected = self.target.protected | rows.end_tokens
+        accepted = self.rule(tree, scores, gumbel_scores, noise, state.counts, protected).read()
+        if self.on_accept:
+            self.on_accept(state, tree, gumbel_scores, accepted)
+        return rows.trim(accepted), gumbel_scores
+
+    @timed("draft")
+    def _observe(self, rows: Rows, tree: DraftTree, path: Committed, gumbel_scores: Tensor) -> None:
+        self.drafter.observe(rows.state, tree, path, gumbel_scores)
+
+    @timed("draft")
+    def _follow_rows(self, previous: list[int | None]) -> None:
+        """Tell the drafter which rows there are: row i was row `previous[i]`, or is new if that is None."""
+        if not any(self.running):
+            self._drafter_knows_rows = False
+            return
+        assert self.state is not None
+        if self._drafter_knows_rows:
+            self.drafter.change_rows(self.state, previous)
         else:
-            turn = self.running
-            if not self._seated:
-                self._seat(state)
-            left = max(stop.length - count for (stop, _), count, alive in zip(self.stops, state.counts, turn) if alive)
-            tree = self.drafter.draft(state, noise, left - 1)
-            t1 = perf_counter()
-            out = self.target.forward(state, tree)
-        t2 = perf_counter()
-        scores = self.sampling.scores(out.logits, Prefixes(state, tree) if self.sampling.reads_prefix else None)
-        keys = perturb(tree, scores, noise, state.counts)
-        verdict = self.rule(tree, scores, keys, noise, state.counts, self._strict)
-        ends = [
-            stop.trim(row, before, found) if mine else ([], not alive)
-            for (stop, row), before, found, mine, alive in zip(
-                self.stops, state.tokens, verdict.tokens, turn, self.running
-            )
-        ]
-        new = [kept for kept, _ in ends]
-        paths = [path[: len(kept)] for path, kept in zip(verdict.paths, new)]
-        if on_verdict:
-            on_verdict(state, tree, keys, verdict)
-        t3 = perf_counter()
-        state.commit(tree, paths, new, out.hidden)
-        t4 = perf_counter()
-        if not first:
-            self.drafter.observe(state, tree, Verdict(paths, new), keys)
-        t5 = perf_counter()
-        self.running = [not over for _, over in ends]
-        return Round(new, tree.size, self.running, t1 - t0 + t5 - t4, t2 - t1, t3 - t2, perf_counter() - t0)
+            self.drafter.start(self.target, self.state, self.sampling, self.rule.needs_draft_probs)
+        self._drafter_knows_rows = True
+
+    def _report(self, tokens: list[list[int]], nodes: int) -> Round:
+        held = self.state.cache.bytes if self.state else 0
+        return Round(tokens, nodes, self.running, self.watch.seconds, held)
 
 
 @torch.inference_mode()
 def stream(
     target: Target,
-    prompts: Any,
+    prompts: Prompts,
     rows: int,
     stop: Stop,
     drafter: Drafter | None = None,
     sampling: SamplingOptions = SamplingOptions(),
     seeds: list[int] | int = 0,
-    rule: str | Acceptance = "exact",
+    rule: str | AcceptanceRule = "exact",
     cancel: Callable[[], bool] = lambda: False,
     stats: GenerationStats | None = None,
-    on_verdict: Callable[[State, DraftTree, Tensor, Verdict], None] | None = None,
+    on_accept: OnAccept | None = None,
 ) -> Iterator[Round]:
     """Generate round by round; only verified tokens leave.
 
     `seeds` is one seed per row, or one number from which rows count up. `stats` is filled as rounds pass;
-    `on_verdict(state, tree, keys, verdict)` sees each verification (keys are log p + g of every node) before it is committed. Closing the iterator or a
-    true `cancel()` ends generation between rounds.
+    `on_accept(state, tree, gumbel_scores, accepted)` sees each accepted path before it is committed. Closing the
+    iterator or a true `cancel()` ends generation between rounds.
     """
-    batch, stats = Batch(target, drafter, sampling, rule), stats or GenerationStats()
-    began = perf_counter()
-    batch.join(prompts, [seeds + row for row in range(rows)] if isinstance(seeds, int) else seeds, stop)
-    stats.begin(batch.drafter.name, batch.rule, rows, perf_counter() - began)
-    while any(batch.running) and not cancel():
-        step = batch.round(on_verdict)
-        stats.add(step, step.tokens, batch.state.cache.bytes if batch.state else 0)
-        yield step
+    batch, stats = Batch(target, drafter, sampling, rule, on_accept), stats or GenerationStats()
+    stats.begin(batch.drafter.name, batch.rule.name, batch.rule.lossless, rows)
+    result = batch.join(prompts, [seeds + row for row in range(rows)] if isinstance(seeds, int) else seeds, stop)
+    while any(result.tokens) and not cancel():
+        stats.add(result.tokens, result.nodes, result.cache_bytes, result.seconds)
+        yield result
+        if not any(result.running) or cancel():
+            return
+        result = batch.round()
 
 
 def generate(
-    target: Target, prompts: Any, rows: int, stop: Stop, drafter: Drafter | None = None, **options: Any
+    target: Target,
+    prompts: Prompts,
+    rows: int,
+    stop: Stop,
+    drafter: Drafter | None = None,
+    sampling: SamplingOptions = SamplingOptions(),
+    seeds: list[int] | int = 0,
+    rule: str | AcceptanceRule = "exact",
+    stats: GenerationStats | None = None,
+    on_accept: OnAccept | None = None,
 ) -> Generation:
     """`stream` to the end; see there for the options."""
-    stats = options.pop("stats", None) or GenerationStats()
+    stats = stats or GenerationStats()
     tokens: list[list[int]] = [[] for _ in range(rows)]
-    for step in stream(target, prompts, rows, stop, drafter, stats=stats, **options):
-        for row, new in zip(tokens, step.tokens):
+    rounds = stream(target, prompts, rows, stop, drafter, sampling, seeds, rule, stats=stats, on_accept=on_accept)
+    for result in rounds:
+        for row, new in zip(tokens, result.tokens):
             row.extend(new)
     return Generation(tokens, stats)

@@ -22,11 +22,10 @@ def _mix(x: Tensor) -> Tensor:
     return x
 
 
-def _key(seed: int, position: int, use: int) -> tuple[int, int]:
+def _words(seed: int, position: int, use: int) -> tuple[int, int]:
     """Two 32-bit words from (seed, position, use), by splitmix64."""
-    z = (seed * 0x9E3779B97F4A7C15 + position * 0xD1342543DE82EF95 + use * 0xDA942042E4DD58B5 + 0x632BE59BD9B4E019) & (
-        2**64 - 1
-    )
+    z = seed * 0x9E3779B97F4A7C15 + position * 0xD1342543DE82EF95 + use * 0xDA942042E4DD58B5 + 0x632BE59BD9B4E019
+    z &= 2**64 - 1
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
     z ^= z >> 31
@@ -38,59 +37,66 @@ def uniforms(
 ) -> Float[Tensor, "row position vocab"]:
     """Uniform numbers in (0, 1) from (seed, position, token, use): the same on every device, in any order or batch.
 
-    Small values keep their full relative precision (32 random bits), so that Gumbel maxima over large vocabularies do not tie.
+    Small values keep their full relative precision (32 random bits), so that Gumbel maxima over large vocabularies do
+    not tie.
     """
-    keys = torch.tensor(
-        [[_key(seed, p, use) for p in row] for seed, row in zip(seeds, positions, strict=True)], dtype=torch.int64
-    )
-    keys = (keys - ((keys >> 31) << 32)).to(torch.int32).to(device)
+    words = torch.tensor(
+        [[_words(seed, position, use) for position in row] for seed, row in zip(seeds, positions, strict=True)],
+        dtype=torch.int64,
+    ).view(len(seeds), -1, 2)
+    words = (words - ((words >> 31) << 32)).to(torch.int32).to(device)
     x = torch.arange(vocabulary, dtype=torch.int32, device=device) * _signed(_GOLDEN)
-    x = _mix(x + keys[..., :1])
-    x = _mix(x ^ keys[..., 1:])
+    x = _mix(x + words[..., :1])
+    x = _mix(x ^ words[..., 1:])
     low = (x & 0xFFFF).float() + 0.5
     high = ((x >> 16) & 0xFFFF).float()
     return (high * 65536.0 + low).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
 
 
+def to_gumbel(uniform: Tensor) -> Tensor:
+    """-log(-log(1 - u)), in place: Gumbel(0, 1) numbers, the largest of which are the most precise."""
+    return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
 class Noise:
-    """Gumbel noise keyed by (seed, position); each row has its own seed.
+    """Gumbel noise that is a function of (seed, position); each row has its own seed.
 
     Every position is computed once: what a round looked ahead is kept for the next one. `greedy` noise is zero.
     """
 
     SAMPLE, DRAFT, ACCEPT = 0, 1, 2
 
-    def __init__(self, seeds: list[int], vocabulary: int, device: torch.device | str = "cpu", greedy: bool = False):
+    def __init__(
+        self, seeds: list[int], vocabulary: int, device: torch.device | str = "cpu", greedy: bool = False
+    ) -> None:
         self.seeds, self.vocabulary, self.device, self.greedy = seeds, vocabulary, device, greedy
-        self._known: list[dict[int, Tensor]] = [{} for _ in seeds]
+        self._computed: list[dict[int, Tensor]] = [{} for _ in seeds]
 
     def gumbel(self, first: list[int], count: int) -> Float[Tensor, "row position vocab"]:
         """g_t for `count` positions of each row, from `first[row]` on; earlier positions are forgotten."""
         if self.greedy:
             return torch.zeros(len(first), count, 1, device=self.device)
         missing = [
-            [t for t in range(start, start + count) if t not in known]
-            for start, known in zip(first, self._known, strict=True)
+            [position for position in range(start, start + count) if position not in computed]
+            for start, computed in zip(first, self._computed, strict=True)
         ]
-        need = max(map(len, missing))
-        if need:
-            fresh = uniforms(
-                self.seeds, [(row + [0] * need)[:need] for row in missing], self.vocabulary, self.SAMPLE, self.device
-            )
-            fresh = fresh.neg_().log1p_().neg_().log_().neg_()
-            for row, wanted in enumerate(missing):
-                self._known[row].update(zip(wanted, fresh[row]))
+        most = max(map(len, missing))
+        if most:
+            padded = [(row + [0] * most)[:most] for row in missing]
+            fresh = to_gumbel(uniforms(self.seeds, padded, self.vocabulary, self.SAMPLE, self.device))
+            for row, positions in enumerate(missing):
+                self._computed[row].update(zip(positions, fresh[row]))
         for row, start in enumerate(first):
-            self._known[row] = {t: g for t, g in self._known[row].items() if t >= start}
+            self._computed[row] = {position: g for position, g in self._computed[row].items() if position >= start}
         return torch.stack(
-            [torch.stack([known[start + i] for i in range(count)]) for start, known in zip(first, self._known)]
+            [torch.stack([computed[start + i] for i in range(count)]) for start, computed in zip(first, self._computed)]
         )
 
-    def fresh(self, row: int, position: int, use: int, count: int = 1) -> Float[Tensor, "count vocab"]:
-        """Gumbel noise independent of `gumbel`, for drawing drafts and residuals: `count` independent copies."""
-        u = uniforms([self.seeds[row]], [[position]], self.vocabulary * count, use, self.device)
-        return u.neg_().log1p_().neg_().log_().neg_().view(count, self.vocabulary)
+    def fresh(self, positions: list[list[int]], use: int, copies: int = 1) -> Float[Tensor, "row position copy vocab"]:
+        """Gumbel noise independent of `gumbel`, for sampling drafts and residuals: independent copies at each position."""
+        u = uniforms(self.seeds, positions, self.vocabulary * copies, use, self.device)
+        return to_gumbel(u).unflatten(2, (copies, self.vocabulary))
 
-    def coins(self, row: int, position: int, count: int) -> list[float]:
-        """Uniform numbers for accept tests at one position."""
-        return uniforms([self.seeds[row]], [[position]], count, self.ACCEPT, "cpu").flatten().tolist()
+    def coins(self, positions: list[list[int]], count: int) -> Float[Tensor, "row position count"]:
+        """Uniform numbers for the accept tests at each position."""
+        return uniforms(self.seeds, positions, count, self.ACCEPT, self.device)

@@ -6,15 +6,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from mmspec.errors import MmspecError
 
 if TYPE_CHECKING:
-    from mmspec.engine.state import State
-    from mmspec.engine.tree import DraftTree
+    from mmspec.engine.state import Prefixes
 
 # Processors whose output does not depend on the prefix: one call serves every node of a tree.
 PREFIX_FREE = (
@@ -124,14 +123,3 @@ class SamplingOptions:
 
 # The name that 0.1 had.
 Sampling = SamplingOptions
-
-
-class Prefixes:
-    """The tokens that precede each node's prediction: committed ones, then the path to the node."""
-
-    def __init__(self, state: "State", tree: "DraftTree"):
-        self.histories = [state.history(row)[:-1] for row in range(state.rows)]
-        self.tokens, self.ancestors = tree.tokens, tree.ancestors()
-
-    def __call__(self, row: int, node: int) -> Int[Tensor, "position"]:
-        return torch.cat([self.histories[row], self.tokens[row][self.ancestors[row, node]]])

@@ -1,7 +1,6 @@
 """The state of one generation, and what a target pass returns."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,13 +13,24 @@ from mmspec.errors import MmspecError
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbeds:
-    """A prompt as a decoder takes it: input vectors, position ids (three rows of them for M-RoPE), which positions are text and not
-    image, and by how much the position ids of new tokens differ from their index."""
+    """A prompt as a decoder takes it.
+
+    `vectors` are input embeddings, `position_ids` have three axes for M-RoPE, `is_text` says which positions are text
+    and not image, and `position_shift` is by how much the position ids of new tokens differ from their index.
+    """
 
     vectors: Float[Tensor, "position width"]
-    places: Int[Tensor, "*axis position"]
-    text: Bool[Tensor, "position"]
-    shift: int = 0
+    position_ids: Int[Tensor, "*axis position"]
+    is_text: Bool[Tensor, "position"]
+    position_shift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One target pass over a tree: guided logits, and the hidden state of every node in every CFG branch."""
+
+    logits: Float[Tensor, "row node vocab"]
+    hidden: Float[Tensor, "branch row node width"]
 
 
 @dataclass(slots=True)
@@ -28,22 +38,25 @@ class State:
     """One generation: what is committed, and its keys, values and features. The target itself holds nothing.
 
     Tokens are numbered in the generated vocabulary; prompt tokens outside it are negative. The root is the last
-    committed token, whose keys are not yet committed to the cache. `features[:, b, i]` is the hidden state that predicted
-    token i of row b (the one after token i - 1 was read, i = 0 after the prompt); it has no positions unless a drafter asks.
-    Then `context` holds, for each stream's row, the prompt and the hidden states of all of its positions but the last.
-    `ahead[b]` is what reading the prompt said of the first token of row b, until that is committed.
+    committed token, whose keys are not yet committed to the cache. A sequence is a row of one CFG branch; sequences are
+    ordered branch by branch.
+
+    `features[:, b, i]` is the hidden state that predicted token i of row b (the one after token i - 1 was read, i = 0
+    after the prompt); it has no positions unless a drafter asks for features. Then `prompt_hidden` holds, for each
+    sequence, the prompt's embeddings and the hidden states of all of its positions but the last.
+    `prefill_output` is what the prompt's pass says at the root, once, for the first token.
     """
 
     cache: TreeCache
     branches: int
+    guidance: float
     roots: Int[Tensor, "row"]
     tokens: list[list[int]]
-    prompts: list[Tensor]
-    features: Float[Tensor, "stream row position width"]
-    context: list[tuple[PromptEmbeds, Tensor]]
-    shift: Int[Tensor, "sequence 1"]
-    ahead: "list[Output | None]"
-    options: dict[str, Any] = field(default_factory=dict)
+    prompt_ids: list[list[int]]
+    features: Float[Tensor, "branch row position width"]
+    prompt_hidden: list[tuple[PromptEmbeds, Tensor]]
+    position_shift: Int[Tensor, "sequence 1"]
+    prefill_output: Output
 
     @property
     def rows(self) -> int:
@@ -54,80 +67,75 @@ class State:
         """Tokens generated so far, for each row."""
         return [len(row) for row in self.tokens]
 
-    def history(self, row: int) -> Int[Tensor, "position"]:
+    def history(self, row: int) -> list[int]:
         """Prompt and generated tokens of a row; the last one is the root."""
-        return torch.cat(
-            [self.prompts[row], torch.tensor(self.tokens[row], dtype=torch.long, device=self.roots.device)]
-        )
+        return self.prompt_ids[row] + self.tokens[row]
 
-    def first(self) -> "Output":
-        """A pass over the root of every row whose prompt has just been read; of other rows it says nothing."""
-        known = next(one for one in self.ahead if one)
-        rows = [one or Output(torch.zeros_like(known.logits), torch.zeros_like(known.hidden)) for one in self.ahead]
-        return Output(torch.cat([one.logits for one in rows]), torch.cat([one.hidden for one in rows], 1))
-
-    def commit(self, tree: DraftTree, paths: list[list[int]], tokens: list[list[int]], hidden: Tensor) -> None:
+    def commit(self, paths: list[list[int]], tokens: list[list[int]], hidden: Tensor) -> None:
         """Append what a round accepted: keys and features of the path's nodes, and the new tokens."""
         if self.features.shape[2]:
-            for row, (path, count) in enumerate(zip(paths, self.counts, strict=True)):
-                if path:
-                    self.features[:, row, count : count + len(path)] = hidden[:, row, path]
+            entries = [
+                (row, count + i, node)
+                for row, (path, count) in enumerate(zip(paths, self.counts, strict=True))
+                for i, node in enumerate(path)
+            ]
+            index = torch.tensor(entries, dtype=torch.long, device=hidden.device)
+            rows, positions, nodes = index.view(-1, 3).T
+            self.features[:, rows, positions] = hidden[:, rows, nodes]
         self.cache.commit(paths * self.branches)
         for row, new in enumerate(tokens):
             self.tokens[row].extend(new)
-        self.roots = torch.tensor(
-            [row[-1] if row else int(root) for row, root in zip(self.tokens, self.roots)], device=self.roots.device
-        )
+        self.roots = torch.tensor([self.history(row)[-1] for row in range(self.rows)], device=self.roots.device)
 
     def keep(self, rows: list[int]) -> None:
         """These rows in this order; all others leave."""
-        sequences = [stream * self.rows + row for stream in range(self.branches) for row in rows]
+        self._keep_sequences([branch * self.rows + row for branch in range(self.branches) for row in rows])
+        self.roots, self.features = self.roots[rows], self.features[:, rows]
+        self.tokens, self.prompt_ids = [self.tokens[row] for row in rows], [self.prompt_ids[row] for row in rows]
+
+    def _keep_sequences(self, sequences: list[int]) -> None:
         self.cache.keep(sequences)
-        self.shift = self.shift[sequences]
-        self.context = [self.context[sequence] for sequence in sequences] if self.context else []
-        self.roots, self.features, self.ahead = (
-            self.roots[rows],
-            self.features[:, rows],
-            [self.ahead[row] for row in rows],
-        )
-        self.tokens, self.prompts = [self.tokens[row] for row in rows], [self.prompts[row] for row in rows]
+        self.position_shift = self.position_shift[sequences]
+        self.prompt_hidden = [self.prompt_hidden[i] for i in sequences] if self.prompt_hidden else []
 
     def join(self, other: "State") -> None:
         """The rows of another state of the same target come after the present ones."""
-        if self.branches != other.branches or self.options != other.options:
+        if (self.branches, self.guidance) != (other.branches, other.guidance):
             raise MmspecError("rows with different guidance cannot be generated together: make a batch of each")
-        mine, theirs, streams = self.rows, other.rows, self.branches
+        present, joining, branches = self.rows, other.rows, self.branches
         self.cache.join(other.cache)
-        self.shift = torch.cat([self.shift, other.shift])
-        self.context = self.context + other.context
+        self.position_shift = torch.cat([self.position_shift, other.position_shift])
+        self.prompt_hidden = self.prompt_hidden + other.prompt_hidden
         self.roots = torch.cat([self.roots, other.roots])
         room = max(self.features.shape[2], other.features.shape[2])
-        features = self.features.new_zeros(streams, mine + theirs, room, self.features.shape[3])
-        features[:, :mine, : self.features.shape[2]] = self.features
-        features[:, mine:, : other.features.shape[2]] = other.features
+        features = self.features.new_zeros(branches, present + joining, room, self.features.shape[3])
+        features[:, :present, : self.features.shape[2]] = self.features
+        features[:, present:, : other.features.shape[2]] = other.features
         self.features = features
-        self.tokens, self.prompts, self.ahead = (
-            self.tokens + other.tokens,
-            self.prompts + other.prompts,
-            self.ahead + other.ahead,
-        )
-        if streams > 1:  # stream by stream again
-            order = [
-                i
-                for s in range(streams)
-                for i in (
-                    *range(s * mine, (s + 1) * mine),
-                    *range(streams * mine + s * theirs, streams * mine + (s + 1) * theirs),
-                )
-            ]
-            self.cache.keep(order)
-            self.shift = self.shift[order]
-            self.context = [self.context[i] for i in order] if self.context else []
+        self.tokens, self.prompt_ids = self.tokens + other.tokens, self.prompt_ids + other.prompt_ids
+        if branches > 1:  # branch by branch again
+            first = branches * present
+            self._keep_sequences(
+                [
+                    sequence
+                    for branch in range(branches)
+                    for sequence in (
+                        *range(branch * present, (branch + 1) * present),
+                        *range(first + branch * joining, first + (branch + 1) * joining),
+                    )
+                ]
+            )
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One target pass over a tree: guided logits, and the hidden state of every node in every stream."""
+class Prefixes:
+    """The tokens that precede each node's prediction: committed ones, then the path to the node."""
 
-    logits: Float[Tensor, "row node vocab"]
-    hidden: Float[Tensor, "stream row node width"]
+    def __init__(self, state: State, tree: DraftTree):
+        self._committed = [
+            torch.tensor(state.history(row)[:-1], dtype=torch.long, device=tree.tokens.device)
+            for row in range(state.rows)
+        ]
+        self._tokens, self._ancestors = tree.tokens, tree.ancestors
+
+    def __call__(self, row: int, node: int) -> Int[Tensor, "position"]:
+        return torch.cat([self._committed[row], self._tokens[row][self._ancestors[row, node]]])

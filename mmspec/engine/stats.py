@@ -1,20 +1,68 @@
 """What a generation cost and gained, as data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import ParamSpec, Protocol, TypeVar, cast
 
-if TYPE_CHECKING:
-    from mmspec.engine.accept import Acceptance
-    from mmspec.engine.loop import Round
+Parameters, Result = ParamSpec("Parameters"), TypeVar("Result")
+
+
+PHASES = ("prefill", "draft", "target", "accept")
+
+
+class Stopwatch:
+    """Seconds spent in the phases of a round."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """A round begins."""
+        self._seconds, self._began = dict.fromkeys(PHASES, 0.0), perf_counter()
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Some seconds were spent in a phase."""
+        self._seconds[phase] += seconds
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, and in `total` those since the round began."""
+        return self._seconds | {"total": perf_counter() - self._began}
+
+
+class Timed(Protocol):
+    """An object whose methods are timed."""
+
+    watch: Stopwatch
+
+
+def timed(phase: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Count the time of a method of a `Timed` object as `phase`."""
+
+    def decorate(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @wraps(method)
+        def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            began = perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                cast(Timed, args[0]).watch.add(phase, perf_counter() - began)
+
+        return run
+
+    return decorate
 
 
 @dataclass(slots=True)
 class GenerationStats:
     """Counts and seconds of one call.
 
-    `mean_acceptance_length` is tokens committed per round and row, 1 + accepted draft tokens / rounds, the first token's round included
-    (vLLM leaves it out, which says a little more). `runs[row]` lists how many tokens each round committed.
+    `mean_acceptance_length` is tokens committed per round and row, 1 + accepted draft tokens / rounds, the first
+    token's round included (vLLM leaves it out, which says a little more). `runs[row]` lists how many tokens each round
+    committed.
     """
 
     drafter: str = "none"
@@ -31,38 +79,39 @@ class GenerationStats:
 
     @classmethod
     def sum(cls, parts: "list[GenerationStats]") -> "GenerationStats":
-        """Calls with one drafter and rule one after the other: row i of each goes on with row i of the next."""
+        """Calls with one drafter and rule, one after the other: row i of each goes on with row i of the next."""
         first = parts[0]
         rows = zip_longest(*(part.runs for part in parts), fillvalue=[])
-        found = cls(
-            first.drafter,
-            first.acceptance,
-            first.lossless,
+        return cls(
+            drafter=first.drafter,
+            acceptance=first.acceptance,
+            lossless=first.lossless,
+            prefill=sum(part.prefill for part in parts),
+            draft=sum(part.draft for part in parts),
+            target=sum(part.target for part in parts),
+            accept=sum(part.accept for part in parts),
+            total=sum(part.total for part in parts),
+            nodes=sum(part.nodes for part in parts),
+            cache_bytes=max(part.cache_bytes for part in parts),
             runs=[[run for runs in row for run in runs] for row in rows],
         )
-        for part in parts:
-            for name in ("prefill", "draft", "target", "accept", "total", "nodes"):
-                setattr(found, name, getattr(found, name) + getattr(part, name))
-            found.cache_bytes = max(found.cache_bytes, part.cache_bytes)
-        return found
 
-    def begin(self, drafter: str, rule: "Acceptance", rows: int, prefill: float) -> None:
-        """The prompts of `rows` rows were read."""
-        self.drafter, self.acceptance, self.lossless = drafter, rule.name, rule.lossless
+    def begin(self, drafter: str, acceptance: str, lossless: bool, rows: int) -> None:
+        """A generation of `rows` rows begins."""
+        self.drafter, self.acceptance, self.lossless = drafter, acceptance, lossless
         self.runs = [[] for _ in range(rows)]
-        self.prefill = prefill
-        self.total += prefill
 
-    def add(self, step: "Round", tokens: list[list[int]], cache_bytes: int) -> None:
-        """A round passed, and committed `tokens` of these rows."""
-        for runs, kept in zip(self.runs, tokens):
-            if kept:
-                runs.append(len(kept))
-        self.draft += step.draft
-        self.target += step.target
-        self.accept += step.accept
-        self.total += step.total
-        self.nodes += step.nodes
+    def add(self, tokens: list[list[int]], nodes: int, cache_bytes: int, seconds: dict[str, float]) -> None:
+        """A round passed: tokens committed in each row, nodes verified, memory held, and seconds by phase."""
+        for runs, new in zip(self.runs, tokens):
+            if new:
+                runs.append(len(new))
+        self.prefill += seconds["prefill"]
+        self.draft += seconds["draft"]
+        self.target += seconds["target"]
+        self.accept += seconds["accept"]
+        self.total += seconds["total"]
+        self.nodes += nodes
         self.cache_bytes = max(self.cache_bytes, cache_bytes)
 
     @property

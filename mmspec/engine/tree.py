@@ -1,40 +1,48 @@
-"""Draft trees: candidate tokens with parents, and how one is grown from scored candidates."""
+"""Draft trees: candidate tokens with parents, and how they are built from scored candidates."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from heapq import heappop, heappush
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+# Slots kept for one tree, whatever the drafter: a cache of equal size makes passes of equal bits (see cache.KV_BLOCK).
+MAX_TREE_NODES = 64
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class DraftTree:
     """Candidate continuations of each row; node 0 is the root, the last committed token.
 
-    A parent always comes before its children. Padding nodes have parent -1 and are never accepted.
-    `laws` holds, for trees whose tokens were *drawn*, the normalised law each node was drawn from;
-    None says that the tokens are a function of the prefix alone (a point mass each).
-    `replacement` tells whether siblings were drawn independently, or from one law without replacement.
+    A parent always comes before its children. Padding nodes have parent -1 and depth 0, and are never accepted.
+    `height` is the depth of the deepest node, which the builder knows without asking the device.
+
+    `path_probs` is the estimated probability that a node is reached, i.e. that its path is accepted. With it, nodes
+    are sorted by that probability, so that the first n of them are a tree for every n, and the loop chooses how many
+    are verified; None says that the whole tree is verified.
+
+    `probs` holds, for trees whose tokens were *sampled*, the distribution that each node was sampled from; None says
+    that the tokens are a function of the prefix alone (a point mass each). `with_replacement` tells whether siblings
+    were sampled independently, or from one distribution without replacement. No node has more than `max_children`.
     """
 
     tokens: Int[Tensor, "row node"]
     parents: Int[Tensor, "row node"]
     depths: Int[Tensor, "row node"]
-    laws: Float[Tensor, "row node vocab"] | None = None
-    replacement: bool = True
+    height: int
+    path_probs: Float[Tensor, "row node"] | None = None
+    probs: Float[Tensor, "row node vocab"] | None = None
+    with_replacement: bool = True
+    max_children: int | None = None
 
     @property
     def size(self) -> int:
         return self.tokens.shape[1]
 
-    @property
-    def height(self) -> int:
-        """Depth of the deepest node."""
-        return int(self.depths.max())
-
+    @cached_property
     def ancestors(self) -> Bool[Tensor, "row node node"]:
         """[b, i, j] is true when j lies on the path from the root to i, i included."""
         reach = torch.eye(self.size, device=self.tokens.device).expand(len(self.tokens), -1, -1).clone()
@@ -46,22 +54,18 @@ class DraftTree:
             span *= 2
         return reach.bool()
 
-    def children(self) -> list[list[list[int]]]:
-        """For each row and node, its child nodes in order."""
-        found = []
-        for parents in self.parents.tolist():
-            below: list[list[int]] = [[] for _ in parents]
-            for node, parent in enumerate(parents):
-                if parent >= 0 and node:
-                    below[parent].append(node)
-            found.append(below)
-        return found
+    def first(self, nodes: int, height: int) -> "DraftTree":
+        """The tree of the first `nodes` nodes, of that height; they must be sorted by `path_probs`."""
+        if nodes >= self.size:
+            return replace(self, height=height)
+        probs = None if self.path_probs is None else self.path_probs[:, :nodes]
+        return DraftTree(self.tokens[:, :nodes], self.parents[:, :nodes], self.depths[:, :nodes], height, probs)
 
 
 def root(tokens: Int[Tensor, "row"]) -> DraftTree:
     """The empty draft: nothing but the last committed token."""
     nodes = rearrange(tokens, "row -> row 1")
-    return DraftTree(nodes, torch.full_like(nodes, -1), torch.zeros_like(nodes))
+    return DraftTree(nodes, torch.full_like(nodes, -1), torch.zeros_like(nodes), 0)
 
 
 def chain(
@@ -75,120 +79,122 @@ def chain(
         beyond = depths > lengths[:, None]
         parents, depths = parents.masked_fill(beyond, -1), depths.masked_fill(beyond, 0)
         depths = depths.contiguous()
-    return DraftTree(nodes, parents, depths)
+    return DraftTree(nodes, parents, depths, guesses.shape[1], max_children=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Children proposed for each node of a level, best first: tokens, the estimated chance of each being accepted."""
+    """Children proposed for each node of a level, best first: tokens, the estimated probability of each being accepted."""
 
     tokens: Int[Tensor, "row beam rank"]
-    chances: Float[Tensor, "row beam rank"]
+    probs: Float[Tensor, "row beam rank"]
 
 
-def grow(
+def build_tree(
     tokens: Int[Tensor, "row"],
     expand: Callable[[int, Int[Tensor, "row beam"], Int[Tensor, "row beam"]], Candidates],
     height: int,
     beam: int,
-    worth: Callable[[int, float], bool] = lambda depth, mass: True,
-    cut: Callable[[Float[Tensor, "node"]], int] = lambda reach: 16,
+    max_nodes: int,
 ) -> DraftTree:
-    """Grow the tree whose nodes have the largest chance of being reached, level by level.
+    """Build, level by level, a tree of the nodes with the largest probability of being reached.
 
-    `expand(depth, tokens, places)` proposes children of the beam at `depth`; `places[b, i]` is the index, in the
-    beam before, of the parent of `tokens[b, i]`. The chance of reaching a node is the product of the chances along
-    its path, so the best nodes always form a connected tree; all children that were proposed are among its nodes, the `beam` best of a level are
-    expanded. `worth(depth, mass)` says whether another level
-    pays when the beam holds `mass` expected tokens; `cut` says, from the chances sorted downwards, how many nodes to keep.
+    `expand(depth, tokens, parent_index)` proposes children of the beam at `depth`; `parent_index[b, i]` is the index,
+    in the beam before, of the parent of `tokens[b, i]`. The probability of reaching a node is the product of the
+    probabilities along its path, so the best nodes always form a connected tree. The `beam` best nodes of a level are
+    expanded; all children that were proposed compete for the `max_nodes` places.
     """
     rows, device = len(tokens), tokens.device
-    level, places = tokens[:, None], torch.zeros(rows, 1, dtype=torch.long, device=device)
-    reach = torch.ones(rows, 1, device=device)
+    level, parent_index = tokens[:, None], torch.zeros(rows, 1, dtype=torch.long, device=device)
+    path_probs = torch.ones(rows, 1, device=device)
     ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
-    kept_tokens, kept_parents, kept_reach, kept_depths = [], [], [], []
+    all_tokens, all_parents, all_probs, all_depths = [], [], [], []
     count = 1
     for depth in range(height):
-        found = expand(depth, level, places)
-        ranks = found.tokens.shape[2]
-        chances = (reach[:, :, None] * found.chances.nan_to_num(0.0)).flatten(1)
-        children, every = found.tokens.flatten(1), torch.arange(chances.shape[1], device=device).expand(rows, -1)
-        kept_tokens.append(children)
-        kept_reach.append(chances)
-        kept_parents.append(ids.gather(1, every // ranks))
-        kept_depths.append(torch.full_like(children, depth + 1))
-        reach, best = chances.topk(min(beam, chances.shape[1]), dim=1)
-        places, level, ids = best // ranks, children.gather(1, best), count + best
-        count += chances.shape[1]
-        if depth + 1 < height and not worth(depth + 1, float(reach.sum(1).max())):
-            break
-    if not kept_tokens:
+        children = expand(depth, level, parent_index)
+        ranks = children.tokens.shape[2]
+        probs = (path_probs[:, :, None] * children.probs.nan_to_num(0.0)).flatten(1)
+        child_tokens, index = children.tokens.flatten(1), torch.arange(probs.shape[1], device=device).expand(rows, -1)
+        all_tokens.append(child_tokens)
+        all_probs.append(probs)
+        all_parents.append(ids.gather(1, index // ranks))
+        all_depths.append(torch.full_like(child_tokens, depth + 1))
+        path_probs, best = probs.topk(min(beam, probs.shape[1]), dim=1)
+        parent_index, level, ids = best // ranks, child_tokens.gather(1, best), count + best
+        count += probs.shape[1]
+    if not all_tokens:
         return root(tokens)
-    nodes, parents, depths, chances = (
-        torch.cat(parts, dim=1) for parts in (kept_tokens, kept_parents, kept_depths, kept_reach)
-    )
-    return prune(tokens, nodes, parents, depths, chances, cut)
+    nodes, parents, depths = (torch.cat(part, dim=1) for part in (all_tokens, all_parents, all_depths))
+    return sorted_tree(tokens, nodes, parents, depths, torch.cat(all_probs, 1), height, max_nodes)
 
 
-def product(
-    tokens: Int[Tensor, "row"],
-    levels: Candidates,
-    most: int,
-    cut: Callable[[Float[Tensor, "node"]], int] = lambda reach: 16,
-) -> DraftTree:
-    """What `grow` makes with a wide beam where all nodes of a level have the same children: `levels` holds a level in the place of a node,
-    its chances sorted downwards.
-
-    Each row's nodes are found in the order of their chances, `most` of them, in plain Python: so few numbers take longer in tensors.
-    """
-    found = []
-    for chances in levels.chances.nan_to_num(0.0).tolist():
-        nodes: list[
-            tuple[float, int, int, int]
-        ] = []  # chance of being reached, negated for the heap; parent, depth, rank
-        front = [(-chances[0][0], 0, 0, 0)]
-        while front and len(nodes) < most:
-            node = reach, parent, depth, rank = heappop(front)
-            nodes.append(node)
-            if rank + 1 < len(chances[depth]):
-                start = nodes[parent - 1][0] if parent else -1.0
-                heappush(front, (start * chances[depth][rank + 1], parent, depth, rank + 1))
-            if depth + 1 < len(chances):
-                heappush(front, (reach * chances[depth + 1][0], len(nodes), depth + 1, 0))
-        found.append(nodes)
-    budget = max(1, max(cut(torch.tensor([-node[0] for node in nodes])) for nodes in found))
-    drafted: list[list[int]] = []
-    above: list[list[int]] = []
-    below: list[list[int]] = []
-    for first, words, nodes in zip(tokens.tolist(), levels.tokens.tolist(), found):
-        _, parents, depths, ranks = zip(*nodes[:budget])
-        drafted.append([first, *(words[depth][rank] for depth, rank in zip(depths, ranks))])
-        above.append([-1, *parents])
-        below.append([0, *(depth + 1 for depth in depths)])
-    device = tokens.device
-    return DraftTree(
-        torch.tensor(drafted, device=device), torch.tensor(above, device=device), torch.tensor(below, device=device)
-    )
-
-
-def prune(
+def sorted_tree(
     tokens: Int[Tensor, "row"],
     nodes: Int[Tensor, "row node"],
     parents: Int[Tensor, "row node"],
     depths: Int[Tensor, "row node"],
-    reach: Float[Tensor, "row node"],
-    cut: Callable[[Float[Tensor, "node"]], int],
+    path_probs: Float[Tensor, "row node"],
+    height: int,
+    max_nodes: int,
 ) -> DraftTree:
-    """Keep each row's most probable nodes; parents count from 1, 0 being the root."""
-    ordered, order = reach.sort(dim=1, descending=True, stable=True)
-    budget = max(cut(row) for row in ordered)
-    budget = max(1, min(budget, nodes.shape[1]))
-    chosen = order[:, :budget].sort(dim=1).values
-    new = torch.zeros(len(nodes), nodes.shape[1] + 1, dtype=torch.long, device=nodes.device)
-    new.scatter_(1, chosen + 1, torch.arange(1, budget + 1, device=nodes.device).expand_as(chosen))
+    """The tree of each row's `max_nodes` most probable nodes, sorted; `parents` count from 1, 0 being the root.
+
+    A parent is at least as probable as its children and comes before them, so a stable sort keeps that order.
+    """
+    ordered, order = path_probs.sort(dim=1, descending=True, stable=True)
+    ordered, order = ordered[:, :max_nodes], order[:, :max_nodes]
+    position = parents.new_zeros(len(nodes), nodes.shape[1] + 1)
+    position.scatter_(1, order + 1, torch.arange(1, order.shape[1] + 1, device=nodes.device).expand_as(order))
     head = tokens[:, None]
     return DraftTree(
-        torch.cat([head, nodes.gather(1, chosen)], 1),
-        torch.cat([torch.full_like(head, -1), new.gather(1, parents.gather(1, chosen))], 1),
-        torch.cat([torch.zeros_like(head), depths.gather(1, chosen)], 1),
+        torch.cat([head, nodes.gather(1, order)], 1),
+        torch.cat([torch.full_like(head, -1), position.gather(1, parents.gather(1, order))], 1),
+        torch.cat([torch.zeros_like(head), depths.gather(1, order)], 1),
+        height,
+        torch.cat([torch.ones_like(ordered[:, :1]), ordered], 1),
     )
+
+
+@cache
+def _rank_paths(levels: int, ranks: int, max_nodes: int) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Paths of candidate ranks that can be among the `max_nodes` most probable, and the number of each path's parent.
+
+    Where candidates of a level are sorted, a path is at most as probable as every path of smaller or equal ranks and
+    as all prefixes of those; it matters only if they are no more than `max_nodes`. Numbers count from 1, 0 is the root.
+    """
+    paths: list[tuple[int, ...]] = [()]
+    parents = [0]
+    better: dict[tuple[int, ...], tuple[int, int]] = {
+        (): (1, 0)
+    }  # paths of smaller or equal ranks: of the same length, and of any
+    numbers: dict[tuple[int, ...], int] = {(): 0}
+    for path in paths:
+        same, every = better[path]
+        for rank in range(ranks if len(path) < levels else 0):
+            wider = same * (rank + 1)
+            if every + wider > max_nodes:
+                break
+            child = (*path, rank)
+            better[child], numbers[child] = (wider, every + wider), len(paths)
+            paths.append(child)
+            parents.append(numbers[path])
+    return tuple(paths[1:]), tuple(parents[1:])
+
+
+def product_tree(tokens: Int[Tensor, "row"], levels: Candidates, max_nodes: int) -> DraftTree:
+    """What `build_tree` makes with a wide beam where all nodes of a level have the same children.
+
+    `levels` holds a level where other trees hold a node; its probabilities are sorted downwards. The number of
+    operations does not depend on the height: the paths that may matter are enumerated once (`_rank_paths`).
+    """
+    rows, height, ranks = levels.tokens.shape
+    paths, parents = _rank_paths(height, ranks, max_nodes)
+    device = tokens.device
+    padded = torch.tensor([[*path, *[ranks] * (height - len(path))] for path in paths], device=device)
+    lengths = torch.tensor([len(path) for path in paths], device=device)
+    last = torch.tensor([(len(path) - 1) * ranks + path[-1] for path in paths], device=device)
+    probs = torch.nn.functional.pad(levels.probs.nan_to_num(0.0).double(), (0, 1), value=1.0)  # rank `ranks` is no rank
+    path_probs = probs.gather(2, padded.T[None].expand(rows, -1, -1)).prod(1).to(levels.probs.dtype)
+    nodes = levels.tokens.flatten(1)[:, last]
+    above = torch.tensor(parents, device=device).expand(rows, -1)
+    return sorted_tree(tokens, nodes, above, lengths.expand(rows, -1), path_probs, height, max_nodes)

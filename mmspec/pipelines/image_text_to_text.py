@@ -24,7 +24,9 @@ from mmspec.pipelines import quantized as blocks
 from mmspec.pipelines.base import TransformerPipeline
 from mmspec.pipelines.loading import TOKENIZER_LOCK, copy_companions, opened, rename_target
 from mmspec.pipelines.request import row_seeds
-from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
+from mmspec.targets.causal import CausalTarget
+from mmspec.targets.registry import target_of
+from mmspec.targets.vision_language import VisualPrompts
 
 Chat = list[dict[str, Any]]
 
@@ -66,7 +68,7 @@ class Words:
     output: ImageTextToTextOutput
 
 
-class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
+class ImageTextToTextPipeline(TransformerPipeline[CausalTarget]):
     """Answers questions about pictures with a vision-language model of transformers, drafted by `drafter` and verified by the model.
 
     >>> pipe = ImageTextToTextPipeline.from_pretrained("magpie-135", torch_dtype=torch.bfloat16)
@@ -134,8 +136,8 @@ class ImageTextToTextPipeline(TransformerPipeline[VisionLanguageTarget]):
         (goal / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
         rename_target(goal, self.target.weights_hash)
 
-    def build_target(self, weights_hash: str) -> VisionLanguageTarget:
-        return VisionLanguageTarget(self.transformer, weights_hash)
+    def build_target(self, weights_hash: str) -> CausalTarget:
+        return target_of(self.transformer, weights_hash)
 
     @property
     def ends(self) -> frozenset[int]:

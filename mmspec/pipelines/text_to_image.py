@@ -160,10 +160,15 @@ class TextToImagePipeline(DiffusionPipeline):
         key = (id(model), model.device, model.dtype)
         if key not in self._targets:
             name = zoo.weights_hash(self.folder / "transformer") if self.folder else ""
-            self._targets = {
-                key: ImageTarget(model, len(self.tokenizer), self.vqvae.config.num_vq_embeddings, self.grid, name)
-            }
+            self._targets = {key: self._image_target(name)}
         return self._targets[key]
+
+    def _image_target(self, weights_hash: str) -> ImageTarget:
+        """Codes come after the tokens of the text, and the end-of-row token after the codes."""
+        first = len(self.tokenizer)
+        end = first + self.vqvae.config.num_vq_embeddings
+        row_end = end if self.grid.end_of_row else None
+        return ImageTarget(self.transformer, range(first, end), self.grid, row_end, weights_hash)
 
     def encode(self, prompts: list[str], guidance_scale: float) -> Prompts:
         """Prompts as token ids, checked; with guidance other than 1 each has its unconditional twin."""

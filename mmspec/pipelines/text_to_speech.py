@@ -32,7 +32,7 @@ from mmspec.pipelines.phonemize import Reader, Sentence
 from mmspec.pipelines.request import row_seeds
 from mmspec.pipelines.solo import Run
 from mmspec.targets.causal import Prompts
-from mmspec.targets.speech import SpeechTarget, phonemes_of
+from mmspec.targets.speech import SpeechTarget, phoneme_ids
 
 # Seconds of new speech in a piece, and in a sentence's first one: less is heard sooner, and decodes more context for each sample.
 PIECE, FIRST = 0.6, 0.3
@@ -225,8 +225,17 @@ class TextToSpeechPipeline(TransformerPipeline[SpeechTarget]):
         return self
 
     def build_target(self, weights_hash: str) -> SpeechTarget:
-        phonemes = phonemes_of(self.tokenizer) if self.interleaved else None
-        return SpeechTarget(self.transformer, len(self.tokenizer), self.codec, weights_hash, phonemes)
+        first, codec = len(self.tokenizer), self.codec
+        end = first + codec.vocabulary_size
+        return SpeechTarget(
+            self.transformer,
+            range(first, end),
+            end,
+            codec.frame_tokens,
+            boundary=end + 1 if self.interleaved else None,
+            phonemes=phoneme_ids(self.tokenizer) if self.interleaved else frozenset(),
+            weights_hash=weights_hash,
+        )
 
     @property
     def end(self) -> int:

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Condition, Thread
-from time import perf_counter
 from typing import Any
 
 from mmspec import drafters, zoo
-from mmspec.drafters.cost import Cost, measured
-from mmspec.engine.accept import Acceptance
+from mmspec.engine.accept import AcceptanceRule
+from mmspec.engine.cost import Cost, measured
 from mmspec.engine.loop import Batch, Round, Stop
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
@@ -44,7 +43,7 @@ class Job:
     stop: Stop
     seeds: list[int]
     sampling: SamplingOptions
-    rule: Acceptance
+    rule: AcceptanceRule
     stats: GenerationStats
     rounds: SimpleQueue = field(default_factory=SimpleQueue)
     gone: bool = False
@@ -86,7 +85,7 @@ class Batcher:
         called before there is anything to do."""
         rows = 1
         while rows <= self.rows:
-            each = prompts.alike(rows)
+            each = prompts.repeat_first(rows)
             self.costs[len(each.branches) // rows, rows] = measured(self.target, each, str(pipe.folder), length)
             rows *= 2
 
@@ -116,7 +115,7 @@ class Batcher:
             *,
             sampling: SamplingOptions,
             seeds: list[int],
-            rule: Acceptance,
+            rule: AcceptanceRule,
             stats: GenerationStats,
             cancel: Callable[[], bool] = lambda: False,
         ) -> Iterator[Round]:
@@ -129,8 +128,7 @@ class Batcher:
                 drafter,
                 warped,
                 processors,
-                rule.name,
-                rule.options,
+                rule,
                 len(prompts.branches) // rows,
                 prompts.guidance,
             )
@@ -214,14 +212,13 @@ class Batcher:
 
     def _admit(self, job: Job) -> None:
         """Its rows join the batch of its law. If that fails midway the batch is lost, with all who are in it."""
-        began = perf_counter()
         known = job.law in self._batches
         shared = self._batches.get(job.law) or Shared(
             Batch(self.target, copy.copy(self.drafters[job.law[0]]), job.sampling, job.rule)
         )
         seats = [(job, row) for row in range(len(job.seeds))]
         try:
-            shared.batch.join(job.prompts, job.seeds, job.stop)
+            step = shared.batch.join(job.prompts, job.seeds, job.stop)
             self._budget(shared.batch)
         except Exception as error:
             self._taken -= len(seats)
@@ -229,19 +226,26 @@ class Batcher:
             if known and shared.batch.state is None:
                 self._lose(job.law, error)
             return
-        job.stats.begin(shared.batch.drafter.name, job.rule, len(seats), perf_counter() - began)
+        job.stats.begin(shared.batch.drafter.name, job.rule.name, job.rule.lossless, len(seats))
         shared.seats += seats
         self._batches[job.law] = shared
+        self._deliver(job.law, step)
 
     def _turn(self, law: tuple) -> None:
-        """A round of one batch: everybody gets what is theirs, and those who are done leave. Those who wait for first tokens of others
-        have their own round right after."""
-        shared = self._batches[law]
-        batch, seats, first = shared.batch, shared.seats, any(shared.batch.fresh)
+        """A round of one batch."""
         try:
-            step = batch.round()
-            staying = [place for place, (job, _) in enumerate(seats) if step.running[place] and not job.gone]
-            held = batch.state.cache.bytes if batch.state else 0
+            step = self._batches[law].batch.round()
+        except Exception as error:
+            self._lose(law, error)
+            return
+        self._deliver(law, step)
+
+    def _deliver(self, law: tuple, step: Round) -> None:
+        """Every call gets the tokens of its rows, and rows that are done leave."""
+        shared = self._batches[law]
+        batch, seats = shared.batch, shared.seats
+        staying = [row for row, (job, _) in enumerate(seats) if step.running[row] and not job.gone]
+        try:
             if len(staying) < len(seats):
                 batch.keep(staying)
                 self._budget(batch)
@@ -251,19 +255,17 @@ class Batcher:
         parts: dict[Job, list[list[int]]] = {}
         for (job, row), new in zip(seats, step.tokens):
             parts.setdefault(job, [[] for _ in job.seeds])[row] = new
-        shared.seats = [seats[place] for place in staying]
+        shared.seats = [seats[row] for row in staying]
         self._taken -= len(seats) - len(staying)
         going_on = {job for job, _ in shared.seats}
         for job, tokens in parts.items():
             if any(tokens):
-                job.stats.add(step, tokens, held)
+                job.stats.add(tokens, step.nodes, step.cache_bytes, step.seconds)
                 job.rounds.put(replace(step, tokens=tokens))
             if job not in going_on:
                 job.rounds.put(None)
         if not staying:
             del self._batches[law]
-        elif first:
-            self._turn(law)
 
     def _lose(self, law: tuple, error: Exception) -> None:
         shared = self._batches.pop(law)
@@ -276,11 +278,10 @@ class Batcher:
 
     def _budget(self, batch: Batch) -> None:
         """Tell a drafter that spends a node budget what passes of about so many rows cost here."""
-        guesser: Any = batch.drafter
-        state = batch.state
-        if state and hasattr(guesser, "cost") and not guesser.nodes:
+        guesser, state = batch.drafter, batch.state
+        if state and not guesser.nodes:
             near = min(
-                (rows for streams, rows in self.costs if streams == state.branches),
+                (rows for branches, rows in self.costs if branches == state.branches),
                 key=lambda rows: abs(rows - state.rows),
                 default=0,
             )
@@ -300,7 +301,7 @@ def share(pipe: Any, rows: int, waiting: int) -> Batcher:
         _ = pipe.reader  # built now, for all copies
     prompts, stop = pipe.rows([example(pipe.folder)])
     for guidance in (0.0, 1.0) if prompts.unconditional else (1.0,):
-        batcher.measure(pipe, prompts.part(slice(None), guidance), stop.length)
+        batcher.measure(pipe, prompts.select(slice(None), guidance), stop.length)
     pipe.loop = batcher
     return batcher
 

@@ -1,14 +1,17 @@
-"""What the loop asks of a target, and the state of one generation."""
+"""What the loop asks of a target, and the prompts that it reads."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedModel
 
 from mmspec.engine.state import Output, State
 from mmspec.engine.tree import DraftTree
+from mmspec.errors import MmspecError
+from mmspec.targets.head import OutputHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class Grid:
 
     @property
     def stride(self) -> int:
-        """Tokens from one place to the place below it."""
+        """Tokens from one position to the position below it."""
         return self.width + self.end_of_row
 
     @property
@@ -29,14 +32,61 @@ class Grid:
         return self.height * self.stride
 
 
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Token ids of every row; with `unconditional` prompts, a second CFG branch guides the first by `guidance`.
+
+    guided logits = unconditional + guidance * (conditional - unconditional)
+    """
+
+    conditional: list[list[int]]
+    unconditional: list[list[int]] | None = None
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.unconditional is not None and len(self.unconditional) != len(self.conditional):
+            raise MmspecError(
+                f"{len(self.conditional)} prompts have {len(self.unconditional)} unconditional twins: give one each"
+            )
+
+    @property
+    def branches(self) -> list[list[int]]:
+        """All prompts, branch by branch."""
+        return self.conditional + (self.unconditional or [])
+
+    def select(self, rows: slice, guidance: float) -> "Prompts":
+        """Some of the rows, guided if they have unconditional prompts and guidance is not 1."""
+        unconditional = self.unconditional[rows] if self.unconditional and guidance != 1 else None
+        guidance = guidance if unconditional else 1.0
+        return replace(self, conditional=self.conditional[rows], unconditional=unconditional, guidance=guidance)
+
+    def repeat_first(self, rows: int) -> "Prompts":
+        """The first row, `rows` times."""
+        unconditional = self.unconditional and self.unconditional[:1] * rows
+        return replace(self, conditional=self.conditional[:1] * rows, unconditional=unconditional)
+
+
 @runtime_checkable
 class Target(Protocol):
-    """A model whose output must be kept; `strict` are tokens that lossy rules leave alone (`accept.Acceptance`)."""
+    """A model whose output must be kept.
 
+    Generated tokens are numbered from 0 to `vocabulary_size` - 1, and `vocabulary[t]` is the model's own id of token t;
+    prompt ids outside the vocabulary are negative tokens. A token's position is its number among those generated.
+
+    `weights_hash` names the weights, so that a drafter trained on others can be told; "" if it is not known.
+    `protected` tokens are those that lossy rules leave alone. `grid` is the raster that tokens fill, if there is one.
+    `max_positions` is how many positions the model has, `model` the model of transformers. Passes are padded to `min_query_len` nodes.
+    """
+
+    model: PreTrainedModel
+    vocabulary: Int[Tensor, "vocab"]
     vocabulary_size: int
-    weights_hash: str
     hidden_size: int
-    strict: frozenset[int]
+    weights_hash: str
+    protected: frozenset[int]
+    grid: Grid | None
+    head: OutputHead
+    min_query_len: int
 
     @property
     def device(self) -> torch.device: ...
@@ -44,20 +94,43 @@ class Target(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def prefill(self, prompts: Any, capacity: int, features: bool) -> State:
-        """Read the prompts. `capacity` is new tokens plus one tree, for each row."""
+    @property
+    def max_positions(self) -> int: ...
+
+    def prefill(self, prompts: Prompts, capacity: int, features: bool) -> State:
+        """Read the prompts. `capacity` is new tokens plus one tree, for each row; `features` asks for hidden states."""
         ...
 
     def forward(self, state: State, tree: DraftTree) -> Output:
         """One pass over the tree; nothing is committed."""
         ...
 
-    def logits(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
-        """The target's own output head, float32 or wider."""
+    def embed(
+        self, tokens: Int[Tensor, "*shape"], positions: Int[Tensor, "*shape"] | None = None
+    ) -> Float[Tensor, "*shape width"]:
+        """Input vectors of tokens; `positions` matter to models whose embedding differs by position."""
+        ...
+
+    def logits(
+        self, hidden: Float[Tensor, "*shape width"], positions: Int[Tensor, "*shape"] | None = None
+    ) -> Float[Tensor, "*shape vocab"]:
+        """The output head that generates, in float32 or wider; `positions` are those of the predicted tokens."""
         ...
 
     def guide(
-        self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]
+        self, state: State, logits: Float[Tensor, "branch row node vocab"], positions: Int[Tensor, "row node"]
     ) -> Float[Tensor, "row node vocab"]:
-        """Mix the streams' logits for the tokens at `places` (guidance, forced tokens): what drafters must apply too."""
+        """Mix the CFG branches' logits for the tokens at `positions`, and force or forbid tokens: drafters apply it too."""
+        ...
+
+    def position_ids(self, state: State, depths: Int[Tensor, "row node"]) -> Int[Tensor, "*axis sequence node"]:
+        """The model's position ids of tree nodes, for every sequence of the state."""
+        ...
+
+    def model_ids(self, prompt: Int[Tensor, "position"], tokens: Int[Tensor, "token"]) -> Int[Tensor, "token"]:
+        """What the model reads for `tokens` after a prompt of model ids."""
+        ...
+
+    def generate_processor(self, start: int) -> LogitsProcessor:
+        """What `transformers.generate` needs to generate the same tokens after prompts of `start` ids."""
         ...

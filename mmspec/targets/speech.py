@@ -1,137 +1,154 @@
 """A codec language model as a target."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from mmspec.codecs.base import Codec
 from mmspec.engine.state import Output, State
 from mmspec.engine.tree import DraftTree
-from mmspec.targets.causal import CausalTarget, Prompts
+from mmspec.targets.base import Prompts
+from mmspec.targets.causal import CausalTarget
 
 
-def phonemes_of(tokenizer: PreTrainedTokenizerBase) -> Bool[Tensor, "id"]:
-    """Which ids are phonemes: all that are no special tokens."""
-    found = torch.ones(len(tokenizer), dtype=torch.bool)
-    found[tokenizer.all_special_ids] = False
-    return found
+def phoneme_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that are phonemes: all that are no special tokens."""
+    return frozenset(range(len(tokenizer))) - frozenset(tokenizer.all_special_ids)
 
 
-def spelled(
-    phonemes: Int[Tensor, "phoneme"], tokens: Int[Tensor, "token"], offset: int, mark: int
+def substitute_phonemes(
+    phonemes: Int[Tensor, "phoneme"], tokens: Int[Tensor, "token"], ids: Int[Tensor, "token"], boundary: int
 ) -> Int[Tensor, "token"]:
-    """Model ids of generated tokens: the i-th `mark` is the i-th of `phonemes`, all others are `offset` further."""
-    turn = (tokens == mark).cumsum(0).clamp(max=len(phonemes)) - 1
-    return torch.where(tokens == mark, phonemes[turn], tokens + offset) if len(phonemes) else tokens + offset
+    """`ids` of generated tokens, where the i-th `boundary` token is read as the i-th of `phonemes`."""
+    if not len(phonemes):
+        return ids
+    number = (tokens == boundary).cumsum(0).clamp(min=1, max=len(phonemes)) - 1
+    return torch.where(tokens == boundary, phonemes[number], ids)
 
 
 class SpeechTarget(CausalTarget):
-    """A causal model over a codec's tokens and, after them, an end token.
+    """A causal model over a codec's tokens, with an end token.
 
-    Where a frame has several tokens, only those of a place's codebook are possible there, and the end only between frames.
+    `codes` are the model's ids of the codec's tokens, codebook by codebook, and `end` is that of the end token. Where a
+    frame has several tokens, only those of a position's codebook are possible there, and the end only between frames.
 
-    With `phonemes`, which ids of its text are some, the model is interleaved (ELLA-V, Song et al. 2024, arXiv 2401.07333): it says when a
-    phoneme of its prompt begins, by one more token, the mark, and is given that phoneme to read in the mark's place. So no phoneme is left
-    out or said twice: there are as many marks as phonemes, and the end comes after the last.
+    With a `boundary` id the model is interleaved (ELLA-V, Song et al. 2024, arXiv 2401.07333): it says when a phoneme of
+    its prompt begins, by the boundary token, and reads that phoneme in the boundary's place. So no phoneme is left out
+    or said twice: there are as many boundaries as `phonemes` (ids) in the prompt, and the end comes after the last.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        offset: int,
-        codec: Codec,
+        codes: Sequence[int],
+        end: int,
+        codebooks: int = 1,
+        boundary: int | None = None,
+        phonemes: frozenset[int] = frozenset(),
         weights_hash: str = "",
-        phonemes: Bool[Tensor, "id"] | None = None,
+        check: bool = True,
     ):
-        super().__init__(model, offset, codec.vocabulary_size + 1 + (phonemes is not None), weights_hash)
-        self.codebooks, self.codes = codec.frame_tokens, codec.vocabulary_size // codec.frame_tokens
-        self.phonemes, self.end, self.mark = phonemes, codec.vocabulary_size, codec.vocabulary_size + 1
-        self.strict = frozenset({self.end, self.mark})
+        super().__init__(model, [*codes, end, *([] if boundary is None else [boundary])], weights_hash, check)
+        self.codebooks, self.codebook_size = codebooks, len(codes) // codebooks
+        self.end_token, self.boundary_token = len(codes), None if boundary is None else len(codes) + 1
+        self.phonemes = phonemes
+        self.protected = frozenset(range(len(codes), self.vocabulary_size))
 
     def guide(
-        self, state: State, logits: Float[Tensor, "stream row node vocab"], places: Int[Tensor, "row node"]
+        self, state: State, logits: Float[Tensor, "branch row node vocab"], positions: Int[Tensor, "row node"]
     ) -> Float[Tensor, "row node vocab"]:
-        mixed = super().guide(state, logits, places)
+        guided = super().guide(state, logits, positions)
         if self.codebooks == 1:
-            return mixed
-        book = (
-            torch.arange(self.vocabulary_size, device=mixed.device) // self.codes % self.codebooks
-        )  # the end counts to the first
-        return mixed.masked_fill(book != (places % self.codebooks)[..., None], -torch.inf)
+            return guided
+        # The end belongs to the first codebook.
+        codebook = torch.arange(self.vocabulary_size, device=guided.device) // self.codebook_size % self.codebooks
+        return guided.masked_fill(codebook != (positions % self.codebooks)[..., None], -torch.inf)
 
-    def prompted(self, prompt: Int[Tensor, "position"]) -> Int[Tensor, "phoneme"]:
-        """The phonemes of a prompt, as model ids."""
-        assert self.phonemes is not None, "the model is not interleaved"
-        return prompt[self.phonemes.to(prompt.device)[prompt]]
+    def prompt_phonemes(self, prompt: Sequence[int]) -> list[int]:
+        """The phonemes among the model ids of a prompt."""
+        return [model_id for model_id in prompt if model_id in self.phonemes]
 
-    def begun(self, state: State, tree: DraftTree) -> Int[Tensor, "row node"]:
+    def _row_phonemes(self, state: State) -> list[list[int]]:
+        """The phonemes of each row's prompt, whose tokens are negative ids."""
+        return [self.prompt_phonemes([-1 - token for token in prompt]) for prompt in state.prompt_ids]
+
+    def phonemes_started(self, state: State, tree: DraftTree) -> Int[Tensor, "row node"]:
         """How many phonemes have begun when a node has been read."""
-        marks = tree.tokens == self.mark
-        before = torch.tensor([row.count(self.mark) for row in state.tokens], device=marks.device)
-        return before[:, None] + (tree.ancestors()[:, :, 1:] & marks[:, None, 1:]).sum(
-            2
-        )  # the root is among what is committed
+        assert self.boundary_token is not None, "the target is not interleaved"
+        boundaries = tree.tokens == self.boundary_token
+        committed = torch.tensor([row.count(self.boundary_token) for row in state.tokens], device=boundaries.device)
+        # The root is among what is committed.
+        return committed[:, None] + (tree.ancestors[:, :, 1:] & boundaries[:, None, 1:]).sum(2)
 
-    def spell(
-        self, logits: Float[Tensor, "row node vocab"], left: Bool[Tensor, "row node"]
+    def mask_end_and_boundary(
+        self, logits: Float[Tensor, "row node vocab"], phonemes_left: Bool[Tensor, "row node"]
     ) -> Float[Tensor, "row node vocab"]:
-        """No end while phonemes are `left`, no mark afterwards."""
+        """Forbid the end while phonemes are left, and the boundary afterwards."""
         logits = logits.clone()
-        logits[..., self.end].masked_fill_(left, -torch.inf)
-        logits[..., self.mark].masked_fill_(~left, -torch.inf)
+        logits[..., self.end_token].masked_fill_(phonemes_left, -torch.inf)
+        logits[..., self.boundary_token].masked_fill_(~phonemes_left, -torch.inf)
         return logits
 
     def prefill(self, prompts: Prompts, capacity: int, features: bool = False) -> State:
         state = super().prefill(prompts, capacity, features)
-        if self.phonemes is not None:
-            for row, (prompt, first) in enumerate(zip(state.prompts, state.ahead, strict=True)):
-                left = torch.full((1, 1), len(self.prompted(prompt + self.offset)) > 0, device=self.device)
-                state.ahead[row] = Output(self.spell(first.logits, left), first.hidden) if first else None
+        if self.boundary_token is not None:
+            left = torch.tensor([[bool(phonemes)] for phonemes in self._row_phonemes(state)], device=self.device)
+            output = state.prefill_output
+            state.prefill_output = Output(self.mask_end_and_boundary(output.logits, left), output.hidden)
         return state
 
-    def forward(self, state: State, tree: DraftTree, ids: Int[Tensor, "row node"] | None = None) -> Output:
-        if self.phonemes is None:
-            return super().forward(state, tree, ids)
-        due = [self.prompted(prompt + self.offset) for prompt in state.prompts]
-        begun, every = self.begun(state, tree), torch.tensor([[len(row)] for row in due], device=self.device)
-        turn = (begun - 1).clamp(min=0).minimum(every)
-        read = torch.where(
-            tree.tokens == self.mark,
-            F.pad(pad_sequence(due, batch_first=True), (0, 1)).gather(1, turn),
-            tree.tokens + self.offset,
-        )
-        out = super().forward(state, tree, read)
-        return Output(self.spell(out.logits, begun < every), out.hidden)
+    def node_ids(self, state: State, tree: DraftTree) -> Int[Tensor, "row node"]:
+        ids = super().node_ids(state, tree)
+        if self.boundary_token is None:
+            return ids
+        phonemes = self._row_phonemes(state)
+        longest = max(map(len, phonemes)) + 1
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in phonemes], device=self.device)
+        totals = torch.tensor([[len(row)] for row in phonemes], device=self.device)
+        number = (self.phonemes_started(state, tree) - 1).clamp(min=0).minimum(totals)
+        return torch.where(tree.tokens == self.boundary_token, padded.gather(1, number), ids)
 
-    def sequence(self, prompt: Int[Tensor, "position"], tokens: Int[Tensor, "token"]) -> Int[Tensor, "token"]:
-        if self.phonemes is None:
-            return super().sequence(prompt, tokens)
-        return spelled(self.prompted(prompt), tokens, self.offset, self.mark)
+    def forward(self, state: State, tree: DraftTree) -> Output:
+        output = super().forward(state, tree)
+        if self.boundary_token is None:
+            return output
+        totals = torch.tensor([[len(row)] for row in self._row_phonemes(state)], device=self.device)
+        left = self.phonemes_started(state, tree) < totals
+        return Output(self.mask_end_and_boundary(output.logits, left), output.hidden)
 
-    def processor(self, start: int) -> LogitsProcessor:
-        return super().processor(start) if self.phonemes is None else Spelling(self, start)
+    def model_ids(self, prompt: Int[Tensor, "position"], tokens: Int[Tensor, "token"]) -> Int[Tensor, "token"]:
+        ids = super().model_ids(prompt, tokens)
+        if self.boundary_token is None:
+            return ids
+        phonemes = torch.tensor(self.prompt_phonemes(prompt.tolist()), dtype=torch.long, device=tokens.device)
+        return substitute_phonemes(phonemes, tokens, ids, self.boundary_token)
+
+    def generate_processor(self, start: int) -> LogitsProcessor:
+        if self.boundary_token is None:
+            return super().generate_processor(start)
+        return InterleavedLogitsProcessor(self, start)
 
 
-class Spelling(LogitsProcessor):
-    """The law of an interleaved target for `transformers.generate`, after prompts of `start` ids: the mark is the phoneme that is due."""
+class InterleavedLogitsProcessor(LogitsProcessor):
+    """Makes `transformers.generate` follow an interleaved target after prompts of `start` ids.
+
+    The boundary is generated as the phoneme that comes next.
+    """
 
     def __init__(self, target: SpeechTarget, start: int):
         self.target, self.start = target, start
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        target, out = self.target, torch.full_like(scores, -torch.inf)
-        codes, end, mark = (
-            slice(target.offset, target.offset + target.end),
-            target.offset + target.end,
-            target.offset + target.mark,
-        )
-        out[:, codes] = scores[:, codes]
-        for row, ids in enumerate(input_ids):
-            due = target.prompted(ids[: self.start])
-            said = int((ids[self.start :] < target.offset).sum())
-            place, source = (int(due[said]), mark) if said < len(due) else (end, end)
-            out[row, place] = scores[row, source]
-        return out
+        target, masked = self.target, torch.full_like(scores, -torch.inf)
+        assert target.boundary_token is not None, "the target is not interleaved"
+        codes = target.vocabulary[: target.end_token]
+        end, boundary = (int(target.vocabulary[token]) for token in (target.end_token, target.boundary_token))
+        masked[:, codes] = scores[:, codes]
+        for row, ids in enumerate(input_ids.tolist()):
+            phonemes = target.prompt_phonemes(ids[: self.start])
+            started = sum(model_id in target.phonemes for model_id in ids[self.start :])
+            target_id, source = (phonemes[started], boundary) if started < len(phonemes) else (end, end)
+            masked[row, target_id] = scores[row, source]
+        return masked

@@ -42,9 +42,9 @@ def features_of(target: CausalTarget, prompts: list[list[int]], tokens: list[Ten
     ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=target.device)
     for row, (prompt, found) in enumerate(zip(prompts, tokens)):
         given = torch.tensor(prompt)
-        ids[row, : len(prompt) + len(found) - 1] = torch.cat([given, target.sequence(given, found[:-1])]).to(
-            target.device
-        )
+        ids[row, : len(prompt) + len(found) - 1] = torch.cat(
+            [given, target.model_ids(given, found[:-1].to(target.device)).cpu()]
+        ).to(target.device)
     hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return [hidden[row, len(prompt) - 1 :][: len(found)] for row, (prompt, found) in enumerate(zip(prompts, tokens))]
 

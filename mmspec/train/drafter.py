@@ -76,7 +76,7 @@ def head_loss(drafter: HeadDrafter, target: CausalTarget, batch: Batch, decay: f
     """Sum over heads of decay^(k-1) soft cross entropy at the places each head reaches, plus that of the pooled law per depth."""
     batch = batch.to(target.device)
     features, guidance = batch.features, batch.guidance
-    head = target.head.to(features.dtype)
+    head = target.head.weight.to(features.dtype)
     law = mix(target.logits(features), guidance).softmax(-1)
     length = batch.tokens.shape[1]
     valid = torch.arange(length, device=target.device) < batch.lengths[:, None]
@@ -314,8 +314,8 @@ def new_drafter(kind: str, target: CausalTarget, options: dict) -> HawkPathDraft
     drafter = HawkPathDrafter(
         target.hidden_size, target.vocabulary_size, grid=shape, stride=stride, target=target.weights_hash, **options
     )
-    if drafter.head.weight.shape == target.head.shape:
-        drafter.head.weight.data.copy_(target.head)
+    if drafter.head.weight.shape == target.head.weight.shape:
+        drafter.head.weight.data.copy_(target.head.weight)
     return drafter
 
 

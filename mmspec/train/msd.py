@@ -73,12 +73,12 @@ def record(
             said = generate(target, prompts, len(part), Stop(length, ends), sampling=law, seeds=start).tokens
         whole = [one.ids + answer for one, answer in zip(asked, said)]
         state = target.prefill(VisualPrompts(whole, images=images), 1, True)
-        for row, (reading, hidden) in enumerate(state.context):
+        for row, (reading, hidden) in enumerate(state.prompt_hidden):
             ids = torch.tensor(whole[row], dtype=torch.int32)
             found.ids.append(ids)
             found.answers.append(torch.arange(len(ids)) >= len(asked[row].ids))
             found.hidden.append(hidden.cpu())
-            found.visual.append(reading.vectors[~reading.text].cpu())
+            found.visual.append(reading.vectors[~reading.is_text].cpu())
             found.seeds.append(start + row if sampled else -1)
     write_atomically(
         cache, lambda partial: torch.save({part.name: getattr(found, part.name) for part in fields(found)}, partial)
@@ -141,7 +141,7 @@ def loss(
     terms: dict[str, list[Tensor]] = {"feature": [], "soft": [], "right": []}
     for step in range(steps):
         mask = path_mask(places, step).expand(rows, 1, -1, -1)
-        out = drafter.layer(drafter.enter(batch.vectors, features, batch.text), mask, places.expand(rows, -1), cache)
+        out = drafter.layer(drafter.fuse(batch.vectors, features, batch.text), mask, places.expand(rows, -1), cache)
         valid = drafted(batch.wanted, step)
         logits = F.linear(out.to(head.dtype), head).float()
         terms["feature"].append(
@@ -214,7 +214,7 @@ def laws(drafter: MsdDrafter, target: VisionLanguageTarget, data: Recorded, rows
         vectors = batch.vectors.to(features.dtype)
         for depth in range(drafter.depth):
             mask = path_mask(places, depth)[None, None]
-            out = drafter.layer(drafter.enter(vectors, features, batch.text), mask, places[None], cache)
+            out = drafter.layer(drafter.fuse(vectors, features, batch.text), mask, places[None], cache)
             kept = drafted(batch.wanted, depth)[0].nonzero()[:, 0]
             log_q = torch.log_softmax(drafter.logits(head, out[0, kept]).float(), -1)
             shaken = (

@@ -12,10 +12,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mmspec.drafters.heads import ResidualHead
-from mmspec.targets.speech import phonemes_of, spelled
+from mmspec.targets.speech import phoneme_ids, substitute_phonemes
 from mmspec.train.loop import Budget, fit, optimizers
 
 SPECIAL = ["<pad>", "<bos>", "<speech>", "<unk>"]
@@ -95,8 +95,17 @@ def batches(
             if noise and chance.random() < 0.5:
                 wrong = (torch.rand(len(said), generator=dice) < chance.random() * noise) & (said < end)
                 said = torch.where(wrong, every[torch.randint(len(every), said.shape, generator=dice)], said)
-            ids[row, :last] = torch.cat([prompt, spelled(prompt[phonemes[prompt]], said, offset, end + 1)])
+            ids[row, :last] = torch.cat(
+                [prompt, substitute_phonemes(prompt[phonemes[prompt]], said, said + offset, end + 1)]
+            )
         yield ids, labels
+
+
+def phoneme_mask(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Which ids of a tokenizer are phonemes."""
+    mask = torch.zeros(len(tokenizer), dtype=torch.bool)
+    mask[list(phoneme_ids(tokenizer))] = True
+    return mask
 
 
 class JointModel(nn.Module):
@@ -145,7 +154,7 @@ def train_target(
     )
     language = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) + codes + 2, **special, **config["model"]))
     model = JointModel(language, len(tokenizer), config["heads"])
-    phonemes = phonemes_of(tokenizer)
+    phonemes = phoneme_mask(tokenizer)
     chosen = optimizers(model, config["lr"], config.get("weight_decay", 0.01), config.get("muon_lr"))
     body = torch.compile(language.model, dynamic=False) if config.get("compile") else language.model
 
@@ -175,7 +184,7 @@ def held_out_loss(model: JointModel, tokenizer: PreTrainedTokenizerFast, codes: 
     total = count = 0.0
     for one in found:
         batch = batches(
-            [one], len(tokenizer), codes, phonemes_of(tokenizer), [len(one.prompt) + len(one.tokens)], 1, 0.0, 1.0, 0
+            [one], len(tokenizer), codes, phoneme_mask(tokenizer), [len(one.prompt) + len(one.tokens)], 1, 0.0, 1.0, 0
         )
         ids, labels = (part.to(model.language.device) for part in next(batch))
         total += float(model.terms(model.language.model, (ids, labels), 0.0, 1.0)["own"]) * len(one.tokens)

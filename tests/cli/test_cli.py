@@ -514,7 +514,7 @@ def test_verify_fails_on_a_difference(run, model_folder: Path, monkeypatch: pyte
 
     def wrong(*arguments, **options):
         done = honest(*arguments, **options)
-        if "on_verdict" not in options:
+        if "on_accept" not in options:
             done.tokens[0][3] ^= 1
         return done
 

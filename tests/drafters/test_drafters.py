@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny import TEXTS, forest, image_target, plain, prompts, text_target
 
-from mmspec.drafters import cost
 from mmspec.drafters.hawk import HawkDrafter
 from mmspec.drafters.heads import ResidualHead
 from mmspec.drafters.jacobi import JacobiDrafter
-from mmspec.drafters.leftovers import Leftovers
-from mmspec.engine.accept import Verdict
+from mmspec.drafters.stale import StaleScores
+from mmspec.engine import cost
+from mmspec.engine.accept import Committed
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
@@ -32,9 +32,9 @@ def test_cost_is_interpolated() -> None:
         ([1.0, 1.0, 9.0], [0.9, 0.9, 0.9], 1),  # the second node makes the pass four times dearer
     ],
 )
-def test_cut_maximises_expected_rate(seconds: list[float], reach: list[float], count: int) -> None:
+def test_node_count_maximises_expected_rate(seconds: list[float], reach: list[float], count: int) -> None:
     """The node count with the most expected tokens per second; passes of 1, 2 and 4 nodes were measured."""
-    assert cost.Cost([1, 2, 4], seconds, overhead=0.1).cut(0.2)(torch.tensor(reach)) == count
+    assert cost.Cost([1, 2, 4], seconds, overhead=0.1).best_node_count(reach, 0.2) == count
 
 
 def test_measured_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_jacobi_spends_what_passes_cost(seconds: list[float], expected: range) -
         Stop(40),
         guesser,
         seeds=5,
-        on_verdict=lambda state, tree, keys, verdict: lengths.append(tree.size - 1),
+        on_accept=lambda state, tree, gumbel_scores, accepted: lengths.append(tree.size - 1),
     )
     assert lengths[1] in expected
     assert done.tokens == plain(target, 40)
@@ -77,9 +77,8 @@ def test_jacobi_learns_how_much_is_accepted() -> None:
         for _ in range(30):
             tree = guesser.draft(state, Noise([5], target.vocabulary_size), 30)
             path = list(range(min(accepted, tree.size - 1) + 1))
-            guesser.observe(
-                state, tree, Verdict(paths=[path], tokens=[path]), torch.zeros(1, tree.size, target.vocabulary_size)
-            )
+            committed = Committed([path], [path], [[0] * tree.size])
+            guesser.observe(state, tree, committed, torch.zeros(1, tree.size, target.vocabulary_size))
         lengths.append(guesser.length())
     assert lengths[1] < lengths[0] < lengths[2]
 
@@ -105,7 +104,7 @@ def shift(offset: int) -> ResidualHead:
 def test_heads_draft_the_places_they_are_trained_for(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After tokens 0, 1, ..., count - 1 perfect heads propose count, count + 1, count + 2, the vertical one included."""
     target = text_target(64)
-    monkeypatch.setattr(target, "logits", lambda hidden: 20 * hidden, raising=False)
+    monkeypatch.setattr(target, "logits", lambda hidden, positions=None: 20 * hidden, raising=False)
     state = target.prefill(prompts(TEXTS[:1]), 80, True)
     state.features = torch.eye(64, dtype=torch.float64)[None, None]
     state.tokens, state.roots = [list(range(count))], torch.tensor([count - 1])
@@ -113,26 +112,28 @@ def test_heads_draft_the_places_they_are_trained_for(count: int, monkeypatch: py
     heads.heads = torch.nn.ModuleList(map(shift, heads.offsets))
     heads.nodes, heads.ranks = 3, 1
     heads.start(target, state, SamplingOptions(0), False)
-    heads.observe(state, root(state.roots), Verdict([list(range(count))], [list(range(count))]), torch.zeros(1, 1, 64))
+    committed = Committed([list(range(count))], [list(range(count))], [[0]])
+    heads.observe(state, root(state.roots), committed, torch.zeros(1, 1, 64))
     tree = heads.draft(state, Noise([0], 64, greedy=True), 8)
     assert tree.tokens[0].tolist() == [count - 1, count, count + 1, count + 2]
-    vertical = heads._waiting[0][0, (count + 1) % heads._waiting[0].shape[1]]
-    assert int(vertical.argmax()) == count + 1 or count < 6
+    above = count + 1 - heads.offsets[3]  # the feature below which this position lies, if it is committed
+    vertical = heads._vertical_scores[0][0, (count + 1) % heads._vertical_scores[0].shape[1]]
+    assert int(vertical.argmax()) == (count + 1 if 0 <= above < count - 1 else 0)
 
 
-def tree_with_keys(vocabulary: int = 5):
+def tree_with_scores(vocabulary: int = 5):
     """Two rows: 0 -> (1 -> 3 -> 4, 2) and a chain; the sample at node n is token n % vocabulary."""
     tree = forest([[-1, 0, 0, 1, 3], [-1, 0, 1, 2, 3]], [[0, 1, 2, 3, 4]] * 2)
-    keys = torch.full((2, 5, vocabulary), -5.0)
+    scores = torch.full((2, 5, vocabulary), -5.0)
     for node in range(5):
-        keys[:, node, node % vocabulary] = 5.0
-    return tree, keys
+        scores[:, node, node % vocabulary] = 5.0
+    return tree, scores
 
 
-def test_leftovers_are_the_first_node_of_each_open_depth() -> None:
+def test_stale_scores_are_the_first_node_of_each_open_depth() -> None:
     """Behind a path of two nodes, depths two and three are open in row 0; a stopped row has none."""
-    tree, keys = tree_with_keys()
-    left = Leftovers(2, 5, torch.device("cpu"))
-    left.observe(tree, Verdict([[0, 2], []], [[2, 2], []]), keys)
-    assert left.known.tolist() == [[True, True], [False, False]]
-    assert left.keys[0].argmax(1).tolist() == [3, 4]
+    tree, scores = tree_with_scores()
+    stale = StaleScores(2, 5, torch.device("cpu"))
+    stale.observe(tree, Committed([[0, 2], []], [[2, 2], []], [[0] * 5] * 2), scores)
+    assert stale.valid.tolist() == [[True, True, False], [False, False, False]]
+    assert stale.scores[0, :2].argmax(1).tolist() == [3, 4]

@@ -10,7 +10,7 @@ from tiny import text_target
 from tiny_vlm import FAMILIES, IMAGES, KINDS, asked, built, model
 
 from mmspec.drafters.msd import MsdDrafter
-from mmspec.engine.accept import Verdict
+from mmspec.engine.accept import Committed
 from mmspec.engine.cache import TreeCache, causal
 from mmspec.engine.loop import Batch, Stop, generate, stream
 from mmspec.engine.sampling import SamplingOptions
@@ -45,20 +45,20 @@ def test_equality(family: str, temperature: float, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_drawn_trees_keep_the_rule(kind: str) -> None:
-    """Under rejection every tree carries normalised laws over the whole vocabulary."""
+def test_sampled_trees_carry_their_distributions(kind: str) -> None:
+    """Under rejection every tree carries normalised distributions over the whole vocabulary."""
     target, seen = VisionLanguageTarget(model("llava")), []
 
-    def watch(state, tree: DraftTree, keys, verdict) -> None:
+    def watch(state, tree: DraftTree, gumbel_scores, accepted) -> None:
         seen.append(tree)
 
     prompts = VisualPrompts.of([asked("llava", [(32, 32)])])
-    generate(target, prompts, 1, Stop(12), built(**KINDS[kind]), seeds=1, rule="rejection", on_verdict=watch)
+    generate(target, prompts, 1, Stop(12), built(**KINDS[kind]), seeds=1, rule="rejection", on_accept=watch)
     tree = max(seen, key=lambda tree: tree.size)
-    assert tree.size > 3 and tree.laws is not None and tree.laws.shape[2] == 40
-    torch.testing.assert_close(tree.laws[:, 1:].sum(2), torch.ones_like(tree.laws[:, 1:, 0]))
+    assert tree.size > 3 and tree.probs is not None and tree.probs.shape[2] == 40
+    torch.testing.assert_close(tree.probs[:, 1:].sum(2), torch.ones_like(tree.probs[:, 1:, 0]))
     drafted = KINDS[kind].get("tokens", range(40))
-    assert not tree.laws[:, 1:, [token for token in range(40) if token not in drafted]].any()
+    assert not tree.probs[:, 1:, [token for token in range(40) if token not in drafted]].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,22 +69,22 @@ def test_the_cache_follows_commits(kind: str) -> None:
     checked = 0
     observe = drafter.observe
 
-    def check(state, tree, verdict: Verdict, keys) -> None:
+    def check(state, tree, committed: Committed, gumbel_scores) -> None:
         nonlocal checked
-        observe(state, tree, verdict, keys)
-        for row, (reading, hidden) in enumerate(state.context):
-            vectors = drafter.read(reading, state.prompts[row])[1:]
+        observe(state, tree, committed, gumbel_scores)
+        for row, (prompt, hidden) in enumerate(state.prompt_hidden):
+            vectors = drafter.read_prompt(prompt, torch.tensor(state.prompt_ids[row]))[1:]
             tokens = torch.tensor(state.tokens[row])
             vectors = torch.cat([vectors, drafter.embed(target, tokens)])
             features = torch.cat([hidden, state.features[0, row, : len(tokens)]])
-            text = torch.cat([reading.text[1:], torch.ones(len(tokens), dtype=torch.bool)])
-            inputs = drafter.enter(vectors, features, text)[None]
+            text = torch.cat([prompt.is_text[1:], torch.ones(len(tokens), dtype=torch.bool)])
+            inputs = drafter.fuse(vectors, features, text)[None]
             cache = TreeCache(1, 1, inputs.shape[1])
             cache.open(inputs.shape[1])
             whole = drafter.layer(
                 inputs, cache.mask(causal(1, inputs.shape[1], "cpu")), torch.arange(inputs.shape[1])[None], cache
             )
-            torch.testing.assert_close(drafter._tail[row], whole[0, -1], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(drafter._last[row], whole[0, -1], rtol=1e-9, atol=1e-9)
             checked += 1
 
     drafter.observe = check
@@ -99,19 +99,19 @@ def test_rows_that_join_and_leave() -> None:
     rows = [VisualPrompts.of([asked("llava", sizes, seed)]) for seed, sizes in enumerate(IMAGES[:3])]
     batch = Batch(target, drafter, SamplingOptions(1.0))
     batch.join(rows[0], [0], Stop(40))
-    batch.round(), batch.round()  # the first token, without a draft, and more
+    batch.round()
     batch.join(rows[1], [1], Stop(40))
-    batch.round(), batch.round()
-    batch.keep([1])
-    batch.join(rows[2], [2], Stop(40))
+    batch.round()
     started = []
     drafter.start = lambda *ignored: started.append(ignored)
+    batch.keep([1])
+    batch.join(rows[2], [2], Stop(40))
     batch.round()
     batch.keep([1, 0])
     batch.round()
     fresh.start(target, batch.state, SamplingOptions(1.0), False)
-    assert not started and drafter._cache.lengths == fresh._cache.lengths
-    torch.testing.assert_close(drafter._tail, fresh._tail, rtol=1e-9, atol=1e-9)
+    assert not started and torch.equal(drafter._cache.lengths, fresh._cache.lengths)
+    torch.testing.assert_close(drafter._last, fresh._last, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["decoupled", "few tokens"])
@@ -120,7 +120,7 @@ def test_the_tree_reads_its_own_path(temperature: float, coupled: bool, kind: st
     """Children of a node are the best by one pass over the committed sequence and the path to that node, whatever its siblings; with the
     share of the noise that each depth is coupled by, if it is."""
     target, drafter = text_target(), built(**KINDS[kind], coupling=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
-    drafter.nodes, drafter.coupled = 14, coupled
+    drafter.coupled = coupled
     drafted = torch.tensor(KINDS[kind].get("tokens", range(target.vocabulary_size)))
     drafted = drafted[drafted < target.vocabulary_size]
     trees = []
@@ -128,10 +128,10 @@ def test_the_tree_reads_its_own_path(temperature: float, coupled: bool, kind: st
 
     def check(state, noise, limit) -> DraftTree:
         tree = draft(state, noise, limit)
-        reading, hidden = state.context[0]
-        vectors = torch.cat([reading.vectors[1:], target.embed(torch.tensor(state.tokens[0], dtype=torch.long))])
+        prompt, hidden = state.prompt_hidden[0]
+        vectors = torch.cat([prompt.vectors[1:], target.embed(torch.tensor(state.tokens[0], dtype=torch.long))])
         features = torch.cat([hidden, state.features[0, 0, : len(state.tokens[0])]])
-        committed = drafter.enter(vectors, features)
+        committed = drafter.fuse(vectors, features)
         parents, tokens = tree.parents[0].tolist(), tree.tokens[0].tolist()
         for node in range(tree.size):
             path = [node]
@@ -141,7 +141,7 @@ def test_the_tree_reads_its_own_path(temperature: float, coupled: bool, kind: st
             predicted = None
             for step in [None, *(reversed(path) if node else [])]:
                 if step is not None:
-                    inputs = torch.cat([inputs, drafter.enter(target.embed(torch.tensor([tokens[step]])), predicted)])
+                    inputs = torch.cat([inputs, drafter.fuse(target.embed(torch.tensor([tokens[step]])), predicted)])
                 size = len(inputs)
                 cache = TreeCache(1, 1, size)
                 cache.open(size)
@@ -149,19 +149,20 @@ def test_the_tree_reads_its_own_path(temperature: float, coupled: bool, kind: st
                     inputs[None], cache.mask(causal(1, size, "cpu")), torch.arange(size)[None], cache
                 )[0, -1:]
             children = [tokens[child] for child, parent in enumerate(parents) if parent == node]
-            law = drafter.logits(drafter.head(target), predicted)[0]
+            scores = drafter.logits(drafter.head(target), predicted)[0]
             if temperature and coupled:
                 depth = len(path) if node else 0
-                shaken = noise.gumbel(state.counts, depth + 1)[0, depth, drafted]
-                law = law.log_softmax(-1) + drafter.coupling[depth] * shaken if depth < drafter.depth else law
-            assert set(children) == set(drafted[law.topk(len(children)).indices].tolist())
+                gumbel = noise.gumbel(state.counts, depth + 1)[0, depth, drafted]
+                if depth < drafter.depth:
+                    scores = scores.log_softmax(-1) + drafter.coupling[depth] * gumbel
+            assert set(children) == set(drafted[scores.topk(len(children)).indices].tolist())
         trees.append(tree)
         return tree
 
     drafter.draft = check
     with torch.inference_mode():
         generate(target, text_prompts([[1, 3, 4, 2]]), 1, Stop(10), drafter, sampling=SamplingOptions(temperature))
-    assert max(tree.size for tree in trees) == 15 and max(tree.height for tree in trees) > 2
+    assert max(tree.size for tree in trees) == 1 + drafter.max_nodes and max(tree.height for tree in trees) > 2
 
 
 def test_a_prompt_of_one_token() -> None:
@@ -179,12 +180,13 @@ def test_a_prompt_of_one_token() -> None:
 def test_processors(temperature: float) -> None:
     """A repetition penalty reaches every place and the bonus token: equal to plain decoding, which differs from that without (fp64)."""
     target, row = VisionLanguageTarget(model("llava")), asked("llava", [(32, 32)])
-    laws = [SamplingOptions(temperature, top_k=30, repetition_penalty=penalty) for penalty in (1.8, 1.0)]
+    options = [SamplingOptions(temperature, top_k=30, repetition_penalty=penalty) for penalty in (1.8, 1.0)]
     plain, other = (
-        generate(target, VisualPrompts.of([row]), 1, Stop(24), sampling=law, seeds=2).tokens for law in laws
+        generate(target, VisualPrompts.of([row]), 1, Stop(24), sampling=sampling, seeds=2).tokens
+        for sampling in options
     )
     assert (
-        generate(target, VisualPrompts.of([row]), 1, Stop(24), built(), sampling=laws[0], seeds=2).tokens
+        generate(target, VisualPrompts.of([row]), 1, Stop(24), built(), sampling=options[0], seeds=2).tokens
         == plain
         != other
     )

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import forest, llama, prompts, random_parents, text_target
+from tiny import children, forest, llama, prompts, random_parents, text_target
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from mmspec.engine.cache import TreeCache, causal, positions
+from mmspec.engine.cache import TreeCache, causal
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import SLOT_MULTIPLE, CausalTarget
 
@@ -27,7 +27,7 @@ def random_tree(rng: random.Random, roots: list[int], vocabulary: int, most: int
 
 def random_path(rng: random.Random, tree, row: int) -> list[int]:
     """A path from the root that may end anywhere."""
-    below, path = tree.children()[row], [0]
+    below, path = children(tree)[row], [0]
     while below[path[-1]] and rng.random() < 0.8:
         path.append(rng.choice(below[path[-1]]))
     return path
@@ -65,7 +65,7 @@ def check_rounds(
     state = target.prefill(given_prompts, capacity, True)
     for _ in range(rounds):
         tree = random_tree(rng, state.roots.tolist(), target.vocabulary_size, most)
-        out, ancestors = target.forward(state, tree), tree.ancestors()
+        out, ancestors = target.forward(state, tree), tree.ancestors
         for row in range(len(texts)):
             for node in range(tree.size):
                 if node and tree.parents[row, node] < 0:
@@ -86,8 +86,8 @@ def check_rounds(
             for row, path in enumerate(paths)
         ]
         with torch.inference_mode():
-            state.commit(tree, paths, new, out.hidden)
-    assert state.cache.lengths[: len(texts)] == [
+            state.commit(paths, new, out.hidden)
+    assert state.cache.lengths[: len(texts)].tolist() == [
         len(text) - 1 + len(tokens) for text, tokens in zip(texts, state.tokens, strict=True)
     ]
 
@@ -128,7 +128,6 @@ def test_features_are_of_the_committed_path() -> None:
         paths = [random_path(rng, tree, row) for row in range(2)]
         with torch.inference_mode():
             state.commit(
-                tree,
                 paths,
                 [[int(tree.tokens[row, node]) for node in path[1:]] + [7] for row, path in enumerate(paths)],
                 out.hidden,
@@ -162,7 +161,7 @@ def test_commit_compacts(seed: int, rows: int, width: int) -> None:
         for row, wanted in enumerate(kept):
             assert layer.keys[row, 0, : len(wanted), 0].tolist() == wanted
             assert layer.values[row, 0, : len(wanted), 0].tolist() == [-value for value in wanted]
-    assert cache.lengths == [len(wanted) for wanted in kept]
+    assert cache.lengths.tolist() == [len(wanted) for wanted in kept]
 
 
 @settings(max_examples=60, deadline=None)
@@ -171,9 +170,9 @@ def test_mask(seed: int, lengths: list[int], most: int) -> None:
     """A node sees its row's committed slots, and of the tree its own ancestors; nothing else."""
     tree = random_tree(random.Random(seed), [0] * len(lengths), 5, most)
     cache = TreeCache(1, len(lengths), 30)
-    cache.lengths = list(lengths)
+    cache.advance(lengths)
     cache.open(tree.size)
-    mask, ancestors = cache.mask(tree.ancestors()), tree.ancestors()
+    mask, ancestors = cache.mask(tree.ancestors), tree.ancestors
     for row, length in enumerate(lengths):
         for node in range(tree.size):
             wanted = set(range(length)) | {
@@ -182,16 +181,32 @@ def test_mask(seed: int, lengths: list[int], most: int) -> None:
             assert set(mask[row, 0, node].nonzero().flatten().tolist()) == wanted
 
 
-def test_positions_and_causal() -> None:
-    """Positions are committed length plus depth; the ancestors of a prompt are a triangle."""
-    assert positions([3, 0], torch.tensor([[0, 1, 1], [0, 1, 2]])).tolist() == [[3, 4, 4], [0, 1, 2]]
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(1, 4), st.integers(1, 4))
+def test_levels_after_one_another(lengths: list[int], first: int, second: int) -> None:
+    """Entries that are opened with an offset come after those before, and see them as they are told to."""
+    cache = TreeCache(1, len(lengths), 30)
+    cache.advance(lengths)
+    cache.open(second, offset=first)
+    assert cache.slots.tolist() == [list(range(length + first, length + first + second)) for length in lengths]
+    seen = torch.ones(len(lengths), second, first + second, dtype=torch.bool).tril(first)
+    for row, length in enumerate(lengths):
+        for node in range(second):
+            slots = cache.mask(seen)[row, 0, node].nonzero().flatten().tolist()
+            assert slots == list(range(length + first + node + 1))
+    cache.commit([[] for _ in lengths])
+    assert cache.lengths.tolist() == lengths
+
+
+def test_causal() -> None:
+    """The ancestors of a prompt are a triangle."""
     assert causal(1, 3, "cpu").int().tolist() == [[[1, 0, 0], [1, 1, 0], [1, 1, 1]]]
 
 
 def test_capacity_error() -> None:
     """A tree that does not fit is refused before anything is written."""
     cache = TreeCache(1, 2, 8)
-    cache.lengths = [2, 5]
+    cache.advance([2, 5])
     with pytest.raises(
         MmspecError,
         match="^the cache holds 8 positions a row and 9 are needed: ask for fewer tokens or a smaller tree$",
@@ -214,10 +229,10 @@ def test_memory_is_committed_plus_one_tree() -> None:
         tree = random_tree(rng, state.roots.tolist(), target.vocabulary_size, nodes)
         out = target.forward(state, tree)
         with torch.inference_mode():
+            first = children(tree)[0][0][:1]
             state.commit(
-                tree,
-                [[0, tree.children()[0][0][0]] if tree.children()[0][0] else [0], [0]],
-                [[1, 1] if tree.children()[0][0] else [1], [1]],
+                [[0, *first], [0]],
+                [[1] * (1 + len(first)), [1]],
                 out.hidden,
             )
     assert state.cache.bytes == wanted and [layer.keys.data_ptr() for layer in state.cache.layers] == before

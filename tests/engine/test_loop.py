@@ -175,7 +175,8 @@ def test_rows_end_where_the_grid_says() -> None:
 
 
 def test_prompts_outside_the_generated_vocabulary() -> None:
-    """Prompt ids below the offset are negative numbers of the loop, and never the target's output."""
+    """Prompt ids outside the vocabulary are the negative tokens -1 - id, and never the target's output."""
     target = image_target()
     state = target.prefill(prompts([[1, 2], [OFFSET + 3, 2]]), 4)
-    assert state.history(0).tolist() == [1 - OFFSET, 2 - OFFSET] and state.roots.tolist() == [2 - OFFSET] * 2
+    assert state.history(0) == [-2, -3] and state.history(1) == [3, -3]
+    assert state.history(0) == [-2, -3] and state.roots.tolist() == [-3, -3]

@@ -92,9 +92,11 @@ def test_memory_is_bounded() -> None:
     noise = Noise([0, 1], 16)
     for place in range(0, 300, 3):
         noise.gumbel([place, place + 1], 6)
-        assert all(len(known) <= 6 and min(known) >= place for known in noise._known)
+        assert all(len(known) <= 6 and min(known) >= place for known in noise._computed)
     held = {
-        g.untyped_storage().data_ptr(): g.untyped_storage().nbytes() for known in noise._known for g in known.values()
+        g.untyped_storage().data_ptr(): g.untyped_storage().nbytes()
+        for known in noise._computed
+        for g in known.values()
     }
     assert sum(held.values()) <= 2 * 6 * 16 * 4 * 2
 
@@ -116,11 +118,11 @@ def test_large_vocabulary() -> None:
 def test_fresh_noise_and_coins() -> None:
     """Noise for drafts and coins for tests differ from the sampling noise and from each other."""
     noise = Noise([5], 12)
-    kinds = [noise.gumbel([2], 1)[0, 0], noise.fresh(0, 2, Noise.DRAFT)[0], noise.fresh(0, 2, Noise.ACCEPT + 1)[0]]
+    kinds = [noise.gumbel([2], 1)[0, 0], *(noise.fresh([[2]], use)[0, 0, 0] for use in (Noise.DRAFT, Noise.ACCEPT + 1))]
     assert all(not torch.equal(a, b) for i, a in enumerate(kinds) for b in kinds[:i])
-    several = noise.fresh(0, 2, Noise.DRAFT, 3)
+    several = noise.fresh([[2]], Noise.DRAFT, 3)[0, 0]
     assert several.shape == (3, 12) and len(several.flatten().unique()) == 36
-    coins = [noise.coins(0, place, 2)[1] for place in range(3000)]
+    coins = noise.coins([list(range(3000))], 2)[0, :, 1]
     assert stats.kstest(coins, "uniform").pvalue > 1e-4
 
 

@@ -9,7 +9,8 @@ from tiny import OFFSET, TEXTS, drafter, forest, image_target, prompts, random_p
 from transformers.generation import logits_process as hf
 
 from mmspec.engine.loop import Stop, generate
-from mmspec.engine.sampling import Prefixes, SamplingOptions
+from mmspec.engine.sampling import SamplingOptions
+from mmspec.engine.state import Prefixes
 from mmspec.errors import MmspecError
 
 CHAINS = {
@@ -61,7 +62,7 @@ def test_scores_equal_transformers(name: str) -> None:
             while at:
                 above.insert(0, int(tree.tokens[row, at]))
                 at = shape[at]
-            prefix = torch.tensor([state.history(row).tolist() + above])
+            prefix = torch.tensor([[token for token in state.history(row) + above if token >= 0]])
             wanted = hf.LogitsProcessorList(chain)(prefix, logits[row, node][None].clone())[0]
             torch.testing.assert_close(found[row, node], wanted, rtol=0, atol=0)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import forest, random_parents
+from tiny import children, forest, random_parents
 
-from mmspec.engine.tree import Candidates, DraftTree, chain, grow, product, root
+from mmspec.engine.tree import Candidates, DraftTree, build_tree, chain, product_tree, root
 
 
 def forests() -> st.SearchStrategy[DraftTree]:
@@ -34,8 +34,8 @@ def walk(parents: list[int], node: int) -> set[int]:
 @settings(max_examples=150, deadline=None)
 @given(forests())
 def test_ancestors(tree: DraftTree) -> None:
-    """ancestors() is the naive walk to the root; padding is nobody's ancestor; depths count the walk."""
-    found = tree.ancestors()
+    """`ancestors` is the naive walk to the root; padding is nobody's ancestor; depths count the walk."""
+    found = tree.ancestors
     for row, parents in enumerate(tree.parents.tolist()):
         real = [node for node, parent in enumerate(parents) if parent >= 0 or node == 0]
         for node in real:
@@ -46,18 +46,6 @@ def test_ancestors(tree: DraftTree) -> None:
             assert found[row, node].any() and not found[row, real, node].any()
 
 
-@settings(max_examples=50, deadline=None)
-@given(forests())
-def test_children(tree: DraftTree) -> None:
-    """children() inverts parents, in order, and leaves padding out."""
-    for row, below in enumerate(tree.children()):
-        parents = tree.parents[row].tolist()
-        assert [sorted(nodes) for nodes in below] == below
-        assert {(parent, node) for parent, nodes in enumerate(below) for node in nodes} == {
-            (p, n) for n, p in enumerate(parents) if p >= 0
-        }
-
-
 def test_root_and_chain() -> None:
     """The empty draft is a root alone; a chain pads rows that have fewer guesses."""
     assert root(torch.tensor([4, 5])).parents.tolist() == [[-1], [-1]] and root(torch.tensor([4])).height == 0
@@ -65,114 +53,103 @@ def test_root_and_chain() -> None:
     assert tree.tokens.tolist() == [[7, 1, 2, 3], [8, 4, 5, 6]]
     assert tree.parents.tolist() == [[-1, 0, 1, 2], [-1, 0, -1, -1]]
     assert tree.depths.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
-    assert tree.height == 3 and tree.children()[1] == [[1], [], [], []]
+    assert tree.height == 3 and children(tree)[1] == [[1], [], [], []]
 
 
 def table(seed: int, vocabulary: int):
-    """Chances of each token after each path, the same whenever they are asked for."""
+    """Probabilities of each token after each path, the same whenever they are asked for."""
 
-    def chances(path: tuple[int, ...]) -> torch.Tensor:
+    def probs(path: tuple[int, ...]) -> torch.Tensor:
         generator = torch.Generator().manual_seed(hash((seed, *path)) % 2**31)
         return torch.rand(vocabulary, generator=generator).mul(3).softmax(0)
 
-    return chances
+    return probs
 
 
-def fixed(nodes: int):
-    """A node budget, whatever the chances."""
-    return lambda reach: nodes
-
-
-def grown(law, rows: int, ranks: int, height: int, beam: int, cut, worth=lambda depth, mass: True) -> DraftTree:
-    """grow() over `law`, which may see the whole path."""
+def built(probs, rows: int, ranks: int, height: int, beam: int, max_nodes: int) -> DraftTree:
+    """build_tree() over `probs`, which may see the whole path."""
     paths: list[list[tuple[int, ...]]] = [[()] for _ in range(rows)]
 
-    def expand(depth: int, tokens: torch.Tensor, places: torch.Tensor) -> Candidates:
+    def expand(depth: int, tokens: torch.Tensor, parent_index: torch.Tensor) -> Candidates:
         if depth:
             for row in range(rows):
-                paths[row] = [(*paths[row][int(place)], int(token)) for place, token in zip(places[row], tokens[row])]
-        found = torch.stack([torch.stack([law((row, *path)) for path in paths[row]]) for row in range(rows)]).topk(
-            ranks, dim=2
-        )
-        return Candidates(found.indices, found.values)
+                pairs = zip(parent_index[row], tokens[row])
+                paths[row] = [(*paths[row][int(parent)], int(token)) for parent, token in pairs]
+        level = [torch.stack([probs((row, *path)) for path in paths[row]]) for row in range(rows)]
+        best = torch.stack(level).topk(ranks, dim=2)
+        return Candidates(best.indices, best.values)
 
-    return grow(torch.zeros(rows, dtype=torch.long), expand, height, beam, worth, cut)
+    return build_tree(torch.zeros(rows, dtype=torch.long), expand, height, beam, max_nodes)
 
 
 def read(tree: DraftTree, row: int) -> list[tuple[int, ...]]:
-    """Each node as the tokens of its path."""
+    """Each node as the tokens of its path; parents come first, and the height is right."""
     tokens, parents = tree.tokens[row].tolist(), tree.parents[row].tolist()
     paths: list[tuple[int, ...]] = [()]
     for node in range(1, tree.size):
         assert 0 <= parents[node] < node
         paths.append((*paths[parents[node]], tokens[node]))
-        assert int(tree.depths[row, node]) == len(paths[node])
+        assert int(tree.depths[row, node]) == len(paths[node]) <= tree.height
     return paths
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 3), st.integers(1, 12))
-def test_grow_keeps_the_most_probable_nodes(seed: int, rows: int, height: int, budget: int) -> None:
-    """With a beam that cuts nothing, the tree is the brute-force best of all paths, connected and within budget."""
+def test_the_most_probable_nodes_are_kept(seed: int, rows: int, height: int, budget: int) -> None:
+    """With a beam that cuts nothing, the tree is the brute-force best of all paths, sorted, connected, within budget."""
     vocabulary = 3
-    law = table(seed, vocabulary)
-    tree = grown(law, rows, vocabulary, height, beam=vocabulary**height, cut=fixed(budget))
+    probs = table(seed, vocabulary)
+    tree = built(probs, rows, vocabulary, height, vocabulary**height, budget)
     for row in range(rows):
         reach = {(): 1.0}
         for _ in range(height):
             for path, mass in list(reach.items()):
-                reach.update({(*path, token): mass * float(law((row, *path))[token]) for token in range(vocabulary)})
+                reach.update({(*path, token): mass * float(probs((row, *path))[token]) for token in range(vocabulary)})
         del reach[()]
         best = sorted(reach, key=lambda path: reach[path], reverse=True)[:budget]
         paths = read(tree, row)[1:]
         assert len(set(paths)) == len(paths) == min(budget, len(reach))
         assert set(paths) == set(best)
+        expected = torch.tensor([1.0, *(reach[path] for path in paths)])
+        torch.testing.assert_close(tree.path_probs[row], expected)
+        assert tree.path_probs[row].tolist() == sorted(tree.path_probs[row].tolist(), reverse=True)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 12))
-def test_product_is_what_grow_makes(seed: int, rows: int, ranks: int, height: int, budget: int) -> None:
+def test_product_tree_is_what_build_tree_makes(seed: int, rows: int, ranks: int, height: int, budget: int) -> None:
     """Where all nodes of a level have the same children, whatever path led to them."""
-    law = table(seed, 5)
-    found = [[law((row, depth)).topk(ranks) for depth in range(height)] for row in range(rows)]
-    tokens, chances = ([[getattr(one, part) for one in row] for row in found] for part in ("indices", "values"))
-    levels = Candidates(
-        torch.stack([torch.stack(row) for row in tokens]), torch.stack([torch.stack(row) for row in chances])
-    )
-    tree = product(torch.zeros(rows, dtype=torch.long), levels, 64, fixed(budget))
-    alike = grown(lambda path: law((path[0], len(path) - 1)), rows, ranks, height, ranks**4, fixed(budget))
-    assert tree.size == alike.size and tree.tokens.dtype == tree.parents.dtype == tree.depths.dtype == torch.long
+    probs = table(seed, 5)
+    best = [[probs((row, depth)).topk(ranks) for depth in range(height)] for row in range(rows)]
+    tokens, values = ([torch.stack([getattr(x, part) for x in row]) for row in best] for part in ("indices", "values"))
+    levels = Candidates(torch.stack(tokens), torch.stack(values))
+    tree = product_tree(torch.zeros(rows, dtype=torch.long), levels, budget)
+    other = built(lambda path: probs((path[0], len(path) - 1)), rows, ranks, height, ranks**4, budget)
+    assert tree.size == other.size and tree.tokens.dtype == tree.parents.dtype == tree.depths.dtype == torch.long
     for row in range(rows):
-        assert set(read(tree, row)) == set(read(alike, row))
-    assert product(torch.zeros(rows, dtype=torch.long), levels, 3, fixed(budget)).size == 1 + min(
-        3, budget, alike.size - 1
-    )
+        assert set(read(tree, row)) == set(read(other, row))
+        torch.testing.assert_close(tree.path_probs, other.path_probs)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 20))
-def test_grow_with_a_narrow_beam(seed: int, ranks: int, beam: int, height: int, budget: int) -> None:
-    """Any beam, rank and budget give a connected tree whose siblings differ."""
-    tree = grown(table(seed, 5), 2, ranks, height, beam, fixed(budget))
+def test_a_narrow_beam(seed: int, ranks: int, beam: int, height: int, budget: int) -> None:
+    """Any beam, rank and budget give a connected tree whose siblings differ, and so does every first part of it."""
+    tree = built(table(seed, 5), 2, ranks, height, beam, budget)
     assert tree.size <= budget + 1 and tree.height <= height
-    for row in range(2):
-        assert len(set(read(tree, row))) == tree.size
+    for nodes in range(1, tree.size + 1):
+        part = tree.first(nodes, int(tree.depths[:, :nodes].max()))
+        for row in range(2):
+            assert len(set(read(part, row))) == part.size == nodes
 
 
-def test_grow_stops_when_it_does_not_pay() -> None:
-    """`worth` ends the growth; `cut` sees the sorted chances; no level at all leaves the root."""
-    law = table(0, 4)
-    assert grown(law, 1, 4, 5, 4, fixed(50), worth=lambda depth, mass: depth < 2).height == 2
-    assert (
-        grown(law, 1, 4, 5, 4, cut=lambda reach: int((reach > 0.05).sum())).size
-        < grown(law, 1, 4, 5, 4, cut=fixed(50)).size
-    )
-    assert grown(law, 2, 4, 0, 4, fixed(8)).size == 1
+def test_no_level_leaves_the_root() -> None:
+    assert built(table(0, 4), 2, 4, 0, 4, 8).size == 1
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 5])
-def test_grow_survives_chances_that_are_no_numbers(budget: int) -> None:
+def test_probabilities_that_are_no_numbers(budget: int) -> None:
     """A drafter whose estimate is NaN costs speed, never a connected tree."""
-    law = table(1, 3)
-    broken = lambda path: law(path) * torch.tensor([1.0, torch.nan, 1.0]) if len(path) == 2 else law(path)  # noqa: E731
-    read(grown(broken, 1, 3, 3, 27, fixed(budget)), 0)
+    probs = table(1, 3)
+    weights = torch.tensor([1.0, torch.nan, 1.0])
+    read(built(lambda path: probs(path) * weights if len(path) == 2 else probs(path), 1, 3, 3, 27, budget), 0)

@@ -146,7 +146,7 @@ def test_lower_precision_parts_only_at_near_ties(
                     Stop(length),
                     drafter(name, target),
                     seeds=[seed],
-                    on_verdict=record,
+                    on_accept=record,
                 )
                 runs.append((found.tokens[0], seen))
             (a, keys_a), (b, keys_b) = runs

@@ -31,11 +31,11 @@ def shuffled(batch: Batch, asked: list, stop: Stop, seed: int) -> list[list[int]
                 if present[-1] % 2
                 else Stop(stop.length + 200, when=lambda row, tokens: len(tokens) >= stop.length)
             )
-            batch.join(asked[present[-1]], [5 + present[-1]], ends)
-        found = batch.round()
-        for row, new in zip(present, found.tokens):
-            said[row] += new
-        staying = [place for place, on in enumerate(found.running) if on]
+            said[present[-1]] += batch.join(asked[present[-1]], [5 + present[-1]], ends).tokens[-1]
+        if any(batch.running):
+            for row, new in zip(present, batch.round().tokens):
+                said[row] += new
+        staying = [row for row, on in enumerate(batch.running) if on]
         if len(staying) < len(present) or rng.random() < 0.2:
             rng.shuffle(staying)
             batch.keep(staying)
@@ -83,8 +83,7 @@ def test_a_drafter_keeps_what_it_knows() -> None:
     lengths = []
     for leaving in (False, True):
         batch = Batch(target, drafter("jacobi", target), SamplingOptions(0.5))
-        batch.join(prompts(TEXTS[:2]), [5, 6], Stop(GRID.tokens))
-        runs = []
+        runs = [len(batch.join(prompts(TEXTS[:2]), [5, 6], Stop(GRID.tokens)).tokens[0])]
         while batch.running[0]:
             runs.append(len(batch.round().tokens[0]))
             if leaving and len(runs) == 3:

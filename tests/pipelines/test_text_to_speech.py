@@ -737,7 +737,9 @@ def test_interleaved_law(mixed) -> None:
     texts = [TEXT, "And you?", "I am fine, thank you."]
     prompts, stop = mixed.rows([{"prompt": text, "voice": "ben"} for text in texts])
     stop = replace(stop, length=400)
-    alone = [generate(mixed.target, prompts.part(slice(i, i + 1), 1.0), 1, stop, seeds=[i]).tokens[0] for i in range(3)]
+    alone = [
+        generate(mixed.target, prompts.select(slice(i, i + 1), 1.0), 1, stop, seeds=[i]).tokens[0] for i in range(3)
+    ]
     for row, prompt in zip(alone, prompts.conditional):
         assert row[-1] == mixed.end and row.count(mixed.end) == 1 and row.count(mixed.end + 1) == len(prompt) - 3
     for drafter in (NoDrafter(), JacobiDrafter(6), drafters.load("vadusa", mixed.folder, mixed.target)):

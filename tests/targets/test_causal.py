@@ -9,7 +9,8 @@ from transformers.generation import logits_process as hf
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
-from mmspec.targets.causal import CausalTarget, Prompts, projection
+from mmspec.targets.causal import CausalTarget, Prompts
+from mmspec.targets.head import OutputHead
 
 SMALL = {
     "vocab_size": 40,
@@ -82,21 +83,21 @@ def test_greedy_equals_transformers_generate(text: list[int], penalty: float) ->
 def test_families(name: str) -> None:
     """The laws of a family's model are its own (biases, scales, caps and windows of the model included), or it is refused."""
     model = tiny_family(name)
-    laws: list[torch.Tensor] = []
+    logits: list[torch.Tensor] = []
 
-    def record(state, tree, keys, verdict) -> None:
-        laws.append(keys[0, 0].clone())
+    def record(state, tree, gumbel_scores, accepted) -> None:
+        logits.append(gumbel_scores[0, 0].clone())
 
     if name in REFUSED:
         with pytest.raises(MmspecError, match=REFUSED[name]):
             CausalTarget(model)
         return
     found = generate(
-        CausalTarget(model), prompts([[1, 3, 4]]), 1, Stop(20), sampling=SamplingOptions(0), on_verdict=record
+        CausalTarget(model), prompts([[1, 3, 4]]), 1, Stop(20), sampling=SamplingOptions(0), on_accept=record
     )
     with torch.inference_mode():
         whole = model(torch.tensor([[1, 3, 4, *found.tokens[0]]])).logits[0, 2:-1]
-    torch.testing.assert_close(torch.stack(laws).double(), whole.double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.stack(logits).double(), whole.double(), rtol=1e-6, atol=1e-6)
 
 
 def test_streams_must_share_their_last_token() -> None:
@@ -114,7 +115,7 @@ def test_guidance_mixes_before_anything_else() -> None:
         1,
         Stop(1),
         sampling=SamplingOptions(0),
-        on_verdict=lambda state, tree, keys, verdict: seen.append(keys.clone()),
+        on_accept=lambda state, tree, gumbel_scores, accepted: seen.append(gumbel_scores.clone()),
     )
     with torch.inference_mode():
         conditional, unconditional = (llama()(torch.tensor([ids])).logits[0, -1] for ids in ([1, 5, 2], [1, 2]))
@@ -126,7 +127,7 @@ def test_logits_of_any_number_of_nodes(dtype: torch.dtype) -> None:
     """Logits are those of plain products, in float32 or wider; of a head of 16 bits on x86 the same bits for any number of nodes."""
     chance = torch.Generator().manual_seed(0)
     head, nodes = torch.randn(300, 48, generator=chance).to(dtype), torch.randn(33, 48, generator=chance).to(dtype)
-    project = projection(head)
+    project = OutputHead(head)
     whole = project(nodes)
     assert whole.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(whole.double(), nodes.double() @ head.double().T, rtol=1e-5, atol=1e-5)
@@ -158,9 +159,9 @@ def test_what_the_tree_cannot_serve_is_refused() -> None:
         CausalTarget(model)
     with pytest.raises(
         MmspecError,
-        match="^10 tokens from id 35 on were asked for, and the model's head has 40: give the model's own numbers$",
+        match="^10 tokens up to id 44 were asked for, and the model's head has 40: give the model's own numbers$",
     ):
-        CausalTarget(llama(), offset=35, vocabulary=10)
+        CausalTarget(llama(), range(35, 45))
 
 
 def test_recurrent_models_are_refused() -> None:

@@ -1,0 +1,63 @@
+"""The output head of a target: logits in float32 or wider, from one copy of the weights."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Passes are padded to at least this many nodes. Matrix libraries sum one to three rows in another order than four and
+# more; from four on, passes of every width agree bit for bit on the CPU, in bfloat16 and float32 alike
+# (docs/how-it-works.md has the figures).
+MIN_QUERY_LEN = 4
+
+# Rows of a 16-bit head that are widened at a time, where nothing multiplies them as they are.
+CHUNK = 256
+
+Projection = Callable[[Float[Tensor, "node width"]], Float[Tensor, "node vocab"]]
+
+
+class OutputHead(nn.Module):
+    """Logits of hidden states: float64 for a float64 head, else float32, with products summed in that precision.
+
+    `weight` is the model's own tensor or rows of it, in the model's dtype; no copy of it in float32 is kept. bfloat16
+    logits tie too often for samples to be reproducible. A 16-bit head is multiplied
+
+    - by FBGEMM on x86 CPUs, from a 16-bit copy in its own layout: several times as fast, and the same bits for a node
+      however many there are. It reads bfloat16 as float16, which is exact down to 2^-17 and off by at most 2^-25 below;
+    - on CUDA with 16-bit operands and float32 sums and results;
+    - elsewhere in chunks that are widened one after the other.
+
+    None of these has a gradient. Later changes of the weights in place are not followed by the first.
+    """
+
+    def __init__(self, weight: Float[Tensor, "vocab width"]):
+        super().__init__()
+        self.weight = weight.detach()
+        self._project = self._projection()
+
+    def forward(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
+        return self._project(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1)
+
+    def _projection(self) -> Projection:
+        weight = self.weight
+        if weight.dtype in (torch.float64, torch.float32):
+            return _padded(lambda nodes: F.linear(nodes.to(weight.dtype), weight))
+        if weight.device.type == "cpu" and torch.backends.quantized.engine in ("x86", "fbgemm"):
+            packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
+            return lambda nodes: torch.ops.quantized.linear_dynamic_fp16(nodes.float(), packed)
+        if weight.device.type == "cuda":
+            return _padded(lambda nodes: torch.mm(nodes.to(weight.dtype), weight.T, out_dtype=torch.float32))
+        return _padded(
+            lambda nodes: torch.cat([F.linear(nodes.float(), part.float()) for part in weight.split(CHUNK)], 1)
+        )
+
+
+def _padded(project: Projection) -> Projection:
+    """A projection of at least `MIN_QUERY_LEN` nodes."""
+
+    def run(nodes: Float[Tensor, "node width"]) -> Float[Tensor, "node vocab"]:
+        return project(F.pad(nodes, (0, 0, 0, max(0, MIN_QUERY_LEN - len(nodes)))))[: len(nodes)]
+
+    return run

@@ -1,0 +1,140 @@
+"""What is not understood is refused: models are looked at, and tried against their own forward, before they are used."""
+
+import random
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from mmspec.engine.cache import KV_BLOCK, TreeCache, causal
+from mmspec.engine.tree import DraftTree
+from mmspec.errors import MmspecError
+
+if TYPE_CHECKING:
+    from mmspec.targets.causal import CausalTarget
+
+# Largest error of a node's logits, as a share of their spread, that rounding explains.
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.15}
+
+# Tokens of the prompt, and parents of the tree whose root is the last of them.
+PROMPT, PARENTS = 16, (-1, 0, 0, 1, 2, 3, 2, 5)
+
+LOGIT_SCALES = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+
+
+def refuse(model: PreTrainedModel) -> None:
+    """Raise MmspecError for a model whose logits, attention or positions a `CausalTarget` would get wrong by construction."""
+    name, config, head = type(model).__name__, model.config.get_text_config(), model.get_output_embeddings()
+    if model.config.is_encoder_decoder:
+        raise MmspecError(f"{name} is an encoder-decoder model, which is not supported: use a decoder-only model")
+    if not isinstance(getattr(head, "weight", None), Tensor):
+        raise MmspecError(f"{name} has no single output head, which is not supported: use a causal language model")
+    if getattr(head, "bias", None) is not None:
+        raise MmspecError(
+            f"{name} has an output head with a bias, which is not supported: use a model without one, such as Llama"
+        )
+    for scale in LOGIT_SCALES:
+        if getattr(config, scale, None) not in (None, 1, 1.0):
+            raise MmspecError(
+                f"{name} rescales its logits ({scale}), which is not supported: use a model that does not, such as Llama"
+            )
+    attention = getattr(model.config, "_attn_implementation", None)
+    if attention not in (None, "sdpa", "eager"):
+        raise MmspecError(
+            f"attention {attention!r} does not take tree masks: load the model with attn_implementation='sdpa' or 'eager'"
+        )
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("longrope", "dynamic") or getattr(config, "alibi", False) or getattr(config, "attn_config", None):
+        raise MmspecError(
+            f"{name} has positions that depend on the whole sequence, which is not supported: "
+            "use plain RoPE, such as Llama"
+        )
+    kinds = set(getattr(config, "layer_types", None) or [])
+    windowed = getattr(config, "sliding_window", None) and (not kinds or "sliding_attention" in kinds)
+    if windowed or kinds - {"full_attention", "sliding_attention"}:
+        raise MmspecError(
+            f"{name} has sliding-window or recurrent layers, which the tree cache cannot hold: "
+            "use a model with full attention"
+        )
+
+
+def refuse_other_heads(model: PreTrainedModel, families: tuple[str, ...] = ()) -> None:
+    """Raise MmspecError for a model that is neither a causal language model of transformers nor of one of the `families`.
+
+    Such a model may generate by other heads, embeddings or positions than those of its text, which no probe sees.
+    """
+    names = {kind.__name__ for kind in type(model).__mro__}
+    if names.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) and model.config.model_type not in families:
+        raise MmspecError(
+            f"{type(model).__name__} is no causal language model of transformers: it may generate by another head or other "
+            "positions than those of its text, so it is refused; use one of the families in docs/adding-a-target.md"
+        )
+
+
+@torch.inference_mode()
+def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
+    """Compare a prefill and a branching pass, with a cache of `slots` slots, with the model's own forward without cache.
+
+    Raises MmspecError with the largest error if they differ by more than rounding explains (`TOLERANCE`), or if either
+    cannot be run.
+    """
+    model, name = target.model, type(target.model).__name__
+    try:
+        error = _largest_error(target, slots)
+    except MmspecError:
+        raise
+    except Exception as problem:  # whatever a foreign model raises
+        experts = "; experts in float64 need model.set_experts_implementation('eager')"
+        reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
+        raise MmspecError(
+            f"{name} cannot be read with the tree cache ({reason}): use a decoder-only model of transformers with full "
+            f"attention{experts if model.dtype == torch.float64 else ''}"
+        ) from None
+    tolerance = TOLERANCE[model.dtype]
+    if not error <= tolerance:
+        raise MmspecError(
+            f"{name} does not give its own logits with the tree cache: they differ by {error:.1e} of their spread with "
+            f"{slots} slots, and {tolerance:.0e} is what rounding explains; its masks, positions or logits are not "
+            "understood, so it is refused"
+        )
+
+
+def _largest_error(target: "CausalTarget", slots: int) -> float:
+    """The largest error of any node's logits, as a share of their spread."""
+    model, device = target.model, target.device
+    sequence = _token_ids(model, PROMPT + len(PARENTS) - 1)
+    prompt, drafted = sequence[:PROMPT], sequence[PROMPT - 1 :]
+    paths: list[list[int]] = []
+    for node, parent in enumerate(PARENTS):
+        paths.append([*(paths[parent] if node else []), node])
+    parents = torch.tensor([PARENTS], device=device)
+    depths = torch.tensor([[len(path) - 1 for path in paths]], device=device)
+    tree = DraftTree(torch.tensor([drafted], device=device), parents, depths, int(max(map(len, paths))) - 1)
+    layers = model.config.get_text_config().num_hidden_layers
+    cache = TreeCache(layers, 1, max(slots, len(sequence) + KV_BLOCK), device, min_visible=slots)
+    ids = torch.tensor([prompt], device=device)
+    positions = torch.arange(PROMPT, device=device)[None]
+    read = target.run(cache, model.get_input_embeddings()(ids), causal(1, PROMPT, device), positions)
+    cache.advance([PROMPT - 1])  # the root's entry is in place, to be written anew
+    inputs = model.get_input_embeddings()(tree.tokens)
+    branched = target.run(cache, inputs, tree.ancestors, depths + PROMPT - 1)
+    errors = []
+    for path in (path for node, path in enumerate(paths) if node not in PARENTS):
+        ids = torch.tensor([[*prompt, *(drafted[node] for node in path[1:])]], device=device)
+        expected = model(input_ids=ids, use_cache=False).logits[0, :, target.vocabulary].double()
+        actual = target.logits(torch.cat([read[0, :-1], branched[0, path]])).double()
+        spread = (expected - expected.mean(1, keepdim=True)).square().mean(1).sqrt()
+        errors.append(((actual - expected).square().mean(1).sqrt() / spread.clamp(min=1e-12)).max())
+    return float(torch.stack(errors).max())
+
+
+def _token_ids(model: PreTrainedModel, count: int) -> list[int]:
+    """Some token ids of a model, none of which its configuration gives a meaning."""
+    config = model.config
+    values = [getattr(part, key, None) for part in (config, config.get_text_config()) for key in part.to_dict()]
+    special = {value for value in values if isinstance(value, int)}
+    rows = model.get_input_embeddings().weight.shape[0]
+    plain = [i for i in range(min(rows, 4096)) if i not in special] or list(range(rows))
+    return [random.Random(i).choice(plain) for i in range(count)]
