@@ -68,7 +68,7 @@ class CausalTarget:
         self.hidden_size: int = weight.shape[1]
         self._checked_slots = KV_BLOCK if check else None
         if check:
-            probe(self)
+            probe(self, min(KV_BLOCK, self.max_positions))
             refuse_other_heads(model, self.families)
 
     def find_decoder(self) -> PreTrainedModel:

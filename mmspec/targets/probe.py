@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -113,17 +114,20 @@ def _largest_error(target: "CausalTarget", slots: int) -> float:
     depths = torch.tensor([[len(path) - 1 for path in paths]], device=device)
     tree = DraftTree(torch.tensor([drafted], device=device), parents, depths, int(max(map(len, paths))) - 1)
     layers = model.config.get_text_config().num_hidden_layers
-    cache = TreeCache(layers, 1, max(slots, len(sequence) + KV_BLOCK), device, min_visible=slots)
+    cache = TreeCache(layers, 1, max(slots, 2 * len(sequence)), device, min_visible=slots)
     ids = torch.tensor([prompt], device=device)
     positions = torch.arange(PROMPT, device=device)[None]
     read = target.run(cache, model.get_input_embeddings()(ids), causal(1, PROMPT, device), positions)
     cache.advance([PROMPT - 1])  # the root's entry is in place, to be written anew
     inputs = model.get_input_embeddings()(tree.tokens)
     branched = target.run(cache, inputs, tree.ancestors, depths + PROMPT - 1)
+    leaves = [path for node, path in enumerate(paths) if node not in PARENTS]
+    whole = [torch.tensor([*prompt, *(drafted[node] for node in path[1:])], device=device) for path in leaves]
+    # Padding comes after what is compared, and is never seen.
+    logits = model(input_ids=pad_sequence(whole, batch_first=True), use_cache=False).logits
     errors = []
-    for path in (path for node, path in enumerate(paths) if node not in PARENTS):
-        ids = torch.tensor([[*prompt, *(drafted[node] for node in path[1:])]], device=device)
-        expected = model(input_ids=ids, use_cache=False).logits[0, :, target.vocabulary].double()
+    for path, row in zip(leaves, logits, strict=True):
+        expected = row[: PROMPT - 1 + len(path), target.vocabulary].double()
         actual = target.logits(torch.cat([read[0, :-1], branched[0, path]])).double()
         spread = (expected - expected.mean(1, keepdim=True)).square().mean(1).sqrt()
         errors.append(((actual - expected).square().mean(1).sqrt() / spread.clamp(min=1e-12)).max())
