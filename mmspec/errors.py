@@ -14,3 +14,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> MmspecError:
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return MmspecError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names) or 'none'}")
+
+
+def short(error: BaseException, most: int = 200) -> str:
+    """The text of a foreign error in one line of at most `most` characters, its class if it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -1,26 +1,32 @@
-"""`mmspec verify`: does a drafter give the same tokens as plain decoding, and if not, by how little did they part?"""
+"""`mmspec verify`: do all drafters give the tokens of plain decoding, and does that give those of the model's own `generate`?"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product, zip_longest
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from mmspec import drafters, zoo
+from mmspec import drafters, reference, zoo
+from mmspec.engine.accept import Committed
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
+from mmspec.engine.state import State
+from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines import pipeline, task_of
-from mmspec.pipelines.request import Request
+from mmspec.pipelines.request import ImageRequest
 from mmspec.placement import check_pair, device_of, dtype_of
-from mmspec.targets.causal import Prompts
+from mmspec.targets.base import Prompts, Target
 
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """Where a row first differs from AR (-1 is no token): `margin` is by how much AR's token led there in log p + g."""
+    """Where a row first differs from plain decoding (-1 is no token).
+
+    `margin` is by how much plain decoding's token led there in log p + g.
+    """
 
     row: int
     position: int
@@ -30,8 +36,20 @@ class Parting:
 
 
 @dataclass(frozen=True, slots=True)
+class Plain:
+    """Plain decoding of one row alone: its tokens, and the lead of each over the runner-up in log p + g."""
+
+    tokens: list[int]
+    leads: list[float]
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """One setting: how many rows are equal, and every parting."""
+    """One setting: how many rows a drafter gave as plain decoding does, and where the others part.
+
+    `generate_rows` of plain decoding's rows were compared with the model's own `generate`, of which `generate_equal` are
+    equal; `generate_skipped` says why none were.
+    """
 
     drafter: str
     dtype: str
@@ -42,23 +60,53 @@ class Finding:
     rows: int
     equal: int
     partings: list[Parting]
+    generate_rows: int
+    generate_equal: int
+    generate_partings: list[Parting]
+    generate_skipped: str
 
     def as_dict(self) -> dict:
+        """Plain data for JSON."""
         return asdict(self)
 
 
-def margins(
-    pipe: Any, prompts: Prompts, sampling: SamplingOptions, seed: int, stop: Stop
-) -> tuple[list[int], list[float]]:
-    """AR tokens of one row, and the lead of each over the runner-up in log p + g."""
-    lead: list[float] = []
+def decode_plainly(target: Target, prompts: Prompts, sampling: SamplingOptions, seed: int, stop: Stop) -> Plain:
+    """Plain decoding of one row."""
+    leads: list[float] = []
 
-    def watch(state, tree, keys, verdict) -> None:
-        best, second = keys[0, 0].topk(2).values.tolist()
-        lead.append(best - second)
+    def watch(state: State, tree: DraftTree, gumbel_scores: Tensor, accepted: Committed) -> None:
+        best, second = gumbel_scores[0, 0].topk(2).values.tolist()
+        leads.append(best - second)
 
-    done = generate(pipe.target, prompts, 1, stop, None, sampling=sampling, seeds=[seed], on_accept=watch)
-    return done.tokens[0], lead
+    result = generate(target, prompts, 1, stop, None, sampling=sampling, seeds=[seed], on_accept=watch)
+    return Plain(result.tokens[0], leads)
+
+
+def parting(row: int, plain: Plain, expected: list[int], actual: list[int]) -> Parting | None:
+    """Where two lists first differ, None if they are equal."""
+    pairs = enumerate(zip_longest(expected, actual, fillvalue=-1))
+    position = next((i for i, (first, second) in pairs if first != second), None)
+    if position is None:
+        return None
+    first, second = (values[position] if position < len(values) else -1 for values in (expected, actual))
+    return Parting(row, position, first, second, plain.leads[min(position, len(plain.leads) - 1)])
+
+
+def compare_with_generate(
+    target: Target, rows: Sequence[Prompts], plain: Sequence[Plain], sampling: SamplingOptions, stop: Stop
+) -> tuple[list[Parting], str]:
+    """Where plain decoding parts from the model's own `generate`, and why it cannot be compared if it cannot."""
+    skipped = reference.why_not_comparable(target, rows[0], sampling)
+    partings: list[Parting] = []
+    for row, (prompts, expected) in enumerate(zip(rows, plain, strict=True) if not skipped else ()):
+        prompt = torch.tensor(prompts.conditional[0], device=target.device)
+        tokens = torch.tensor(expected.tokens, dtype=torch.long, device=target.device)
+        ids = target.model_ids(prompt, tokens).tolist()
+        # `generate` does not know when speech has stalled: it is compared as far as plain decoding went.
+        reference_ids = reference.greedy_ids(target, prompts, stop, sampling)[: len(ids)]
+        difference = parting(row, expected, ids, reference_ids)
+        partings += [difference] if difference else []
+    return partings, skipped
 
 
 def verify(
@@ -74,50 +122,83 @@ def verify(
     device: str,
     length: int | None = None,
 ) -> Iterator[Finding]:
-    """One finding per setting and drafter, with rule `exact`; AR decodes each row alone and serves as reference for all.
+    """One finding per setting and drafter, with rule `exact`.
 
-    `prompts` are lines of the model's own list (`prompts.jsonl`); `guidances` None are 1 and 2 where the model takes guidance.
+    Plain decoding decodes each row alone and serves as reference for all drafters; where it is greedy it is compared
+    with the model's own `generate`, too. `prompts` are lines of the model's own list (`prompts.jsonl`); `guidances` None
+    are 1 and 2 where the model takes guidance.
     """
     seeds = list(range(seed, seed + len(prompts)))
-    for dtype in dtypes:
-        check_pair(device_of(device), dtype_of(dtype))
-    for name in names:
-        if name not in (known := {*drafters.names(), *zoo.drafters(folder)}):
-            raise unknown("drafter", name, known)
-    for guidance in guidances or ():
-        Request([row["prompt"] for row in prompts], seeds, None, 1, guidance)
-    laws = [
-        (SamplingOptions(temperature, repetition_penalty=penalty), penalty)
+    _check(folder, dtypes, guidances, names, prompts, seeds, device)
+    options = [
+        SamplingOptions(temperature, repetition_penalty=penalty)
         for temperature, penalty in product(temperatures, penalties)
     ]
     for dtype in dtypes:
         pipe = pipeline(task_of(folder), folder, device=device, dtype=dtype)
-        texts, stop = pipe.rows(prompts)
+        target = pipe.target
+        encoded, stop = pipe.encode_examples(prompts)
         stop = replace(stop, length=length or stop.length)
-        if set(guidances or [1.0]) != {1.0} and not texts.unconditional:
+        if set(guidances or [1.0]) != {1.0} and not encoded.unconditional:
             raise MmspecError(f"{folder} takes no guidance: leave it out")
-        ready = {name: drafters.load(name, pipe.folder, pipe.target) for name in names}
-        for (sampling, penalty), guidance in product(laws, guidances or ([1.0, 2.0] if texts.unconditional else [1.0])):
-            wanted = [
-                margins(pipe, texts.select(slice(i, i + 1), guidance), sampling, seeds[i], stop)
-                for i in range(len(prompts))
-            ]
+        ready = {name: drafters.load(name, pipe.folder, target) for name in names}
+        for sampling, guidance in product(options, guidances or ([1.0, 2.0] if encoded.unconditional else [1.0])):
+            rows = [encoded.select(slice(i, i + 1), guidance) for i in range(len(prompts))]
+            plain = [decode_plainly(target, row, sampling, seeds[i], stop) for i, row in enumerate(rows)]
+            generate_partings, skipped = compare_with_generate(target, rows, plain, sampling, stop)
+            compared = 0 if skipped else len(rows)
             for name, batch in product(ready, batches):
-                found: list[list[int]] = []
+                tokens: list[list[int]] = []
                 for start in range(0, len(prompts), batch):
                     part = slice(start, start + batch)
-                    law = dict(sampling=sampling, seeds=seeds[part])
-                    found += generate(
-                        pipe.target, texts.select(part, guidance), len(seeds[part]), stop, ready[name], **law
+                    tokens += generate(
+                        target,
+                        encoded.select(part, guidance),
+                        len(seeds[part]),
+                        stop,
+                        ready[name],
+                        sampling=sampling,
+                        seeds=seeds[part],
                     ).tokens
-                partings = []
-                for row, ((want, lead), have) in enumerate(zip(wanted, found, strict=True)):
-                    at = next((i for i, (a, b) in enumerate(zip_longest(want, have, fillvalue=-1)) if a != b), None)
-                    if at is not None:
-                        expected, got = (dict(enumerate(tokens)).get(at, -1) for tokens in (want, have))
-                        partings.append(Parting(row, at, expected, got, lead[min(at, len(lead) - 1)]))
-                rows = len(prompts)
-                setting = (name, dtype, sampling.temperature, guidance, penalty, batch)
-                yield Finding(*setting, rows, rows - len(partings), partings)
-        del pipe
+                differences = [
+                    parting(i, expected, expected.tokens, actual)
+                    for i, (expected, actual) in enumerate(zip(plain, tokens, strict=True))
+                ]
+                partings = [difference for difference in differences if difference]
+                yield Finding(
+                    name,
+                    dtype,
+                    sampling.temperature,
+                    guidance,
+                    sampling.repetition_penalty,
+                    batch,
+                    len(rows),
+                    len(rows) - len(partings),
+                    partings,
+                    compared,
+                    compared - len(generate_partings),
+                    generate_partings,
+                    skipped,
+                )
+        del pipe, target
         torch.cuda.empty_cache()
+
+
+def _check(
+    folder: Path,
+    dtypes: Sequence[str],
+    guidances: Sequence[float] | None,
+    names: Sequence[str],
+    prompts: list[dict],
+    seeds: list[int],
+    device: str,
+) -> None:
+    """Raise MmspecError for wrong arguments, before any model is loaded."""
+    for dtype in dtypes:
+        check_pair(device_of(device), dtype_of(dtype))
+    known = {*drafters.names(), *zoo.drafters(folder)}
+    for name in names:
+        if name not in known:
+            raise unknown("drafter", name, known)
+    for guidance in guidances or ():
+        ImageRequest([row["prompt"] for row in prompts], seeds, None, 1, guidance)

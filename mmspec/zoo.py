@@ -50,10 +50,10 @@ def drafters(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("drafters/*/config.json"))
 
 
-def resolve(name: str | Path, bare: bool = False, **hub: Any) -> Path:
+def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> Path:
     """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`hub` goes to the download).
 
-    `bare` takes folders of transformers too, which have a config.json and no index of parts.
+    With `allow_transformers` it may be a folder of transformers too, which have a config.json and no index of parts.
     """
     try:
         known, path = bundled(), Path(name).expanduser()
@@ -62,7 +62,7 @@ def resolve(name: str | Path, bare: bool = False, **hub: Any) -> Path:
     if isinstance(name, str) and name in known:
         return known[name].folder
     if path.is_dir():
-        if not (path / INDEX).is_file() and not (bare and (path / "config.json").is_file()):
+        if not (path / INDEX).is_file() and not (allow_transformers and (path / "config.json").is_file()):
             raise MmspecError(
                 f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec train"
             )

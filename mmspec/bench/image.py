@@ -13,17 +13,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmspec import drafters
 from mmspec.bench import report
-from mmspec.bench.contest import (
-    Entrant,
+from mmspec.bench.suite import (
+    Case,
     Transformers,
-    announce,
-    at_its_fastest,
-    begun,
+    choose_min_query_len,
     compare,
+    new_results,
+    print_location,
     row,
+    run_in_turns,
     runners,
     sweep,
-    take_turns,
 )
 from mmspec.drafters.base import Drafter
 from mmspec.engine.loop import Stop, generate
@@ -48,31 +48,31 @@ PROMPTS = (
 )
 
 
-ENTRANTS = (
-    Entrant("AR, our loop", "none"),
-    Entrant("lookup", "lookup"),
-    Entrant("jacobi", "jacobi"),
-    Entrant("medusa, top-k", "medusa", options={"coupled": False}),
-    Entrant("medusa, rejection", "medusa", "rejection"),
-    Entrant("medusa, coupled", "medusa"),
-    Entrant("hawk, the paper's", "hawk", "rejection"),
-    Entrant("hawk heads, coupled", "hawk"),
-    Entrant("hawk-path, top-k", "hawk-path", options={"coupled": False}),
-    Entrant("hawk-path, rejection", "hawk-path", "rejection"),
-    Entrant("hawk-path, coupled", "hawk-path"),
-    Entrant("hawk-path, tolerance 3", "hawk-path", "tolerance:3"),
+CASES = (
+    Case("AR, our loop", "none"),
+    Case("lookup", "lookup"),
+    Case("jacobi", "jacobi"),
+    Case("medusa, top-k", "medusa", options={"coupled": False}),
+    Case("medusa, rejection", "medusa", "rejection"),
+    Case("medusa, coupled", "medusa"),
+    Case("hawk, the paper's", "hawk", "rejection"),
+    Case("hawk heads, coupled", "hawk"),
+    Case("hawk-path, top-k", "hawk-path", options={"coupled": False}),
+    Case("hawk-path, rejection", "hawk-path", "rejection"),
+    Case("hawk-path, coupled", "hawk-path"),
+    Case("hawk-path, tolerance 3", "hawk-path", "tolerance:3"),
 )
 QUICK = ("AR, our loop", "jacobi", "medusa, coupled", "hawk heads, coupled", "hawk-path, coupled")
 ABLATIONS = (
     *(
-        entrant
-        for entrant in ENTRANTS
-        if entrant.label in ("AR, our loop", "medusa, coupled", "hawk heads, coupled", "hawk-path, coupled")
+        case
+        for case in CASES
+        if case.label in ("AR, our loop", "medusa, coupled", "hawk heads, coupled", "hawk-path, coupled")
     ),
-    Entrant("vertical too (4 right + 1 down), top-k", "hawk", options={"coupled": False}),
-    Entrant("diagonals too, coupled", "hawk-diagonal"),
-    Entrant("hawk-path, leftovers not blended in", "hawk-path", options={"blend": 0.0}),
-    *(Entrant(f"hawk-path, {nodes} nodes", "hawk-path", options={"nodes": nodes}) for nodes in (4, 8, 16, 32)),
+    Case("vertical too (4 right + 1 down), top-k", "hawk", options={"coupled": False}),
+    Case("diagonals too, coupled", "hawk-diagonal"),
+    Case("hawk-path, leftovers not blended in", "hawk-path", options={"blend": 0.0}),
+    *(Case(f"hawk-path, {nodes} nodes", "hawk-path", options={"nodes": nodes}) for nodes in (4, 8, 16, 32)),
 )
 
 
@@ -84,10 +84,10 @@ def draw(target: ImageTarget, drafter: Drafter, rule: str, prompts: Prompts, len
     ).stats
 
 
-def contest(
-    folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]
+def run_setting(
+    folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, cases: Sequence[Case]
 ) -> list[dict]:
-    """All entrants on the same prompts and seeds."""
+    """All cases on the same prompts and seeds."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     target, guidance = pipe.target, pipe.config.guidance_scale
 
@@ -95,16 +95,16 @@ def contest(
         texts = [PROMPTS[(turn * batch + i) % len(PROMPTS)] for i in range(batch)]
         return pipe.encode(texts, guidance), target.grid.tokens
 
-    at_its_fastest(target, *asked(0))
-    field = runners(entrants, folder, target, *asked(0), partial(draw, target))
-    if batch == 1 and entrants is not ABLATIONS:
+    choose_min_query_len(target, *asked(0))
+    field = runners(cases, folder, target, *asked(0), partial(draw, target))
+    if batch == 1 and cases is not ABLATIONS:
         transformers = Transformers(target)
         field.insert(1, (transformers.label, lambda *job: transformers(*job).stats))
     title, rows = (
         f"{dtype}, batch {batch}, guidance {guidance:g}, T = 1, passes of {target.min_query_len} nodes or more",
         [],
     )
-    for label, found in take_turns(field, asked, repeats, batch, seed, title).items():
+    for label, found in run_in_turns(field, asked, repeats, batch, seed, title).items():
         seconds = sum(stats.total for stats in found) / sum(len(stats.runs) for stats in found)
         rows.append(row(label, title, found, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
     return compare(rows)
@@ -181,25 +181,25 @@ def run(
     batches: Sequence[int] = (1,),
     prompts: int = 8,
 ) -> Path:
-    """Write `results.json`, `results.md` and `results.png` to `out`, anew after each contest, and return it.
+    """Write `results.json`, `results.md` and `results.png` to `out`, anew after each setting, and return it.
 
-    `quick` runs the entrants of `QUICK` and leaves out ablations, growth and memory.
+    `quick` runs the cases of `QUICK` and leaves out ablations, growth and memory.
     """
     folder = resolve(model)
-    results = begun("image", model, device)
-    entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
+    results = new_results("image", model, device)
+    cases = tuple(case for case in CASES if not quick or case.label in QUICK)
     sweep(
         results,
         out,
         dtypes,
         batches,
-        lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants),
+        lambda dtype, batch: run_setting(folder, dtype, device, batch, max(1, prompts // batch), seed, cases),
     )
     if not quick:
-        results["ablations"] = contest(folder, dtypes[0], device, 1, prompts, seed, ABLATIONS)
+        results["ablations"] = run_setting(folder, dtypes[0], device, 1, prompts, seed, ABLATIONS)
         report.write(out, results)
         results["memory"] = memory(folder, device, seed)
         results["growth"] = growth(folder, device)
         report.write(out, results)
-    announce(results, out)
+    print_location(results, out)
     return out

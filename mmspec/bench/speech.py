@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from mmspec.bench.contest import (
-    Entrant,
+from mmspec.bench.suite import (
+    Case,
     Transformers,
-    announce,
-    at_its_fastest,
-    begun,
+    choose_min_query_len,
     compare,
+    new_results,
+    print_location,
     row,
+    run_in_turns,
     runners,
     sweep,
-    take_turns,
 )
 from mmspec.codecs.base import StreamDecoder
 from mmspec.drafters.base import Drafter
@@ -48,37 +48,37 @@ PROMPTS = (
 # The drafter's option that leaves four of more heads unused: the draft is as deep as there are horizontal heads.
 FOUR_HEADS: dict[str, Any] = {"horizontal": [0, 1, 2, 3]}
 
-ENTRANTS = (
-    Entrant("AR, our loop", "none"),
-    Entrant("lookup", "lookup"),
-    Entrant("jacobi", "jacobi"),
-    Entrant("medusa, top-k", "medusa", options={"coupled": False}),
-    Entrant("vadusa, coupled", "vadusa"),
-    Entrant("vadusa, sparse tree", "vadusa", options={"sparse": True}),
-    Entrant("vadusa, 4 heads", "vadusa", options=FOUR_HEADS),
-    Entrant("vadusa, tolerance 2", "vadusa", "tolerance:2"),
-    Entrant("vadusa, tolerance 3", "vadusa", "tolerance:3"),
-    Entrant("vadusa, tolerance 5", "vadusa", "tolerance:5"),
-    Entrant("hawk-path, coupled", "hawk-path"),
-    *(Entrant(f"jacobi, tolerance {tau}", "jacobi", f"tolerance:{tau}") for tau in (2, 3, 5)),
+CASES = (
+    Case("AR, our loop", "none"),
+    Case("lookup", "lookup"),
+    Case("jacobi", "jacobi"),
+    Case("medusa, top-k", "medusa", options={"coupled": False}),
+    Case("vadusa, coupled", "vadusa"),
+    Case("vadusa, sparse tree", "vadusa", options={"sparse": True}),
+    Case("vadusa, 4 heads", "vadusa", options=FOUR_HEADS),
+    Case("vadusa, tolerance 2", "vadusa", "tolerance:2"),
+    Case("vadusa, tolerance 3", "vadusa", "tolerance:3"),
+    Case("vadusa, tolerance 5", "vadusa", "tolerance:5"),
+    Case("hawk-path, coupled", "hawk-path"),
+    *(Case(f"jacobi, tolerance {tau}", "jacobi", f"tolerance:{tau}") for tau in (2, 3, 5)),
 )
 QUICK = ("AR, our loop", "jacobi", "vadusa, coupled", "vadusa, tolerance 3", "hawk-path, coupled")
 
 
-def fits(entrant: Entrant, folder: Path) -> bool:
+def fits(case: Case, folder: Path) -> bool:
     """Four heads need more than four to be fewer, and a sparse tree needs accuracies."""
-    path = folder / "drafters" / entrant.drafter / "config.json"
+    path = folder / "drafters" / case.drafter / "config.json"
     try:
         known = json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
         return True  # loading it says what is wrong
-    return (entrant.options != FOUR_HEADS or known.get("heads", 6) > 4) and (
-        "sparse" not in entrant.options or bool(known.get("accuracies"))
+    return (case.options != FOUR_HEADS or known.get("heads", 6) > 4) and (
+        "sparse" not in case.options or bool(known.get("accuracies"))
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class SpeechRun:
     """What one call cost: its tokens, why each row ended, seconds of decoding, of audio, and until the first samples of a streamed call."""
 
     stats: GenerationStats
@@ -88,7 +88,7 @@ class Said:
     first: float
 
 
-def voiced(pipe: TextToSpeechPipeline, tokens: list[list[int]]) -> tuple[float, float]:
+def decode_audio(pipe: TextToSpeechPipeline, tokens: list[list[int]]) -> tuple[float, float]:
     """Seconds that decoding whole rows of codec tokens takes, and seconds of audio that come of it; a part of a frame has none."""
     began, samples, width = perf_counter(), 0, pipe.codec.frame_tokens
     for one in tokens:
@@ -97,12 +97,12 @@ def voiced(pipe: TextToSpeechPipeline, tokens: list[list[int]]) -> tuple[float, 
     return perf_counter() - began, samples / pipe.codec.sampling_rate
 
 
-def why(pipe: TextToSpeechPipeline, tokens: list[int]) -> str:
+def end_reason(pipe: TextToSpeechPipeline, tokens: list[int]) -> str:
     """As `TextToSpeechOutput.ended`."""
-    return "end" if tokens[-1:] == [pipe.end] else pipe.stalled(pipe.codes(tokens)) or "length"
+    return "end" if tokens[-1:] == [pipe.end] else pipe.stall.reason(pipe.codes(tokens)) or "length"
 
 
-def say(
+def speak(
     pipe: TextToSpeechPipeline,
     sampling: SamplingOptions,
     drafter: Drafter,
@@ -110,7 +110,7 @@ def say(
     prompts: Prompts,
     length: int,
     seed: int,
-) -> Said:
+) -> SpeechRun:
     """Tokens by the loop, then whole rows decoded; only the first piece of the first row is decoded as a streamed call would, and timed."""
     rows = len(prompts.conditional)
     tokens: list[list[int]] = [[] for _ in range(rows)]
@@ -121,23 +121,29 @@ def say(
         for one, new in zip(tokens, found.tokens, strict=True):
             one += new
         codes = [] if first else pipe.codes(tokens[0])
-        if not first and len(codes) - told >= pipe.due(told) and tokens[0][-1] != pipe.end:
+        if not first and len(codes) - told >= pipe.min_tokens_for_chunk(told) and tokens[0][-1] != pipe.end:
             began = perf_counter()
             audio, told = decoder.push(codes[told:]), len(codes)
             extra += perf_counter() - began
             first = stats.total + extra if len(audio) else 0.0
-    decoding, audio_seconds = voiced(pipe, [pipe.codes(one) for one in tokens])
-    return Said(stats, [why(pipe, one) for one in tokens], decoding, audio_seconds, first or stats.total + decoding)
+    decoding, audio_seconds = decode_audio(pipe, [pipe.codes(one) for one in tokens])
+    return SpeechRun(
+        stats, [end_reason(pipe, one) for one in tokens], decoding, audio_seconds, first or stats.total + decoding
+    )
 
 
-def say_plainly(pipe: TextToSpeechPipeline, model: Transformers, prompts: Prompts, length: int, seed: int) -> Said:
+def speak_by_transformers(
+    pipe: TextToSpeechPipeline, model: Transformers, prompts: Prompts, length: int, seed: int
+) -> SpeechRun:
     """The same by `transformers.generate`, which gives all tokens at once: its first samples are there with the last."""
     done = model(prompts, length, seed)
-    decoding, audio = voiced(pipe, [pipe.codes(one) for one in done.tokens])
-    return Said(done.stats, [why(pipe, one) for one in done.tokens], decoding, audio, done.stats.total + decoding)
+    decoding, audio = decode_audio(pipe, [pipe.codes(one) for one in done.tokens])
+    return SpeechRun(
+        done.stats, [end_reason(pipe, one) for one in done.tokens], decoding, audio, done.stats.total + decoding
+    )
 
 
-def sounds(label: str, found: Sequence[Said]) -> dict[str, Any]:
+def speech_fields(label: str, found: Sequence[SpeechRun]) -> dict[str, Any]:
     """What rows of speech have beside the others' fields: seconds of computing (tokens and decoding) per second of audio, mean
     seconds to the first samples, and how rows ended."""
     audio = sum(said.audio for said in found)
@@ -152,32 +158,32 @@ def sounds(label: str, found: Sequence[Said]) -> dict[str, Any]:
     }
 
 
-def contest(
-    folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, entrants: Sequence[Entrant]
+def run_setting(
+    folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, cases: Sequence[Case]
 ) -> list[dict]:
-    """All entrants on the same prompts and seeds, at temperature 1 and at the model's own; the model's voices take turns too."""
+    """All cases on the same prompts and seeds, at temperature 1 and at the model's own; the model's voices take turns too."""
     pipe = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
 
     def asked(turn: int) -> tuple[Prompts, int]:
         numbers = range(turn * batch, (turn + 1) * batch)
-        prompts, stop = pipe.rows(
+        prompts, stop = pipe.encode_examples(
             [{"prompt": PROMPTS[i % len(PROMPTS)], "voice": pipe.voices[i % len(pipe.voices)]} for i in numbers]
         )
         return prompts, stop.length
 
-    at_its_fastest(pipe.target, *asked(0))
-    chosen, found = [entrant for entrant in entrants if fits(entrant, folder)], []
+    choose_min_query_len(pipe.target, *asked(0))
+    chosen, found = [case for case in cases if fits(case, folder)], []
     for temperature in dict.fromkeys((1.0, pipe.temperature)):
-        field = runners(chosen, folder, pipe.target, *asked(0), partial(say, pipe, SamplingOptions(temperature)))
+        field = runners(chosen, folder, pipe.target, *asked(0), partial(speak, pipe, SamplingOptions(temperature)))
         if batch == 1 and pipe.codec.frame_tokens == 1 and temperature:
             plain = Transformers(pipe.target, pipe.end, temperature)
-            field.insert(1, (plain.label, partial(say_plainly, pipe, plain)))
+            field.insert(1, (plain.label, partial(speak_by_transformers, pipe, plain)))
         title, rows = (
             f"{dtype}, batch {batch}, T = {temperature:g}, passes of {pipe.target.min_query_len} nodes or more",
             [],
         )
-        for label, said in take_turns(field, asked, repeats, batch, seed, title).items():
-            own = {"temperature": temperature} | sounds(label, said)
+        for label, said in run_in_turns(field, asked, repeats, batch, seed, title).items():
+            own = {"temperature": temperature} | speech_fields(label, said)
             rows.append(row(label, title, [one.stats for one in said], dtype, device, batch) | own)
         found += compare(rows)
     return found
@@ -193,19 +199,19 @@ def run(
     batches: Sequence[int] = (1,),
     prompts: int = 8,
 ) -> Path:
-    """Write `results.json`, `results.md` and `results.png` to `out`, anew after each contest, and return it.
+    """Write `results.json`, `results.md` and `results.png` to `out`, anew after each setting, and return it.
 
-    `quick` runs the entrants of `QUICK`.
+    `quick` runs the cases of `QUICK`.
     """
     folder = resolve(model)
-    results = begun("speech", model, device)
-    entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
+    results = new_results("speech", model, device)
+    cases = tuple(case for case in CASES if not quick or case.label in QUICK)
     sweep(
         results,
         out,
         dtypes,
         batches,
-        lambda dtype, batch: contest(folder, dtype, device, batch, max(1, prompts // batch), seed, entrants),
+        lambda dtype, batch: run_setting(folder, dtype, device, batch, max(1, prompts // batch), seed, cases),
     )
-    announce(results, out)
+    print_location(results, out)
     return out

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from mmspec import zoo
-from mmspec.bench.contest import Entrant, announce, at_its_fastest, begun, compare, row, runners, sweep, take_turns
+from mmspec.bench.suite import (
+    Case,
+    choose_min_query_len,
+    compare,
+    new_results,
+    print_location,
+    row,
+    run_in_turns,
+    runners,
+    sweep,
+)
 from mmspec.drafters.base import Drafter
 from mmspec.engine.loop import Stop, stream
 from mmspec.engine.sampling import SamplingOptions
@@ -29,21 +39,21 @@ SHORT = "short answers"
 TEMPERATURES = (0.0, 1.0)
 ASSISTED = "transformers, prompt lookup"
 
-ENTRANTS = (
-    Entrant("AR, our loop", "none"),
-    Entrant("lookup", "lookup"),
-    Entrant("jacobi", "jacobi"),
-    Entrant("EAGLE-2 (no decoupling)", "eagle-2"),
-    Entrant("MSD, two stages", "msd-two-stages"),
-    Entrant("MSD, answers of the data", "msd-data"),
-    Entrant("MSD, top-k", "msd", options={"coupled": False}),
-    Entrant("MSD", "msd"),
+CASES = (
+    Case("AR, our loop", "none"),
+    Case("lookup", "lookup"),
+    Case("jacobi", "jacobi"),
+    Case("EAGLE-2 (no decoupling)", "eagle-2"),
+    Case("MSD, two stages", "msd-two-stages"),
+    Case("MSD, answers of the data", "msd-data"),
+    Case("MSD, top-k", "msd", options={"coupled": False}),
+    Case("MSD", "msd"),
 )
 QUICK = ("AR, our loop", "lookup", "jacobi", "EAGLE-2 (no decoupling)", "MSD")
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnswerRun:
     """What one call cost, and seconds to its first token, if they are known."""
 
     stats: GenerationStats
@@ -58,16 +68,16 @@ def answer(
     prompts: Prompts,
     length: int,
     seed: int,
-) -> Answered:
+) -> AnswerRun:
     """By the loop."""
     stats, first, rows = GenerationStats(), 0.0, len(prompts.conditional)
     law: dict[str, Any] = dict(sampling=sampling, seeds=seed, rule=rule, stats=stats)
     for _ in stream(pipe.target, prompts, rows, Stop(length, pipe.ends), drafter, **law):
         first = first or stats.total
-    return Answered(stats, first)
+    return AnswerRun(stats, first)
 
 
-class Clock:
+class FirstTokenStreamer:
     """A streamer of transformers that only notes when the first token came."""
 
     def __init__(self) -> None:
@@ -83,7 +93,7 @@ class Clock:
 
 def answer_by_transformers(
     pipe: ImageTextToTextPipeline, sampling: SamplingOptions, options: dict, prompts: Prompts, length: int, seed: int
-) -> Answered:
+) -> AnswerRun:
     """By `transformers.generate`."""
     assert isinstance(prompts, VisualPrompts)
     torch.manual_seed(seed)
@@ -91,7 +101,7 @@ def answer_by_transformers(
     given = {key: value.to(pipe.device) for key, value in prompts.images[0].items()} if prompts.images else {}
     if "pixel_values" in given:
         given["pixel_values"] = given["pixel_values"].to(pipe.transformer.dtype)
-    clock = Clock()
+    clock = FirstTokenStreamer()
     law: dict[str, Any] = (
         dict(do_sample=False) if sampling.greedy else dict(do_sample=True, temperature=sampling.temperature, top_k=0)
     )
@@ -103,7 +113,7 @@ def answer_by_transformers(
     )
     total, count = perf_counter() - clock.began, out.shape[1] - ids.shape[1]
     stats = GenerationStats("transformers", "sampling", target=total, total=total, nodes=count, runs=[[1] * count])
-    return Answered(stats, None if options else clock.first)
+    return AnswerRun(stats, None if options else clock.first)
 
 
 def questions(folder: Path) -> list[dict]:
@@ -115,27 +125,29 @@ def questions(folder: Path) -> list[dict]:
     ]
 
 
-def contest(
-    folder: Path, dtype: str, device: str, repeats: int, seed: int, entrants: Sequence[Entrant], task: str
+def run_setting(
+    folder: Path, dtype: str, device: str, repeats: int, seed: int, cases: Sequence[Case], task: str
 ) -> list[dict]:
-    """All entrants on the same questions and seeds, at every temperature."""
+    """All cases on the same questions and seeds, at every temperature."""
     pipe = ImageTextToTextPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     lines = [line for line in questions(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]
     if not lines:
         return []
-    known = [pipe.rows([line])[0] for line in lines[:repeats]]
-    at_its_fastest(pipe.target, known[0], pipe.max_new_tokens)
+    known = [pipe.encode_examples([line])[0] for line in lines[:repeats]]
+    choose_min_query_len(pipe.target, known[0], pipe.max_new_tokens)
     found = []
     for temperature in TEMPERATURES:
         sampling = SamplingOptions(temperature)
-        field = runners(entrants, folder, pipe.target, known[0], pipe.max_new_tokens, partial(answer, pipe, sampling))
+        field = runners(cases, folder, pipe.target, known[0], pipe.max_new_tokens, partial(answer, pipe, sampling))
         # It would copy the places of a picture out of the prompt, and fail; what is suppressed is not copied.
         assisted = {"prompt_lookup_num_tokens": 10, "suppress_tokens": [pipe.transformer.config.image_token_id]}
         for at, (label, options) in enumerate((("transformers.generate", {}), (ASSISTED, assisted))):
             field.insert(1 + at, (label, partial(answer_by_transformers, pipe, sampling, options)))
         title = f"{dtype}, T = {temperature:g}, {task}, passes of {pipe.target.min_query_len} nodes or more"
         rows = []
-        turns = take_turns(field, lambda turn: (known[turn % len(known)], pipe.max_new_tokens), repeats, 1, seed, title)
+        turns = run_in_turns(
+            field, lambda turn: (known[turn % len(known)], pipe.max_new_tokens), repeats, 1, seed, title
+        )
         for label, answers in turns.items():
             firsts = [each.first for each in answers if each.first is not None]
             own: dict[str, Any] = {"temperature": temperature, "task": task}
@@ -157,20 +169,20 @@ def run(
     batches: Sequence[int] = (1,),
     prompts: int = 8,
 ) -> Path:
-    """Write `results.json`, `results.md` and `results.png` to `out`, anew after each contest, and return it.
+    """Write `results.json`, `results.md` and `results.png` to `out`, anew after each setting, and return it.
 
-    `quick` runs the entrants of `QUICK`. Questions are answered one at a time.
+    `quick` runs the cases of `QUICK`. Questions are answered one at a time.
     """
     if list(batches) != [1]:
         raise MmspecError("bench vlm answers one question at a time: leave --batch out")
-    folder = zoo.resolve(model, bare=True)
-    results = begun("vlm", model, device)
-    entrants = tuple(entrant for entrant in ENTRANTS if not quick or entrant.label in QUICK)
+    folder = zoo.resolve(model, allow_transformers=True)
+    results = new_results("vlm", model, device)
+    cases = tuple(case for case in CASES if not quick or case.label in QUICK)
 
     def measure(dtype: str, batch: int) -> list[dict]:
         tasks = ("descriptions", SHORT, "several turns")
-        return [line for task in tasks for line in contest(folder, dtype, device, prompts, seed, entrants, task)]
+        return [line for task in tasks for line in run_setting(folder, dtype, device, prompts, seed, cases, task)]
 
     sweep(results, out, dtypes, batches, measure)
-    announce(results, out)
+    print_location(results, out)
     return out

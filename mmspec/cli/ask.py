@@ -3,46 +3,39 @@
 import json
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 from rich.style import Style
 
-from mmspec.cli.common import console, quiet_libraries, torch_device, torch_dtype
+from mmspec.cli.common import (
+    ModelFlags,
+    SamplingFlags,
+    console,
+    quiet_libraries,
+    summary,
+    torch_device,
+    torch_dtype,
+)
 from mmspec.errors import MmspecError
+
+if TYPE_CHECKING:
+    from mmspec.pipelines.outputs import ImageTextToTextOutput
 
 
 @dataclass(kw_only=True)
-class Manner:
-    """How to answer."""
+class AnswerFlags(SamplingFlags, ModelFlags):
+    """How to answer. Question i of a chat has seed + i."""
 
     max_new_tokens: int | None = None
     """What the model's index says if left out, else 256."""
-    seed: int | None = None
-    """Same seed, same answer, whatever the drafter. Question i of a talk has seed + i. Random if left out, and printed."""
-    temperature: float | None = None
-    """0 is greedy. What the model's index says if left out, else 0; a generation_config.json is not asked."""
-    top_k: int = 0
-    """Keep the k most probable tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the most probable tokens that sum to p."""
-    repetition_penalty: float = 1.0
-    """Divide the scores of tokens that were said before; 1 is none."""
-    drafter: str | None = None
-    """none, lookup, jacobi, or one that the model has weights for. Changes the speed, never the answer."""
-    acceptance: str = "exact"
-    """exact and rejection are lossless; tolerance:N and typical are lossy, and said to be so."""
     model: str = "magpie-135"
     """A bundled name, a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."""
-    device: str = "auto"
-    dtype: str = "bf16"
-    quiet: bool = False
-    """Nothing but answers."""
 
 
 @dataclass(kw_only=True)
-class Ask(Manner):
+class Ask(AnswerFlags):
     """Ask a question about a picture; the answer goes to standard output.
 
     Example: mmspec ask photo.png "How many hearts are there?"
@@ -58,55 +51,56 @@ class Ask(Manner):
     """Answer, seed and statistics as one line of JSON."""
 
     def run(self) -> int:
-        from mmspec.pipelines.image_text_to_text import chats
+        from mmspec.pipelines.chats import as_chats
 
         question = " ".join(self.question)
-        chat = chats(self.image, question)[0]
-        talk = Talk(self)
-        answer = talk.answer(chat)
+        chat = as_chats(self.image, question)[0]
+        conversation = Conversation(self)
+        answer = conversation.answer(chat)
         if self.json:
-            print(json.dumps({"question": question, "answer": answer.text} | talk.facts(answer)))
+            print(json.dumps({"question": question, "answer": answer.text} | conversation.facts(answer)))
         elif not self.stream:
             print(answer.text)
         if not self.quiet and not self.json:
-            talk.report(answer)
+            conversation.report(answer)
         return 0
 
 
 @dataclass(kw_only=True)
-class Chat(Manner):
-    """Talk about a picture, question after question; an empty line or Ctrl-D ends it.
+class Chat(AnswerFlags):
+    """Chat about a picture, question after question; an empty line or Ctrl-D ends it.
 
     Example: mmspec chat photo.png
     """
 
     image: tyro.conf.Positional[str | None] = None
-    """A picture: a path or an http(s) URL; none for a talk without one."""
+    """A picture: a path or an http(s) URL; none for a chat without one."""
 
     def run(self) -> int:
         from mmspec.media.image import read
 
         if self.image == "-":
             raise MmspecError(
-                "a chat reads its questions from standard input, so the picture must be a file or a URL; `mmspec ask -` takes one from a pipe"
+                "a chat reads its questions from standard input, so the picture must be a file or a URL; "
+                "`mmspec ask -` takes one from a pipe"
             )
         chat: list[dict] = []
         pictures = [{"type": "image", "image": read(self.image)}] if self.image else []
-        talk = Talk(self)
+        conversation = Conversation(self)
         number = 0
-        while question := talk.prompt():
+        while question := conversation.prompt():
             chat = [
                 *chat,
                 {"role": "user", "content": [*([] if chat else pictures), {"type": "text", "text": question}]},
             ]
-            answer = talk.answer(chat, number)
+            answer = conversation.answer(chat, number)
             chat, number = answer.chat(), number + 1
             if not self.quiet:
-                talk.report(answer)
+                conversation.report(answer)
         return 0
 
 
-class Talk:
+class Conversation:
     """What `ask` and `chat` share: the model, answers as they come, and what they cost."""
 
     COLOURS = ("cyan", "green")
@@ -116,10 +110,8 @@ class Talk:
 
         quiet_libraries()
         self.command = command
-        place = torch_device(command.device)
-        self.pipe = ImageTextToTextPipeline.from_pretrained(command.model, torch_dtype=torch_dtype(command.dtype)).to(
-            place
-        )
+        pipe = ImageTextToTextPipeline.from_pretrained(command.model, torch_dtype=torch_dtype(command.dtype))
+        self.pipe = pipe.to(torch_device(command.device))
 
     def prompt(self) -> str:
         """The next question; empty at the end."""
@@ -130,23 +122,22 @@ class Talk:
         except UnicodeDecodeError:
             raise MmspecError("the question is not valid UTF-8: check the terminal's encoding") from None
 
-    def answer(self, chat: list[dict], number: int = 0):
-        """Ask, and print words as they are verified if that is wanted: what came in one round has one colour."""
-        command, out = self.command, Console()
-        names = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "drafter", "acceptance")
-        law = {name: getattr(command, name) for name in names}
+    def answer(self, chat: list[dict], number: int = 0) -> "ImageTextToTextOutput":
+        """Ask, and print text as it is verified if that is wanted: what came in one round has one colour."""
+        command, terminal = self.command, Console()
         streams = not isinstance(command, Ask) or (command.stream and not command.json)
-        tints = out.color_system and not out.no_color
+        coloured = terminal.color_system and not terminal.no_color
         seed = None if command.seed is None else command.seed + number
-        for step, words in enumerate(self.pipe.stream(chat, seed=seed, **law)):
+        options = command.sampling_kwargs | {"max_new_tokens": command.max_new_tokens}
+        for step, chunk in enumerate(self.pipe.stream(chat, seed=seed, **options)):
             if streams:  # not by rich's print, which expands tabs and draws :heart: as a heart
-                tinted = Style(color=self.COLOURS[step % 2]).render(words.texts[0]) if tints else words.texts[0]
-                print(tinted, end="", flush=True)
+                text = chunk.texts[0]
+                print(Style(color=self.COLOURS[step % 2]).render(text) if coloured else text, end="", flush=True)
         if streams:
             print()
-        return words.output
+        return chunk.output
 
-    def facts(self, answer) -> dict:
+    def facts(self, answer: "ImageTextToTextOutput") -> dict:
         stats = answer.stats
         return {
             "seed": answer.seeds[0],
@@ -160,13 +151,12 @@ class Talk:
             "seconds_to_first_token": round(answer.first_token, 3),
         }
 
-    def report(self, answer) -> None:
+    def report(self, answer: "ImageTextToTextOutput") -> None:
         """One line about what it cost."""
         stats = answer.stats
-        kept = "lossless" if stats.lossless else "NOT lossless"
         console.print(
-            f"{stats.tokens} tokens in {stats.total:.2f} s, first after {answer.first_token:.2f} s, {stats.tokens_per_second:.0f} tokens/s, "
-            f"mean acceptance length {stats.mean_acceptance_length:.2f}, {stats.drafter}, {stats.acceptance} ({kept}), seed {answer.seeds[0]}",
+            f"{stats.tokens} tokens in {stats.total:.2f} s, first after {answer.first_token:.2f} s, "
+            f"{summary(stats, answer.seeds[0])}",
             highlight=False,
             soft_wrap=True,
         )

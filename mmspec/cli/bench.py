@@ -52,7 +52,7 @@ class Bench:
         if count < 1 or min(self.batch, default=0) < 1:
             raise MmspecError("--prompts and --batch must be 1 or more")
         model = self.model or TASKS[SUITES[self.suite]][1]
-        resolve(model, bare=True)
+        resolve(model, allow_transformers=True)
         measured = suite(SUITES[self.suite])
         try:
             self.out.mkdir(parents=True, exist_ok=True)

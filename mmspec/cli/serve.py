@@ -52,7 +52,8 @@ class Serve:
             import uvicorn
 
             from mmspec.serve.app import application
-            from mmspec.serve.serving import Limits, Serving, load
+            from mmspec.serve.hosting import load_pipelines
+            from mmspec.serve.serving import Limits, Serving
         except ModuleNotFoundError as error:
             raise MmspecError(f"the server needs {error.name}: pip install 'mmspec[serve]'") from None
         key = os.environ.get("MMSPEC_API_KEY") or None
@@ -63,7 +64,7 @@ class Serve:
             )
         quiet_libraries()
         listener = listening(self.host, self.port)
-        pipes = load(self.models, torch_device(self.device), torch_dtype(self.dtype))
+        pipes = load_pipelines(self.models, torch_device(self.device), torch_dtype(self.dtype))
         limits = Limits(self.rows, self.queue, self.timeout, self.body * 1_000_000, self.text)
         host, port = listener.getsockname()[:2]
         near = frozenset({"localhost", "127.0.0.1", "[::1]"}) if ipaddress.ip_address(host).is_loopback else frozenset()

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
@@ -12,10 +13,15 @@ from rich.table import Table
 from mmspec.cli.common import console, quiet_libraries, suite, torch_device
 from mmspec.errors import MmspecError
 
+if TYPE_CHECKING:
+    from mmspec.verify import Finding
+
 
 @dataclass
 class Verify:
-    """Does every drafter give the same tokens as plain decoding? Exit code 1 if any float64 row differs.
+    """Does every drafter give the same tokens as plain decoding, and greedy plain decoding those of transformers.generate?
+
+    Exit code 1 if any float64 row differs.
 
     Example: mmspec verify emoji-64 --prompts 4 --dtype fp64 --temperature 1 --guidance 2
     """
@@ -49,7 +55,7 @@ class Verify:
         from mmspec.verify import verify
 
         quiet_libraries()
-        folder = zoo.resolve(self.model, bare=True)
+        folder = zoo.resolve(self.model, allow_transformers=True)
         for name in ("dtype", "temperature", "guidance", "repetition_penalty", "batch"):
             if getattr(self, name) == []:
                 raise MmspecError(f"--{name} has no values: give at least one")
@@ -57,40 +63,43 @@ class Verify:
             raise MmspecError("--prompts, --batch and --tokens must be 1 or more")
         if self.json:
             files.check_output(self.json, {".json": "JSON"})
-        found = [name for name in usable(folder) if name != "none"]
-        texts = sample_prompts(folder, self.prompts)
-        heads = (
-            "dtype",
-            "T",
-            "guidance",
-            "penalty",
-            "batch",
-            "drafter",
-            "equal",
-            "first parting: position, margin of AR's token",
-        )
-        table = Table(*heads, title=f"{self.model}, {len(texts)} prompts")
-        rows = []
-        laws = (self.dtype, self.temperature, self.guidance, self.repetition_penalty, self.batch)
-        search = verify(folder, *laws, self.drafters or found, texts, self.seed, torch_device(self.device), self.tokens)
+        names = self.drafters or [name for name in usable(folder) if name != "none"]
+        prompts = sample_prompts(folder, self.prompts)
+        columns = ("dtype", "T", "guidance", "penalty", "batch", "drafter", "equal", "generate")
+        partings = "first parting: position, margin of AR's token"
+        table = Table(*columns, partings, title=f"{self.model}, {len(prompts)} prompts")
+        findings = []
+        settings = (self.dtype, self.temperature, self.guidance, self.repetition_penalty, self.batch)
+        search = verify(folder, *settings, names, prompts, self.seed, torch_device(self.device), self.tokens)
         with console.status("verifying"):
             for finding in search:
-                rows.append(finding)
-                where = "; ".join(
-                    f"{p.position}, {p.margin:.1e}" for p in sorted(finding.partings, key=lambda p: -p.margin)[:3]
-                )
-                law = (
-                    f"{value:g}"
-                    for value in (finding.temperature, finding.guidance, finding.repetition_penalty, finding.batch)
-                )
-                line = (finding.dtype, *law, finding.drafter, f"{finding.equal}/{finding.rows}", where)
-                table.add_row(*line)
-                console.print(*line, soft_wrap=True)
+                findings.append(finding)
+                cells = table_row(finding)
+                table.add_row(*cells)
+                console.print(*cells, soft_wrap=True)
                 if self.json:
-                    text = json.dumps([row.as_dict() for row in rows], indent=1) + "\n"
+                    text = json.dumps([finding.as_dict() for finding in findings], indent=1) + "\n"
                     files.write_atomically(self.json, partial(Path.write_text, data=text))
         Console(width=140).print(table)
-        return int(any(row.partings for row in rows if dtype_of(row.dtype) == float64))
+        skipped = dict.fromkeys(finding.generate_skipped for finding in findings if finding.generate_skipped)
+        if skipped:
+            console.print(f"not compared with transformers.generate: {', '.join(skipped)}", soft_wrap=True)
+        wide = [finding for finding in findings if dtype_of(finding.dtype) == float64]
+        return int(any(finding.partings or finding.generate_partings for finding in wide))
+
+
+def table_row(finding: "Finding") -> tuple[str, ...]:
+    """A finding as a line of the table."""
+    partings = sorted([*finding.partings, *finding.generate_partings], key=lambda parting: -parting.margin)[:3]
+    numbers = (finding.temperature, finding.guidance, finding.repetition_penalty, finding.batch)
+    return (
+        finding.dtype,
+        *(f"{number:g}" for number in numbers),
+        finding.drafter,
+        f"{finding.equal}/{finding.rows}",
+        "n/a" if finding.generate_skipped else f"{finding.generate_equal}/{finding.generate_rows}",
+        "; ".join(f"{parting.position}, {parting.margin:.1e}" for parting in partings),
+    )
 
 
 def sample_prompts(folder: Path, count: int) -> list[dict]:
@@ -100,9 +109,9 @@ def sample_prompts(folder: Path, count: int) -> list[dict]:
 
     task = task_of(folder)
     if task == "image-text-to-text":
-        known = suite(task).questions(folder)
+        lines = suite(task).questions(folder)
     elif (folder / zoo.PROMPTS).exists():
-        known = zoo.prompts(folder)
+        lines = zoo.prompts(folder)
     else:
-        known = [{"prompt": text} for text in suite(task).PROMPTS]
-    return [known[i * len(known) // count % len(known)] for i in range(count)]
+        lines = [{"prompt": text} for text in suite(task).PROMPTS]
+    return [lines[i * len(lines) // count % len(lines)] for i in range(count)]

@@ -1,6 +1,8 @@
 """Codecs of transformers as streams of tokens: Mimi, DAC, Encodec, X-Codec 2."""
 
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from mmspec import zoo
 from mmspec.errors import MmspecError, unknown
 
 # More frames than any row has.
@@ -170,13 +173,27 @@ def family_of(kind: str) -> type[Family]:
     return family
 
 
+def _load_folder(folder: Path) -> PreTrainedModel:
+    """The codec model in a folder, in float32. Raises MmspecError that says which file is wrong."""
+    path = folder / "config.json"
+    try:
+        kind = str(json.loads(path.read_text()).get("model_type") or "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
+    model_class = getattr(transformers, family_of(kind).kind)
+    return zoo.load_component(folder.parent, folder.name, model_class, dtype=torch.float32)
+
+
 class HubCodec:
     """A transformers codec; the K codes of a frame are K tokens in codebook order, token = code + k * codebook size.
 
-    `codebooks` takes the first K only; `context` replaces what the family takes, for streams that are faster or more exact.
+    `codebooks` takes the first K only; `context` replaces what the family takes, for streams that are faster or more
+    exact.
     """
 
-    def __init__(self, model: PreTrainedModel, codebooks: int | None = None, context: tuple[int, int] | None = None):
+    kind = "hub"
+
+    def __init__(self, model: PreTrainedModel, codebooks: int | None = None, context: Sequence[int] | None = None):
         channels = getattr(model.config, "audio_channels", 1)
         if channels != 1:
             raise MmspecError(f"this {type(model).__name__} has {channels} audio channels: use a codec of one channel")
@@ -188,13 +205,29 @@ class HubCodec:
             )
         self.sampling_rate, self.frame_samples = model.config.sampling_rate, self.family.frame_samples
         self.vocabulary_size = self.frame_tokens * self.family.codes
-        self.context = self.family.context() if context is None else context
+        self.context = self.family.context() if context is None else (context[0], context[1])
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What the model's own files do not hold."""
+        return {"codebooks": self.frame_tokens, "context": list(self.context)}
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Save the model as transformers does."""
+        self.model.save_pretrained(folder)
+
+    def to(self, device: torch.device) -> "HubCodec":
+        """Move the model; its precision stays."""
+        self.model.to(device=device)
+        return self
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, codebooks: int | None = None, context: tuple[int, int] | None = None, **options: Any
+        cls, name: str | Path, codebooks: int | None = None, context: Sequence[int] | None = None, **options: Any
     ) -> "HubCodec":
         """A codec by folder or hub id; `options` go to the model's own from_pretrained."""
+        if Path(name).is_dir():
+            return cls(_load_folder(Path(name)), codebooks, context)
         try:
             kind = transformers.PreTrainedConfig.get_config_dict(name)[0].get("model_type", "")
             family = family_of(kind)

@@ -1,16 +1,19 @@
 """The bundled speech codec: one codebook over the mel spectrogram that a frozen HiFi-GAN vocoder reads."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torchaudio
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
-from mmspec.errors import MmspecError
+from mmspec import zoo
+from mmspec.errors import MmspecError, short
 
 # What HiFi-GAN V1 reads: 80 slaney mels of 0 to 8,000 Hz at 22,050 Hz, window 1,024, hop 256, natural logarithm.
 RATE, WINDOW, HOP, MELS, FLOOR = 22050, 1024, 256, 80, 1e-5
@@ -25,7 +28,10 @@ def vocoder(width: int) -> SpeechT5HifiGan:
 
 
 class Block(nn.Module):
-    """x + W2 gelu(W1 * norm(x)), a dilated convolution of three frames; the norm is over channels, so no frame sees another's statistics."""
+    """x + W2 gelu(W1 * norm(x)), a dilated convolution of three frames.
+
+    The norm is over channels, so no frame sees another's statistics.
+    """
 
     def __init__(self, width: int, dilation: int):
         super().__init__()
@@ -37,12 +43,13 @@ class Block(nn.Module):
         return x + self.second(F.gelu(self.first(self.norm(x.mT).mT)))
 
 
-class MelCodec(nn.Module, PyTorchModelHubMixin):
+class MelCodec(nn.Module):
     """Audio to one stream of `codes` tokens, `stride` mel frames each, and back.
 
     Codes are compared by cosine in `code_width` dimensions (Yu et al. 2022). The vocoder is never trained.
     """
 
+    kind = "mel"
     sampling_rate = RATE
     frame_tokens = 1
     mean: Tensor
@@ -58,10 +65,12 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
         vocoder_width: int = 512,
     ):
         super().__init__()
+        self.config: dict[str, object] = dict(width=width, code_width=code_width, codes=codes, stride=stride)
+        self.config |= dict(dilations=list(dilations), vocoder_width=vocoder_width)
         self.vocabulary_size, self.frame_samples = codes, stride * HOP
         self.stride = stride
-        # Tokens to either side that reach one token's samples: the decoder's blocks at the rate of tokens, then those at the rate of mel
-        # frames, its last convolution (3 frames) and the vocoder (12), in tokens.
+        # Tokens to either side that reach one token's samples: the decoder's blocks at the rate of tokens, then those at
+        # the rate of mel frames, its last convolution (3 frames) and the vocoder (12), in tokens.
         reach = sum(dilations) + 1
         self.context = (reach + -(-(reach + 3 + 12) // stride),) * 2
         self.analysis = torchaudio.transforms.MelSpectrogram(
@@ -107,6 +116,36 @@ class MelCodec(nn.Module, PyTorchModelHubMixin):
     @property
     def device(self) -> torch.device:
         return self.codebook.device
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Nothing: the files hold all that there is."""
+        return {}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "MelCodec":
+        """Read them. Raises MmspecError that says which file is wrong."""
+        config, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
+        try:
+            settings = json.loads(config.read_text())
+        except (OSError, ValueError) as error:
+            raise MmspecError(f"{config} cannot be read ({error}): restore it from the model's source") from None
+        zoo.check_weights(weights)
+        try:
+            codec = cls(**settings)
+            codec.load_state_dict(load_file(weights))
+        except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+            raise MmspecError(
+                f"{weights} holds the weights of another model than {config} describes ({short(error)}): restore them"
+            ) from None
+        return codec.eval()
 
     def mel(self, audio: Float[Tensor, "row sample"]) -> Float[Tensor, "row mel frame"]:
         """Log-mel spectrogram of audio at 22,050 Hz, padded with silence to whole tokens."""

@@ -5,9 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from mmspec.demo.stage import Stage, seed_of
+from mmspec.demo.stage import Stage, as_seed
 from mmspec.errors import MmspecError
 from mmspec.media import image as picture
+from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 
 QUESTIONS = ["What is in the picture?", "How many are there?", "Describe the picture."]
 
@@ -15,10 +16,11 @@ QUESTIONS = ["What is in the picture?", "How many are there?", "Describe the pic
 def tab(stage: Stage) -> None:
     """Build the tab."""
     player = stage.player("image-text-to-text")
+    pipe: ImageTextToTextPipeline = player.pipe  # type: ignore[assignment]
     with gr.Row():
         with gr.Column():
             image = gr.Image(label="Picture", type="filepath", height=320, sources=["upload", "clipboard"])
-            found = examples(player.pipe.folder)
+            found = examples(pipe.folder)
             if found:
                 gr.Examples(found, image, label="Example pictures")
             with gr.Accordion("Settings", open=False):
@@ -28,12 +30,10 @@ def tab(stage: Stage) -> None:
                     info="The same seed gives the same answer with any drafter; empty draws one",
                     precision=0,
                 )
-                temperature = gr.Slider(
-                    0, 1.5, player.pipe.temperature, step=0.1, label="Temperature", info="0 is greedy"
-                )
-                length = gr.Slider(8, 512, player.pipe.max_new_tokens, step=8, label="Most new tokens")
+                temperature = gr.Slider(0, 1.5, pipe.temperature, step=0.1, label="Temperature", info="0 is greedy")
+                length = gr.Slider(8, 512, pipe.max_new_tokens, step=8, label="Most new tokens")
                 drafter = gr.Dropdown(
-                    player.drafters, value=player.pipe.drafter, label="Drafter", info="changes the speed alone"
+                    player.drafters, value=pipe.drafter, label="Drafter", info="changes the speed alone"
                 )
         with gr.Column():
             talk = gr.Chatbot(label="Chat", height=300, sanitize_html=True, buttons=["copy"])
@@ -58,7 +58,7 @@ def tab(stage: Stage) -> None:
         drafter: str,
         request: gr.Request,
     ):
-        with player.seat(request.session_hash) as pipe:
+        with player.session(request.session_hash) as session:
             if not question.strip():
                 raise MmspecError("there is no question: type one, such as 'How many are there?'")
             said = [{"role": one["role"], "content": text_of(one["content"])} for one in talk]
@@ -72,10 +72,10 @@ def tab(stage: Stage) -> None:
                     ],
                 }
             talk = [*talk, {"role": "user", "content": question}, {"role": "assistant", "content": ""}]
-            options: dict[str, Any] = dict(temperature=temperature, max_new_tokens=int(length), drafter=drafter)
+            options = dict(temperature=temperature, max_new_tokens=int(length), drafter=drafter)
             coloured: list[tuple[str, str]] = []
             words = None
-            for step, words in enumerate(pipe.stream(chat, seed=seed_of(seed), **options)):
+            for step, words in enumerate(session.stream(chat, seed=as_seed(seed), **options)):
                 coloured.append((words.texts[0], "ab"[step % 2]))
                 talk[-1] = {"role": "assistant", "content": words.output.text}
                 yield talk, coloured, player.numbers(words.output.stats), gr.skip()

@@ -1,13 +1,14 @@
 """The image tab: a picture that fills in as its tokens are verified."""
 
 from time import perf_counter
-from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from mmspec.demo.stage import Stage, seed_of
+from mmspec.demo.stage import Stage, as_seed
 from mmspec.media import image as picture
+from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.targets.base import Grid
 
 EXAMPLES = ["a red heart, 3d style", "a butterfly, flat style", "a sunflower, 3d style", "a strawberry, cartoon style"]
 
@@ -21,7 +22,8 @@ SHARE = 0.2
 def tab(stage: Stage) -> None:
     """Build the tab."""
     player = stage.player("text-to-image")
-    grid = player.pipe.grid
+    pipe: TextToImagePipeline = player.pipe  # type: ignore[assignment]
+    grid = pipe.grid
     with gr.Row():
         with gr.Column(scale=2):
             prompt = gr.Textbox(EXAMPLES[0], label="What to draw", max_lines=2, max_length=300)
@@ -39,14 +41,12 @@ def tab(stage: Stage) -> None:
                     precision=0,
                 )
                 count = gr.Slider(1, 4, 1, step=1, label="Pictures", info="of this seed and the ones after it")
-                guidance = gr.Slider(
-                    0, 6, player.pipe.config.guidance_scale, step=0.5, label="Guidance", info="1 is none"
-                )
+                guidance = gr.Slider(0, 6, pipe.config.guidance_scale, step=0.5, label="Guidance", info="1 is none")
                 temperature = gr.Slider(
-                    0, 1.5, player.pipe.config.temperature, step=0.1, label="Temperature", info="0 is greedy"
+                    0, 1.5, player.pipe.temperature, step=0.1, label="Temperature", info="0 is greedy"
                 )
                 drafter = gr.Dropdown(
-                    player.drafters, value=player.pipe.config.drafter, label="Drafter", info="changes the speed alone"
+                    player.drafters, value=player.pipe.drafter, label="Drafter", info="changes the speed alone"
                 )
         with gr.Column(scale=3):
             canvas = gr.Image(
@@ -67,18 +67,18 @@ def tab(stage: Stage) -> None:
         drawn: list,
         request: gr.Request,
     ):
-        with player.seat(request.session_hash) as pipe:
-            options: dict[str, Any] = dict(guidance_scale=guidance, temperature=temperature, drafter=drafter)
+        with player.session(request.session_hash) as session:
+            options = dict(guidance_scale=guidance, temperature=temperature, drafter=drafter)
             runs: list[list[int]] = [[] for _ in range(int(count))]
-            streams, part, due = 1 + (guidance != 1), None, 0.0
-            for part in pipe.stream(prompt, seed=seed_of(seed), num_images_per_prompt=int(count), **options):
+            branches, part, due = 1 + (guidance != 1), None, 0.0
+            for part in session.stream(prompt, seed=as_seed(seed), num_images_per_prompt=int(count), **options):
                 for row, new in zip(runs, part.new):
                     row += [len(new)] if new else []
                 began = perf_counter()
                 if part.position < part.total and began < due:
                     continue
-                shown = [large(image, run if overlay else [], grid) for image, run in zip(part.images(), runs)]
-                yield picture.sheet(shown), player.numbers(part.stats, streams), gr.skip(), gr.skip()
+                shown = [enlarge(image, run if overlay else [], grid) for image, run in zip(part.images(), runs)]
+                yield picture.sheet(shown), player.numbers(part.stats, branches), gr.skip(), gr.skip()
                 due = began + (perf_counter() - began) / SHARE
             if part is None or part.position < part.total:
                 yield gr.skip(), "Stopped.", gr.skip(), gr.skip()
@@ -87,7 +87,7 @@ def tab(stage: Stage) -> None:
                 (image.resize((256, 256)), f"{prompt}, seed {seed}") for image, seed in zip(part.images(), part.seeds)
             ]
             drawn = [*done, *drawn][:24]
-            yield picture.sheet(shown), player.numbers(part.stats, streams), drawn, drawn
+            yield picture.sheet(shown), player.numbers(part.stats, branches), drawn, drawn
 
     inputs = [prompt, seed, count, guidance, temperature, drafter, overlay, drawn]
     gr.on(
@@ -102,7 +102,7 @@ def tab(stage: Stage) -> None:
     stop.click(stage.stop, api_visibility="private", queue=False)
 
 
-def large(image: Image.Image, runs: list[int], grid: Any) -> Image.Image:
+def enlarge(image: Image.Image, runs: list[int], grid: Grid) -> Image.Image:
     """The picture on the page's scale, with the runs tinted."""
     scale = max(1, SIDE // max(image.size))
     big = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

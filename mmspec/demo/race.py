@@ -1,17 +1,19 @@
 """The race tab: one seed with and without speculation, side by side."""
 
-import copy
 import html
 from collections.abc import Callable, Iterator
 from functools import partial
 from time import perf_counter
-from typing import Any
 
 import gradio as gr
 
-from mmspec.demo.image import SHARE, large
-from mmspec.demo.stage import Stage, seed_of
+from mmspec.demo.image import SHARE, enlarge
+from mmspec.demo.stage import Stage, as_seed
+from mmspec.engine.stats import GenerationStats
+from mmspec.pipelines.outputs import PartialImages
+from mmspec.pipelines.session import Session
 from mmspec.pipelines.solo import Solo
+from mmspec.targets.base import Grid
 
 KINDS = {"Image": "text-to-image", "Speech": "text-to-speech", "Ask": "image-text-to-text"}
 PROMPTS = {
@@ -20,43 +22,49 @@ PROMPTS = {
     "Ask": "What is the capital of France?",
 }
 
-# What a runner shows: tokens so far, statistics, and how to get the output as the page shows it.
-Step = tuple[list[list[int]], Any, Callable[[], dict[str, Any]]]
+# What a runner shows: tokens so far, statistics, and a function that gives the output as the page shows it.
+Step = tuple[list[list[int]], GenerationStats, Callable[[], dict]]
 
 
-def drawn(part: Any, grid: Any) -> dict[str, Any]:
-    return {"image": large(part.images()[0], part.stats.runs[0], grid)}
+def shown_image(part: PartialImages, grid: Grid) -> dict:
+    """The first picture, with its runs tinted."""
+    return {"image": enlarge(part.images()[0], part.stats.runs[0], grid)}
 
 
-def image_steps(pipe: Any, prompt: str, seed: int, drafter: str) -> Iterator[Step]:
-    for part in pipe.stream(prompt, seed=seed, drafter=drafter):
-        yield part.tokens, part.stats, partial(drawn, part, pipe.grid)
+def image_steps(session: Session, prompt: str, seed: int, drafter: str) -> Iterator[Step]:
+    """Rounds of drawing."""
+    for part in session.stream(prompt, seed=seed, drafter=drafter):
+        yield part.tokens, part.stats, partial(shown_image, part, session.pipe.grid)
 
 
-def speech_steps(pipe: Any, prompt: str, seed: int, drafter: str) -> Iterator[Step]:
-    for chunk in pipe.stream(prompt, seed=seed, drafter=drafter):
-        out = chunk.output
-        yield [list(row) for row in out.tokens], out.total, partial(dict, text=f"{out.seconds:.1f} s of speech")
+def speech_steps(session: Session, prompt: str, seed: int, drafter: str) -> Iterator[Step]:
+    """Chunks of speech."""
+    for chunk in session.stream(prompt, seed=seed, drafter=drafter):
+        output = chunk.output
+        text = f"{output.seconds:.1f} s of speech"
+        yield [list(row) for row in output.tokens], output.total, partial(dict, text=text)
 
 
-def ask_steps(pipe: Any, prompt: str, seed: int, drafter: str) -> Iterator[Step]:
-    for words in pipe.stream(None, prompt, seed=seed, drafter=drafter, temperature=1.0):
-        yield [list(words.output.tokens[0])], words.output.stats, partial(dict, text=words.output.text)
+def answer_steps(session: Session, prompt: str, seed: int, drafter: str) -> Iterator[Step]:
+    """Rounds of answering."""
+    for chunk in session.stream(None, prompt, seed=seed, drafter=drafter, temperature=1.0):
+        output = chunk.output
+        yield [list(output.tokens[0])], output.stats, partial(dict, text=output.text)
 
 
-STEPS: dict[str, Callable[..., Iterator[Step]]] = {"Image": image_steps, "Speech": speech_steps, "Ask": ask_steps}
+STEPS: dict[str, Callable[..., Iterator[Step]]] = {"Image": image_steps, "Speech": speech_steps, "Ask": answer_steps}
 
 
 def race(runners: list[Iterator[Step]]) -> Iterator[list[Step]]:
-    """Whose clock is behind goes on: each runner's clock counts its own rounds, so that sharing a machine slows neither."""
+    """The runner whose clock is behind goes on: a clock counts the runner's own rounds, so sharing a machine slows neither."""
     steps, over = [next(runner) for runner in runners], [False] * len(runners)
     yield steps
     while not all(over):
         behind = min((i for i in range(len(runners)) if not over[i]), key=lambda i: steps[i][1].total)
-        found = next(runners[behind], None)
-        over[behind] = found is None
-        if found is not None:
-            steps = [*steps[:behind], found, *steps[behind + 1 :]]
+        step = next(runners[behind], None)
+        over[behind] = step is None
+        if step is not None:
+            steps = [*steps[:behind], step, *steps[behind + 1 :]]
             yield steps
 
 
@@ -82,39 +90,37 @@ def tab(stage: Stage) -> None:
                 text = gr.Textbox(label=f"{name}: output", lines=4, interactive=False, visible=kinds[0] != "Image")
                 boards += [clock, image, text]
 
-    def show(name: str, step: Step) -> list[Any]:
+    def show(name: str, step: Step) -> list:
         tokens, stats, shown = step[0], step[1], step[2]()
         count = sum(map(len, tokens))
         line = f"### {name}\n**{stats.total:.2f} s** · {count} tokens · {count / max(stats.total, 1e-9):.0f} tokens/s"
         return [line, shown.get("image", gr.skip()), shown.get("text", gr.skip())]
 
     def run(kind: str, prompt: str, seed: float, request: gr.Request):
-        player, number = players[kind], seed_of(seed)
+        player, number = players[kind], as_seed(seed)
         number = 0 if number is None else number
-        default = getattr(player.pipe, "config", player.pipe).drafter
-        with player.seat(request.session_hash) as seat:
-            pipes = [copy.copy(seat) for _ in range(2)]
-            for pipe in pipes:
-                pipe.loop = Solo()
+        default = player.pipe.drafter
+        with player.session(request.session_hash) as session:
+            # Each runs alone, without the batcher.
+            sessions = [player.pipe.session(Solo()) for _ in range(2)]
             steps: list[Step] = []
             due = 0.0
 
-            def boards(steps: list[Step]) -> list[Any]:
-                return [
-                    one for name, step in zip((f"With {default}", "Plain decoding"), steps) for one in show(name, step)
-                ]
+            def boards(steps: list[Step]) -> list:
+                names = (f"With {default}", "Plain decoding")
+                return [value for name, step in zip(names, steps) for value in show(name, step)]
 
             for steps in race(
-                [STEPS[kind](pipe, prompt, number, drafter) for pipe, drafter in zip(pipes, (default, "none"))]
+                [STEPS[kind](each, prompt, number, drafter) for each, drafter in zip(sessions, (default, "none"))]
             ):
-                if seat.interrupt:
+                if session.interrupt:
                     break
                 began = perf_counter()
                 if began < due:  # who has more rounds must not have more painting beside them
                     continue
                 yield "…", *boards(steps)
                 due = began + (perf_counter() - began) / SHARE
-            if seat.interrupt:
+            if session.interrupt:
                 yield "Stopped.", *[gr.skip()] * 6
                 return
             (ours, fast, _), (plain, slow, _) = steps

@@ -3,12 +3,12 @@
 import base64
 import json
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
-from mmspec.demo.stage import Stage, seed_of
+from mmspec.demo.stage import Stage, as_seed
 from mmspec.media import audio as sound
+from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 
 EXAMPLES = [
     "Hello there. This voice starts before its sentence is finished.",
@@ -53,22 +53,22 @@ HUSH = "() => { if (window.mmspec && window.mmspec.context) { window.mmspec.cont
 REPEATED = 8
 
 
-def cost(folder: Path, drafter: str) -> str:
+def cost(folder: Path | None, drafter: str) -> str:
     """What tolerance gains and costs with a drafter, as `recipes.wren_86.judge` measured it: a Markdown table, empty if it was not."""
-    path = folder / "quality.json"
-    if not path.exists():
+    path = folder / "quality.json" if folder else None
+    if path is None or not path.exists():
         return ""
     results = json.loads(path.read_text())
-    found: dict[str, dict] = {}
+    by_tolerance: dict[str, dict] = {}
     for row in results["rows"]:
         if row.get("drafter") == drafter:
-            found.setdefault(row["acceptance"].removeprefix("tolerance:"), row)
-    if not found:
+            by_tolerance.setdefault(row["acceptance"].removeprefix("tolerance:"), row)
+    if not by_tolerance:
         return ""
     lines = [
         f"| {tau} | {row['mean_acceptance_length']:.2f} | {100 * row['word_error_rate']:.1f} % "
         f"| {100 * row['over_ar']:+.1f} ± {100 * row['over_ar_error']:.1f} |"
-        for tau, row in found.items()
+        for tau, row in by_tolerance.items()
     ]
     head = f"Measured on {results['sentences']} sentences with {drafter}:"
     return "\n".join(
@@ -79,12 +79,13 @@ def cost(folder: Path, drafter: str) -> str:
 def tab(stage: Stage) -> None:
     """Build the tab."""
     player = stage.player("text-to-speech")
-    rate = player.pipe.codec.sampling_rate
+    pipe: TextToSpeechPipeline = player.pipe  # type: ignore[assignment]
+    rate = pipe.codec.sampling_rate
     with gr.Row():
         with gr.Column():
             text = gr.Textbox(EXAMPLES[0], label="What to say", lines=3, max_length=2000)
             gr.Examples(EXAMPLES, text, label="Examples")
-            voice = gr.Radio(player.pipe.voices, value=player.pipe.voices[0], label="Voice")
+            voice = gr.Radio(pipe.voices, value=pipe.voices[0], label="Voice")
             tolerance = gr.Slider(
                 1,
                 8,
@@ -95,7 +96,7 @@ def tab(stage: Stage) -> None:
             )
             with gr.Row():
                 go, stop = gr.Button("Speak", variant="primary"), gr.Button("Stop")
-            price = cost(player.pipe.folder, player.pipe.drafter)
+            price = cost(pipe.folder, pipe.drafter)
             gr.Markdown(price, visible=bool(price), label="What tolerance costs")
             with gr.Accordion("Settings", open=False):
                 seed = gr.Number(
@@ -104,11 +105,9 @@ def tab(stage: Stage) -> None:
                     info="The same seed says it the same way with any drafter; empty draws one",
                     precision=0,
                 )
-                temperature = gr.Slider(
-                    0, 1.5, player.pipe.temperature, step=0.1, label="Temperature", info="0 is greedy"
-                )
+                temperature = gr.Slider(0, 1.5, pipe.temperature, step=0.1, label="Temperature", info="0 is greedy")
                 drafter = gr.Dropdown(
-                    player.drafters, value=player.pipe.drafter, label="Drafter", info="changes the speed alone"
+                    player.drafters, value=pipe.drafter, label="Drafter", info="changes the speed alone"
                 )
         with gr.Column():
             progress = gr.Markdown("Sound starts as soon as its first tokens are verified.", label="Progress")
@@ -119,13 +118,13 @@ def tab(stage: Stage) -> None:
     def speak(
         text: str, voice: str, tolerance: int, seed: float, temperature: float, drafter: str, request: gr.Request
     ):
-        with player.seat(request.session_hash) as pipe:
-            options: dict[str, Any] = dict(
+        with player.session(request.session_hash) as session:
+            options = dict(
                 voice=voice, temperature=temperature, drafter=drafter, acceptance=f"tolerance:{int(tolerance)}"
             )
             told: list[str] = []
             out = None
-            for chunk in pipe.stream(text, seed=seed_of(seed), **options):
+            for chunk in session.stream(text, seed=as_seed(seed), **options):
                 told.append(base64.b64encode(sound.pcm(chunk.audio).numpy().astype("<i2").tobytes()).decode())
                 first, out = max(0, len(told) - REPEATED), chunk.output
                 message = json.dumps({"rate": rate, "first": first, "pieces": told[first:]})

@@ -85,17 +85,21 @@ def encode(audio: Float[Tensor, "sample"], rate: int, kind: str, metadata: dict[
 def save(audio: Float[Tensor, "sample"], rate: int, path: Path, metadata: dict[str, object]) -> None:
     """Write to a temporary file beside `path` and rename it."""
     data = encode(audio, rate, KINDS[path.suffix.lower()], metadata)
-    files.write_atomically(path, lambda place: place.write_bytes(data))
+    files.write_atomically(path, lambda partial: partial.write_bytes(data))
 
 
 class Pipe:
-    """A WAV without an end on a binary stream, each chunk flushed; once the reader has gone, `open` is False and chunks go nowhere."""
+    """A WAV without an end on a binary stream, or its samples alone without `header`; each chunk is flushed.
 
-    def __init__(self, out: BinaryIO, rate: int) -> None:
+    Once the reader has gone, `open` is False and chunks go nowhere.
+    """
+
+    def __init__(self, out: BinaryIO, rate: int, header: bool = True) -> None:
         self.out = out
         self.open = True
         fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
-        self.header = struct.pack("<4sI4s", b"RIFF", UNKNOWN, b"WAVE") + fmt + struct.pack("<4sI", b"data", UNKNOWN)
+        whole = struct.pack("<4sI4s", b"RIFF", UNKNOWN, b"WAVE") + fmt + struct.pack("<4sI", b"data", UNKNOWN)
+        self.header = whole if header else b""
 
     def write(self, audio: Float[Tensor, "sample"]) -> None:
         """The header comes with the first chunk, so that a failure before it leaves the pipe empty."""

@@ -2,10 +2,16 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmspec.errors import MmspecError, unknown
 
+if TYPE_CHECKING:
+    import torch
+
+    from mmspec.pipelines.base import Pipeline
+
+# For each task, its pipeline and the bundled model that is its default.
 TASKS = {
     "text-to-image": ("mmspec.pipelines.text_to_image:TextToImagePipeline", "emoji-64"),
     "text-to-speech": ("mmspec.pipelines.text_to_speech:TextToSpeechPipeline", "wren-86"),
@@ -13,11 +19,19 @@ TASKS = {
 }
 
 
-def pipeline(task: str, model: Any = None, *, device: Any = None, dtype: Any = "bf16", **options: Any) -> Any:
+def pipeline(
+    task: str,
+    model: str | Path | None = None,
+    *,
+    device: "str | torch.device | None" = None,
+    dtype: "str | torch.dtype" = "bf16",
+    **options: Any,
+) -> "Pipeline":
     """The pipeline of a task, loaded and placed.
 
     `model` is a bundled name, a folder or a hub id, the task's own bundled model if None; `device` is a GPU if there is
-    one, else the CPU, if None; `dtype` (or `torch_dtype`) is bf16, fp32, fp16 or fp64. Other options go to `from_pretrained`.
+    one, else the CPU, if None; `dtype` (or `torch_dtype`) is bf16, fp32, fp16 or fp64. Other options go to
+    `from_pretrained`.
     """
     if task not in TASKS:
         raise unknown("task", task, TASKS)
@@ -25,13 +39,13 @@ def pipeline(task: str, model: Any = None, *, device: Any = None, dtype: Any = "
 
     path, default = TASKS[task]
     module, _, name = path.partition(":")
-    place, precision = device_of(device), dtype_of(options.pop("torch_dtype", dtype))
-    check_pair(place, precision)
+    placement, precision = device_of(device), dtype_of(options.pop("torch_dtype", dtype))
+    check_pair(placement, precision)
     try:
-        kind = getattr(import_module(module), name)
+        kind: type[Pipeline] = getattr(import_module(module), name)
     except ModuleNotFoundError as error:
         raise MmspecError(f"{task} needs {error.name}: pip install 'mmspec[speech]'") from None
-    return kind.from_pretrained(model or default, torch_dtype=precision, **options).to(place)
+    return kind.from_pretrained(model or default, torch_dtype=precision, **options).to(placement)
 
 
 def task_of(folder: Path) -> str:

@@ -1,54 +1,224 @@
-"""What the pipelines over one transformer share: where it is, how the loop sees it, and how the loop is run."""
+"""What all pipelines share: loading and saving, placement, the target, sampling options, sessions."""
 
+import json
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from threading import Lock
+from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar
 
 import torch
-from transformers import PreTrainedModel
+import transformers
+from transformers import LogitsProcessor, PreTrainedModel
 
 from mmspec import zoo
-from mmspec.pipelines.solo import Run, Solo
+from mmspec.drafters.base import Drafter
+from mmspec.engine.accept import AcceptanceRule, acceptance
+from mmspec.engine.loop import Stop
+from mmspec.engine.sampling import SamplingOptions
+from mmspec.errors import MmspecError
+from mmspec.pipelines.loading import copy_companions, open_folder, rename_target
+from mmspec.pipelines.session import Session
+from mmspec.pipelines.solo import Run, Runner, Solo
 from mmspec.placement import check_pair, dtype_of
+from mmspec.targets.base import Prompts
 from mmspec.targets.causal import CausalTarget
 
-Seen = TypeVar("Seen", bound=CausalTarget)
+AnyTarget = TypeVar("AnyTarget", bound=CausalTarget)
+
+# diffusers' signature: the pipeline or session, the number of the round, the position, and what there is to see.
+StepCallback = Callable[[Any, int, int, dict[str, Any]], Any]
 
 
-class TransformerPipeline(ABC, Generic[Seen]):
-    """`folder` is where the model was loaded from, `loop` runs generations, and `interrupt` ends the present one between rounds."""
+class GenerateOptions(TypedDict, total=False):
+    """How any pipeline samples, drafts and accepts.
 
-    def __init__(self, transformer: PreTrainedModel):
-        self.transformer = transformer
+    temperature, top_k, top_p, min_p, repetition_penalty, logits_processor: see `SamplingOptions`; temperature 0 is
+        greedy, None the model's default.
+    drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default. The same seed
+        gives the same output with any drafter.
+    acceptance: exact, rejection (lossless in distribution); tolerance:τ with τ > 1 and typical are LOSSY, and the
+        statistics say so.
+    """
+
+    temperature: float | None
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    logits_processor: Sequence[LogitsProcessor]
+    drafter: str | Drafter | None
+    acceptance: str | AcceptanceRule
+
+
+class Pipeline(ABC, Generic[AnyTarget]):
+    """Turns prompts into media with a target that drafters speed up.
+
+    `folder` is where the model was loaded from, `runner` runs generations, and `drafter` and `temperature` are the
+    model's defaults. Setting `interrupt` ends the present generation between rounds; a `session` has its own.
+    """
+
+    # What an error calls such a model, the keys of its index with their types, and those that it must have.
+    article: ClassVar[str]
+    settings: ClassVar[dict[str, type | tuple[type, ...]]]
+    required: ClassVar[tuple[str, ...]] = ()
+    # Whether a folder of transformers, without an index, will do.
+    allow_transformers: ClassVar[bool] = False
+
+    transformer: PreTrainedModel
+    drafter: str
+    temperature: float
+    # Names of voices, for a pipeline that speaks.
+    voices: Sequence[str] = ()
+
+    def _begin(self) -> None:
+        """The state that every pipeline has; called by constructors."""
         self.folder: Path | None = None
-        self.interrupt = False
-        self.loop: Callable[..., Run] = Solo()
-        self._target: tuple[tuple, Seen] | None = None
+        self.runner: Runner = Solo()
+        self._own_session: Session = Session(self)
+        self._tokenizer_lock = Lock()
+        self._target: tuple[tuple, AnyTarget] | None = None
 
     @abstractmethod
-    def build_target(self, weights_hash: str) -> Seen:
+    def build_target(self, weights_hash: str) -> AnyTarget:
         """The transformer as the loop sees it; `weights_hash` names its weights."""
+
+    @abstractmethod
+    def encode_examples(self, rows: list[dict[str, Any]]) -> tuple[Prompts, Stop]:
+        """Lines of `prompts.jsonl` as rows of one batch, and when a row ends."""
+
+    @abstractmethod
+    def stream(self, *args: Any, session: Session | None = None, **kwargs: Any) -> Iterator[Any]:
+        """Generate round by round. Closing the iterator, or setting `interrupt`, ends it early."""
+
+    @abstractmethod
+    def __call__(self, *args: Any, session: Session | None = None, **kwargs: Any) -> Any:
+        """Generate to the end."""
+
+    def session(self, runner: Runner | None = None) -> Session[Self]:
+        """One caller's use of this pipeline, with an `interrupt` of its own, and a runner of its own if given."""
+        return Session(self, runner)
+
+    @property
+    def interrupt(self) -> bool:
+        return self._own_session.interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self._own_session.interrupt = value
+
+    def _start(self, session: Session | None) -> Session:
+        """The session of a generation that begins."""
+        session = session or self._own_session
+        session.interrupt = False
+        return session
 
     @property
     def device(self) -> torch.device:
         return self.transformer.device
 
     @property
-    def target(self) -> Seen:
+    def target(self) -> AnyTarget:
         """The transformer as the loop sees it, on its present device and in its present dtype."""
-        key = (id(self.transformer), self.transformer.device, self.transformer.dtype)
+        model = self.transformer
+        key = (id(model), model.device, model.dtype)
         if self._target is None or self._target[0] != key:
             part = self.folder / "transformer" if self.folder else None
-            self._target = (
-                key,
-                self.build_target(zoo.weights_hash(part if part.is_dir() else part.parent) if part else ""),
-            )
+            weights = zoo.weights_hash(part if part.is_dir() else part.parent) if part else ""
+            self._target = key, self.build_target(weights)
         return self._target[1]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move to a device, and the transformer to a dtype."""
+        """Move to a device, and the transformer to a dtype; what decodes its tokens keeps its precision."""
+        kwargs.pop("silence_dtype_warnings", None)
         device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
         check_pair(device or self.device, dtype_of(dtype or self.transformer.dtype))
         self.transformer.to(device=device, dtype=dtype)
         return self
+
+    def read_options(self, options: GenerateOptions) -> tuple[SamplingOptions, str | Drafter, AcceptanceRule]:
+        """How to sample, what to draft with, and how to accept; the model's defaults where nothing is said."""
+        sampling: dict[str, Any] = dict(options)
+        drafter, rule = sampling.pop("drafter", None), acceptance(sampling.pop("acceptance", "exact"))
+        if sampling.get("temperature") is None:
+            sampling["temperature"] = self.temperature
+        return SamplingOptions(**sampling), self.drafter if drafter is None else drafter, rule
+
+    def load_drafter(self, session: Session, drafter: str | Drafter, prompts: Prompts, length: int) -> Run:
+        """Get a drafter ready for up to `length` tokens after prompts like these."""
+        return (session.runner or self.runner)(self.target, self.folder, drafter, prompts, length)
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **options: Any) -> Self:
+        """Load a bundled name, a folder or a hub id; `torch_dtype` (or `dtype`) is the transformer's.
+
+        Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are refused.
+        """
+        folder, dtype, index = open_folder(cls, model, options)
+        path = folder / zoo.INDEX
+        for name, kind in cls.settings.items():
+            wrong = name in index and not isinstance(index[name], kind)
+            if (wrong or (name in cls.required and name not in index)) and name not in options:
+                raise MmspecError(f"{path}: {name} is {index.get(name)!r}: restore it from the model's source")
+        parts = {name: index[name] for name in cls.settings if name in index} | options
+        parts = cls.load_parts(folder, index, dtype, parts) | parts
+        try:
+            pipe = cls(**parts)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise MmspecError(f"{path}: {error}") from None
+        pipe.folder = folder
+        return pipe
+
+    @classmethod
+    @abstractmethod
+    def load_parts(
+        cls, folder: Path, index: dict[str, Any], dtype: torch.dtype, given: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The components that are not `given`."""
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Save all components and copy what else the model's folder holds: drafters, card, recipe."""
+        described = self.describe_parts()
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        copy_companions(self.folder, folder)
+        self.save_parts(folder, **options)
+        if described is not None:
+            index = {
+                "_class_name": type(self).__name__,
+                "transformer": ["transformers", type(self.transformer).__name__],
+                **{name: getattr(self, name) for name in self.settings},
+                **described,
+            }
+            (folder / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        rename_target(folder, self.target.weights_hash)
+
+    def describe_parts(self) -> dict[str, Any] | None:
+        """What the index says beside the settings; None for a pipeline that writes its index itself."""
+        return {}
+
+    @abstractmethod
+    def save_parts(self, folder: Path, **options: Any) -> None:
+        """Write the components."""
+
+
+def model_class(entry: Any, source: Path) -> type[PreTrainedModel]:
+    """The model class of transformers that an index entry or a configuration names, the last word of it."""
+    name = str(entry[-1]) if isinstance(entry, list) and entry else str(entry)
+    found = getattr(transformers, name, None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise MmspecError(f"{source}: transformer is {entry}, which is no model class of transformers")
+    return found
+
+
+def load_transformer(folder: Path, index: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `folder/transformer`, of the class that the index names."""
+    kind = model_class(index.get("transformer"), folder / zoo.INDEX)
+    return zoo.load_component(folder, "transformer", kind, dtype=dtype)
+
+
+def deprecated_callback(callback: Callable[[Any], Any] | None) -> None:
+    """Warn of the callback that 0.1 had."""
+    if callback is not None:
+        warnings.warn("callback is deprecated: use callback_on_step_end", DeprecationWarning, stacklevel=3)

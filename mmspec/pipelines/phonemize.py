@@ -1,6 +1,6 @@
 """From text to what a speech model reads: sentences, their phonemes and the silence between them.
 
-    reading = Reader().read("Dr. Smith paid $5.20. It rained.")
+    reading = Phonemizer().read("Dr. Smith paid $5.20. It rained.")
     [sentence.phonemes for sentence in reading.sentences]
 
 American English, by hibari's port of misaki; `[hibari](/hibˈɑɹi/)` in the text sets the phonemes of a word.
@@ -8,7 +8,6 @@ American English, by hibari's port of misaki; `[hibari](/hibˈɑɹi/)` in the te
 
 import json
 import re
-import sys
 import textwrap
 import unicodedata
 import warnings
@@ -65,14 +64,14 @@ class Sentence:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PhonemizedText:
     """`unsaid`: characters that were left out, in order, each once."""
 
     sentences: list[Sentence]
     unsaid: list[str]
 
 
-class Reader:
+class Phonemizer:
     """Reads with the phonemes of `alphabet` (hibari's own if left out), at most `longest` of them in a sentence."""
 
     def __init__(self, alphabet: Collection[str] | None = None, longest: int = 180) -> None:
@@ -100,7 +99,7 @@ class Reader:
         marks = {*map(chr, range(32, 127)), *"\n‘’“”«»…—–£€", *"".join(SYMBOLS), *"".join(CURRENCY_WORDS)}
         self.known = frozenset(latin | marks)
 
-    def read(self, text: str) -> Reading:
+    def read(self, text: str) -> PhonemizedText:
         """Sentences with something to say in each; warns of what cannot be said, refuses a text in which nothing can."""
         try:
             text.encode()
@@ -125,7 +124,7 @@ class Reader:
             raise MmspecError(f"there is nothing to say: {why}; give English words")
         if unsaid:
             warnings.warn(f"left out what cannot be said: {named(unsaid)}", stacklevel=1)
-        return Reading([*said[:-1], replace(said[-1], pause=0.0)], list(unsaid))
+        return PhonemizedText([*said[:-1], replace(said[-1], pause=0.0)], list(unsaid))
 
     def clean(self, text: str, unsaid: dict[str, None]) -> str:
         """Only what hibari reads: like characters folded, marks and format characters dropped, the rest added to `unsaid`."""
@@ -245,20 +244,3 @@ def named(characters: Iterable[str], most: int = 12) -> str:
     """`'é', 'ß' and 3 more`."""
     every = [repr(character) for character in characters]
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
-
-
-def source(text: str | None, file: Path | None) -> str:
-    """The text, or what the file holds, or what standard input holds if the file is `-`."""
-    if text is not None and file is not None:
-        raise MmspecError(f"a text and the file {file} are both given: give one")
-    if text is not None:
-        return text
-    if file is None:
-        raise MmspecError("no text is given: give it in quotes, or a file, or - as the file for standard input")
-    place = "standard input" if str(file) == "-" else str(file)
-    try:
-        return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MmspecError(f"{place} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    except OSError as error:
-        raise MmspecError(f"cannot read {place}: {error.strerror or error}; give a text file") from None

@@ -1,4 +1,4 @@
-"""What was asked of a pipeline, checked: prompts, counts, guidance, and a seed for each row."""
+"""Arguments of a pipeline, checked: prompts, counts, guidance, and a seed for each row."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import torch
 
 from mmspec.errors import MmspecError
 
-HIGHEST = 2**63 - 1
+MAX_SEED = 2**63 - 1
 
 
-class Request:
+class ImageRequest:
     """`prompts` and `seeds` have one entry for each picture, the pictures of a prompt next to each other."""
 
     def __init__(self, prompt: Any, seed: Any, generator: Any, count: int, guidance: float):
@@ -38,23 +38,23 @@ def texts(prompt: Any) -> list[str]:
     return list(rows)
 
 
-def row_seeds(seed: Any, generator: Any, rows: int, what: str = "pictures") -> list[int]:
-    """A seed for each row: counted up from one seed, as listed, or drawn from the generator; errors call the rows `what`."""
+def row_seeds(seed: Any, generator: Any, rows: int, name: str = "pictures") -> list[int]:
+    """A seed for each row: counted up from one seed, as listed, or drawn from the generator; errors call the rows `name`."""
     if seed is not None and generator is not None:
         raise MmspecError("both seed and generator were given: give one of them")
     if seed is None:
-        return drawn(generator, rows)
+        return draw_seeds(generator, rows)
     several = [seed + row for row in range(rows)] if isinstance(seed, int) and not isinstance(seed, bool) else [seed]
     seeds = list(seed) if isinstance(seed, list | tuple) else several
-    for one in seeds:
-        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= HIGHEST:
-            raise MmspecError(f"seed={one} is out of range: give a whole number from 0 to 2**63 - 1")
+    for value in seeds:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+            raise MmspecError(f"seed={value} is out of range: give a whole number from 0 to 2**63 - 1")
     if len(seeds) != rows:
-        raise MmspecError(f"{len(seeds)} seeds were given for {rows} {what}: give one each, or a single number")
+        raise MmspecError(f"{len(seeds)} seeds were given for {rows} {name}: give one each, or a single number")
     return seeds
 
 
-def drawn(generator: Any, rows: int) -> list[int]:
+def draw_seeds(generator: Any, rows: int) -> list[int]:
     """Seeds from one generator (or torch's own, if None) counted up, or from one generator for each row."""
 
     def draw(source: torch.Generator | None) -> int:

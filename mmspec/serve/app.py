@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import monotonic
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,7 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mmspec import __version__, drafters
 from mmspec.errors import MmspecError
 from mmspec.serve import chat, images, speech
-from mmspec.serve.serving import FAILED, PROBLEMS, Model, Refusal, Serving, refused
+from mmspec.serve.errors import ERROR_RESPONSES, FAILED, Refusal, error_response
+from mmspec.serve.hosting import HostedModel
+from mmspec.serve.serving import Serving
 
 ROUTERS = {"text-to-image": images.router, "text-to-speech": speech.router, "image-text-to-text": chat.router}
 
@@ -48,9 +50,11 @@ class Health(BaseModel):
     models: list[str]
 
 
-class Gate:
-    """Turns away bodies that are too large or too slow, foreign host names and, where there is an API key, who does not have it;
-    counts what was answered."""
+class AuthAndLimits:
+    """Turns away bodies that are too large or too slow, foreign host names, and requests without the API key if there is one.
+
+    It counts what was answered, too.
+    """
 
     def __init__(self, app: ASGIApp, serving: Serving):
         self.app, self.serving = app, serving
@@ -69,24 +73,28 @@ class Gate:
             await self._pass(scope, receive, counted)
         finally:
             path = getattr(scope.get("route"), "path", "other")
-            self.serving.gauges.requests.labels(path, str(answered["status"])).inc()
-            self.serving.gauges.seconds.labels(path).observe(monotonic() - began)
+            self.serving.metrics.requests.labels(path, str(answered["status"])).inc()
+            self.serving.metrics.seconds.labels(path).observe(monotonic() - began)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {key.lower(): value for key, value in scope["headers"]}
         key, most, read = self.serving.api_key, self.serving.limits.body, 0
         host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1"))
         if self.serving.hosts and host not in self.serving.hosts:
-            return await refused(Refusal(400, "this server does not answer to that host name"))(scope, receive, send)
+            return await error_response(Refusal(400, "this server does not answer to that host name"))(
+                scope, receive, send
+            )
         if key is not None and scope["path"] not in OPEN:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, b"Bearer " + key.encode()):
-                return await refused(Refusal(401, "the API key is missing or wrong: send Authorization: Bearer KEY"))(
-                    scope, receive, send
-                )
+            sent = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(sent, b"Bearer " + key.encode()):
+                return await error_response(
+                    Refusal(401, "the API key is missing or wrong: send Authorization: Bearer KEY")
+                )(scope, receive, send)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
-            return await refused(Refusal(413, f"the body has more than {most} bytes: send less"))(scope, receive, send)
+            return await error_response(Refusal(413, f"the body has more than {most} bytes: send less"))(
+                scope, receive, send
+            )
 
         until, whole = monotonic() + self.serving.limits.seconds, False
 
@@ -105,7 +113,7 @@ class Gate:
         await self.app(scope, limited, send)
 
 
-def card(model: Model) -> ModelCard:
+def card(model: HostedModel) -> ModelCard:
     """A model as the list shows it."""
     pipe = model.pipe
     return ModelCard(
@@ -113,7 +121,7 @@ def card(model: Model) -> ModelCard:
         created=model.since,
         task=model.task,
         drafters=drafters.usable(pipe.folder),
-        voices=getattr(pipe, "voices", None),
+        voices=list(pipe.voices) or None,
     )
 
 
@@ -130,19 +138,19 @@ def application(serving: Serving) -> FastAPI:
     for task in {model.task for model in serving.models.values()}:
         app.include_router(ROUTERS[task](serving))
 
-    @app.get("/v1/models", responses=PROBLEMS, tags=["models"], summary="Models that are served")
+    @app.get("/v1/models", responses=ERROR_RESPONSES, tags=["models"], summary="Models that are served")
     async def models() -> ModelList:
         return ModelList(data=[card(model) for model in serving.models.values()])
 
-    @app.get("/v1/models/{name}", responses=PROBLEMS, tags=["models"], summary="One model")
-    async def one(name: str) -> ModelCard:
+    @app.get("/v1/models/{name}", responses=ERROR_RESPONSES, tags=["models"], summary="One model")
+    async def model(name: str) -> ModelCard:
         if name not in serving.models:
             raise Refusal(
                 404, f"no model {name!r} is served here: there is {', '.join(serving.models)}", "model_not_found"
             )
         return card(serving.models[name])
 
-    @app.get("/health", responses={503: PROBLEMS[503]}, tags=["server"], summary="Whether the server works")
+    @app.get("/health", responses={503: ERROR_RESPONSES[503]}, tags=["server"], summary="Whether the server works")
     async def health() -> Health:
         stopped = [name for name, model in serving.models.items() if not model.batcher.alive]
         if stopped:
@@ -152,47 +160,47 @@ def application(serving: Serving) -> FastAPI:
     @app.get(
         "/metrics",
         response_class=PlainTextResponse,
-        responses={401: PROBLEMS[401]},
+        responses={401: ERROR_RESPONSES[401]},
         tags=["server"],
         summary="For Prometheus",
     )
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(generate_latest(serving.gauges.registry), media_type=CONTENT_TYPE_LATEST)
+        return PlainTextResponse(generate_latest(serving.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(MmspecError)
     async def wrong(request: Request, error: MmspecError) -> JSONResponse:
-        return refused(error)
+        return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first: Any = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"] if step != "body")
-        return refused(Refusal(400, f"{where or 'the body'}: {first['msg']}"))
+        first: dict = error.errors()[0]
+        field = ".".join(str(step) for step in first["loc"] if step != "body")
+        return error_response(Refusal(400, f"{field or 'the body'}: {first['msg']}"))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        answer = refused(Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        answer = error_response(Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
         answer.headers.update(error.headers or {})
         return answer
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return refused(Refusal(500, FAILED))
+        return error_response(Refusal(500, FAILED))
 
-    app.add_middleware(Gate, serving=serving)
-    plain = app.openapi
+    app.add_middleware(AuthAndLimits, serving=serving)
+    generated = app.openapi
 
-    def described() -> dict[str, Any]:
+    def openapi() -> dict:
         """FastAPI's description, with the key, and without the error bodies that are never sent."""
-        found = plain()
-        for operation in (one for path in found["paths"].values() for one in path.values()):
+        schema = generated()
+        for operation in (operation for path in schema["paths"].values() for operation in path.values()):
             operation["responses"].pop("422", None)
         for name in ("HTTPValidationError", "ValidationError"):
-            found["components"]["schemas"].pop(name, None)
+            schema["components"]["schemas"].pop(name, None)
         if serving.api_key:
-            found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            found["security"] = [{"key": []}]
-        return found
+            schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"key": []}]
+        return schema
 
-    app.openapi = described  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]
     return app

@@ -1,26 +1,26 @@
 """Continuous batching: generations that are asked for at different times share the target's passes."""
 
 import copy
-import ctypes
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Condition, Thread
-from typing import Any
 
-from mmspec import drafters, zoo
+from mmspec import drafters
+from mmspec.drafters.base import Drafter
 from mmspec.engine.accept import AcceptanceRule
 from mmspec.engine.cost import Cost, measured
 from mmspec.engine.loop import Batch, Round, Stop
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
+from mmspec.memory import release_free_memory
 from mmspec.pipelines.solo import Run
+from mmspec.targets.base import Prompts, Target
 
-# Seconds after which one who waits for a round looks whether it was cancelled.
-PATIENCE = 0.1
+# Seconds between looks whether a call that waits for a round was cancelled.
+POLL_SECONDS = 0.1
 
 # Seconds without work after which free memory goes back to the system.
 IDLE = 1.0
@@ -34,59 +34,80 @@ class Closing(MmspecError):
     """Nothing is served any more."""
 
 
+CLOSED = "nothing is served any more: ask again when the server is back"
+
+
 @dataclass(eq=False, slots=True)
 class Job:
-    """One call of the loop: rows that wait or are generated; `gone` once nobody listens any more."""
+    """One call: rows that wait or are generated; `abandoned` once nobody listens any more."""
 
-    law: tuple
-    prompts: Any
+    batch_key: Hashable
+    drafter: str
+    prompts: Prompts
     stop: Stop
     seeds: list[int]
     sampling: SamplingOptions
     rule: AcceptanceRule
     stats: GenerationStats
-    rounds: SimpleQueue = field(default_factory=SimpleQueue)
-    gone: bool = False
+    rounds: "SimpleQueue[Round | Exception | None]" = field(default_factory=SimpleQueue)
+    abandoned: bool = False
 
 
 @dataclass(slots=True)
-class Shared:
+class SharedBatch:
     """A batch, and for each of its rows the job that it belongs to and its number there."""
 
     batch: Batch
-    seats: list[tuple[Job, int]] = field(default_factory=list)
+    owners: list[tuple[Job, int]] = field(default_factory=list)
+
+
+def batch_key(drafter: str, sampling: SamplingOptions, rule: AcceptanceRule, prompts: Prompts) -> Hashable:
+    """What calls must have in common to share a batch.
+
+    Processors of the caller's own are the same only if they are the same objects: their settings may lie in tensors.
+    """
+    numbers = replace(sampling, logits_processor=())
+    processors = tuple(map(id, sampling.logits_processor))
+    return drafter, numbers, processors, rule, bool(prompts.unconditional), prompts.guidance
+
+
+def fresh(drafter: Drafter) -> Drafter:
+    """A drafter of the same settings for another batch: weights are shared, all other attributes are its own."""
+    weights = [*drafter.parameters(), *drafter.buffers()] if isinstance(drafter, drafters.TrainedDrafter) else []
+    return copy.deepcopy(drafter, {id(tensor): tensor for tensor in weights})
 
 
 class Batcher:
-    """The `loop` of a pipeline that many threads use at once. Rows join and leave between rounds, `rows` of them at most at a time.
+    """The `runner` of a pipeline that many threads use at once. Rows join and leave between rounds, at most `rows` at a time.
 
-    Calls of one law (drafter, sampling, acceptance, guidance) share a batch; different laws take turns, round by round. Calls that
-    find no place wait, `waiting` of them at most; one more raises `Busy`. Each call gets the tokens that it would have got alone.
-    All drafters are loaded at once. One thread does all work on the target; `close` ends it.
+    Calls that agree in drafter, sampling, acceptance and guidance share a batch; different batches take turns, round by
+    round. Calls that find no room wait, `waiting` of them at most; one more raises `Busy`. Each call gets the tokens that
+    it would have got alone. All drafters are loaded at once. One thread does all work on the target; `close` ends it.
     """
 
-    def __init__(self, pipe: Any, rows: int = 16, waiting: int = 64):
+    def __init__(self, target: Target, folder: Path | None, rows: int = 16, waiting: int = 64):
         self.rows, self.waiting = rows, waiting
-        self.target = pipe.target
-        self.drafters = {
-            name: drafters.by_name(name, pipe.folder, self.target) for name in drafters.usable(pipe.folder)
-        }
+        self.target, self.folder = target, folder
+        self.drafters = {name: drafters.by_name(name, folder, target) for name in drafters.usable(folder)}
         self.costs: dict[tuple[int, int], Cost] = {}
         self._queue: list[Job] = []
-        self._batches: dict[tuple, Shared] = {}
+        self._batches: dict[Hashable, SharedBatch] = {}
         self._taken = 0
         self._changed = Condition()
         self._open = True
         self._thread = Thread(target=self._work, name="mmspec-batcher", daemon=True)
         self._thread.start()
 
-    def measure(self, pipe: Any, prompts: Any, length: int) -> None:
-        """Measure what passes cost here for 1, 2, 4, ... rows like the first of `prompts`: drafters spend their nodes by it. To be
-        called before there is anything to do."""
+    def measure(self, prompts: Prompts, length: int) -> None:
+        """Measure what passes cost here for 1, 2, 4, ... rows like the first of `prompts`: drafters spend their nodes by it.
+
+        To be called before there is anything to do.
+        """
         rows = 1
         while rows <= self.rows:
-            each = prompts.repeat_first(rows)
-            self.costs[len(each.branches) // rows, rows] = measured(self.target, each, str(pipe.folder), length)
+            repeated = prompts.repeat_first(rows)
+            cost = measured(self.target, repeated, str(self.folder), length)
+            self.costs[len(repeated.branches) // rows, rows] = cost
             rows *= 2
 
     @property
@@ -99,17 +120,19 @@ class Batcher:
         """Whether calls are still served."""
         return self._thread.is_alive()
 
-    def __call__(self, pipe: Any, drafter: Any, prompts: Any, length: int) -> Run:
-        """See `pipelines.solo.Solo`; drafters go by name here, since one serves many calls."""
+    def __call__(
+        self, target: Target, folder: Path | None, drafter: str | Drafter, prompts: Prompts, length: int
+    ) -> Run:
+        """See `pipelines.solo.Runner`; drafters go by name here, since one serves many calls."""
         if not isinstance(drafter, str):
             raise MmspecError("calls in a batch share a drafter: give its name, not an instance")
         if drafter not in self.drafters:
-            drafters.by_name(drafter, pipe.folder, self.target)  # says what is wrong
+            drafters.by_name(drafter, folder, target)  # says what is wrong
             raise MmspecError(f"drafter {drafter!r} came after the model was loaded: start again")
-        known = False
+        admitted = False
 
         def run(
-            prompts: Any,
+            prompts: Prompts,
             rows: int,
             stop: Stop,
             *,
@@ -119,35 +142,26 @@ class Batcher:
             stats: GenerationStats,
             cancel: Callable[[], bool] = lambda: False,
         ) -> Iterator[Round]:
-            nonlocal known
+            nonlocal admitted
             if rows > self.rows:
                 raise MmspecError(f"{rows} rows were asked for and a batch has {self.rows}: ask for fewer at once")
-            warped = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-            processors = tuple((type(one).__name__, repr(vars(one))) for one in sampling.processors)
-            law = (
-                drafter,
-                warped,
-                processors,
-                rule,
-                len(prompts.branches) // rows,
-                prompts.guidance,
-            )
-            job = Job(law, prompts, stop, seeds, sampling, rule, stats)
-            self._submit(job, known)
-            known = True
+            key = batch_key(drafter, sampling, rule, prompts)
+            job = Job(key, drafter, prompts, stop, seeds, sampling, rule, stats)
+            self._submit(job, admitted)
+            admitted = True
             try:
                 while not cancel():
                     try:
-                        found = job.rounds.get(timeout=PATIENCE)
+                        result = job.rounds.get(timeout=POLL_SECONDS)
                     except Empty:
                         continue
-                    if found is None:
+                    if result is None:
                         return
-                    if isinstance(found, BaseException):
-                        raise found
-                    yield found
+                    if isinstance(result, Exception):
+                        raise result
+                    yield result
             finally:
-                job.gone = True
+                job.abandoned = True
 
         return run
 
@@ -158,13 +172,13 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
-    def _submit(self, job: Job, known: bool) -> None:
-        """Queue a job; what a call goes on with after its first job (`known`) is never turned away."""
+    def _submit(self, job: Job, admitted: bool) -> None:
+        """Queue a job; what a call goes on with after its first job (`admitted`) is never turned away."""
         with self._changed:
             if not self._open:
-                raise Closing("nothing is served any more: ask again when the server is back")
+                raise Closing(CLOSED)
             fits = not self._queue and self._taken + len(job.seeds) <= self.rows
-            if not (known or fits) and len(self._queue) >= self.waiting:
+            if not (admitted or fits) and len(self._queue) >= self.waiting:
                 raise Busy(f"{len(self._queue)} calls are waiting already: ask again later")
             self._queue.append(job)
             self._changed.notify()
@@ -174,138 +188,111 @@ class Batcher:
         try:
             while True:
                 with self._changed:
-                    if not self._changed.wait_for(self._busy, timeout=IDLE):
-                        trim()
-                        self._changed.wait_for(self._busy)
+                    if not self._changed.wait_for(self._has_work, timeout=IDLE):
+                        release_free_memory()
+                        self._changed.wait_for(self._has_work)
                     if not self._open:
                         return
-                    joining = self._next()
+                    joining = self._take_jobs()
                 for job in joining:
                     self._admit(job)
-                for law in list(self._batches):
-                    self._turn(law)
+                for key in list(self._batches):
+                    self._round(key)
         finally:
             with self._changed:
                 self._open = False
-            self._fail(
-                [*joining, *self._queue, *(job for shared in self._batches.values() for job, _ in shared.seats)], None
-            )
+            running = (job for shared in self._batches.values() for job, _ in shared.owners)
+            self._fail([*joining, *self._queue, *running], Closing(CLOSED))
 
-    def _busy(self) -> bool:
+    def _has_work(self) -> bool:
         """Whether the thread has something to do."""
         return bool(not self._open or self._queue or self._batches)
 
-    def _next(self) -> list[Job]:
-        """Take from the queue, in order, what finds a place."""
-        found: list[Job] = []
+    def _take_jobs(self) -> list[Job]:
+        """Take from the queue, in order, what finds room."""
+        taken: list[Job] = []
         left: list[Job] = []
         for job in self._queue:
-            if job.gone:
+            if job.abandoned:
                 continue
             if not left and self._taken + len(job.seeds) <= self.rows:
                 self._taken += len(job.seeds)
-                found.append(job)
+                taken.append(job)
             else:
                 left.append(job)
         self._queue = left
-        return found
+        return taken
 
     def _admit(self, job: Job) -> None:
-        """Its rows join the batch of its law. If that fails midway the batch is lost, with all who are in it."""
-        known = job.law in self._batches
-        shared = self._batches.get(job.law) or Shared(
-            Batch(self.target, copy.copy(self.drafters[job.law[0]]), job.sampling, job.rule)
-        )
-        seats = [(job, row) for row in range(len(job.seeds))]
+        """The job's rows join a batch and get their first tokens. If that fails midway, the batch and all in it are lost."""
+        shared = self._batches.get(job.batch_key)
+        present = shared is not None
+        if shared is None:
+            shared = SharedBatch(Batch(self.target, fresh(self.drafters[job.drafter]), job.sampling, job.rule))
         try:
-            step = shared.batch.join(job.prompts, job.seeds, job.stop)
-            self._budget(shared.batch)
+            result = shared.batch.join(job.prompts, job.seeds, job.stop)
+            self._tell_cost(shared.batch)
         except Exception as error:
-            self._taken -= len(seats)
+            self._taken -= len(job.seeds)
             self._fail([job], error)
-            if known and shared.batch.state is None:
-                self._lose(job.law, error)
+            if present and shared.batch.rows is None:
+                self._lose(job.batch_key, error)
             return
-        job.stats.begin(shared.batch.drafter.name, job.rule.name, job.rule.lossless, len(seats))
-        shared.seats += seats
-        self._batches[job.law] = shared
-        self._deliver(job.law, step)
+        job.stats.begin(shared.batch.drafter.name, job.rule.name, job.rule.lossless, len(job.seeds))
+        shared.owners += [(job, row) for row in range(len(job.seeds))]
+        self._batches[job.batch_key] = shared
+        self._deliver(job.batch_key, result)
 
-    def _turn(self, law: tuple) -> None:
+    def _round(self, key: Hashable) -> None:
         """A round of one batch."""
         try:
-            step = self._batches[law].batch.round()
+            result = self._batches[key].batch.round()
         except Exception as error:
-            self._lose(law, error)
+            self._lose(key, error)
             return
-        self._deliver(law, step)
+        self._deliver(key, result)
 
-    def _deliver(self, law: tuple, step: Round) -> None:
+    def _deliver(self, key: Hashable, result: Round) -> None:
         """Every call gets the tokens of its rows, and rows that are done leave."""
-        shared = self._batches[law]
-        batch, seats = shared.batch, shared.seats
-        staying = [row for row, (job, _) in enumerate(seats) if step.running[row] and not job.gone]
+        shared = self._batches[key]
+        owners = shared.owners
+        staying = [row for row, (job, _) in enumerate(owners) if result.running[row] and not job.abandoned]
         try:
-            if len(staying) < len(seats):
-                batch.keep(staying)
-                self._budget(batch)
+            if len(staying) < len(owners):
+                shared.batch.keep(staying)
+                self._tell_cost(shared.batch)
         except Exception as error:
-            self._lose(law, error)
+            self._lose(key, error)
             return
         parts: dict[Job, list[list[int]]] = {}
-        for (job, row), new in zip(seats, step.tokens):
+        for (job, row), new in zip(owners, result.tokens):
             parts.setdefault(job, [[] for _ in job.seeds])[row] = new
-        shared.seats = [seats[row] for row in staying]
-        self._taken -= len(seats) - len(staying)
-        going_on = {job for job, _ in shared.seats}
+        shared.owners = [owners[row] for row in staying]
+        self._taken -= len(owners) - len(staying)
+        going_on = {job for job, _ in shared.owners}
         for job, tokens in parts.items():
             if any(tokens):
-                job.stats.add(tokens, step.nodes, step.cache_bytes, step.seconds)
-                job.rounds.put(replace(step, tokens=tokens))
+                job.stats.add(tokens, result.nodes, result.cache_bytes, result.seconds)
+                job.rounds.put(replace(result, tokens=tokens))
             if job not in going_on:
                 job.rounds.put(None)
         if not staying:
-            del self._batches[law]
+            del self._batches[key]
 
-    def _lose(self, law: tuple, error: Exception) -> None:
-        shared = self._batches.pop(law)
-        self._taken -= len(shared.seats)
-        self._fail([job for job, _ in shared.seats], error)
+    def _lose(self, key: Hashable, error: Exception) -> None:
+        """A batch failed: so do all calls in it."""
+        shared = self._batches.pop(key)
+        self._taken -= len(shared.owners)
+        self._fail([job for job, _ in shared.owners], error)
 
-    def _fail(self, jobs: list[Job], error: Exception | None) -> None:
+    def _fail(self, jobs: list[Job], error: Exception) -> None:
         for job in dict.fromkeys(jobs):
-            job.rounds.put(error or Closing("nothing is served any more: ask again when the server is back"))
+            job.rounds.put(error)
 
-    def _budget(self, batch: Batch) -> None:
-        """Tell a drafter that spends a node budget what passes of about so many rows cost here."""
-        guesser, state = batch.drafter, batch.state
-        if state and not guesser.nodes:
-            near = min(
-                (rows for branches, rows in self.costs if branches == state.branches),
-                key=lambda rows: abs(rows - state.rows),
-                default=0,
-            )
-            guesser.cost = self.costs.get((state.branches, near))
-
-
-def trim() -> None:
-    """Hand memory that is free back to the system, which glibc keeps otherwise."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
-
-
-def share(pipe: Any, rows: int, waiting: int) -> Batcher:
-    """Make a pipeline ready for many at once: its batcher, what its copies share, and what passes cost here."""
-    batcher = Batcher(pipe, rows, waiting)
-    if hasattr(pipe, "voices"):
-        _ = pipe.reader  # built now, for all copies
-    prompts, stop = pipe.rows([example(pipe.folder)])
-    for guidance in (0.0, 1.0) if prompts.unconditional else (1.0,):
-        batcher.measure(pipe, prompts.select(slice(None), guidance), stop.length)
-    pipe.loop = batcher
-    return batcher
-
-
-def example(folder: Path | None) -> dict:
-    """A prompt of a model folder."""
-    return zoo.prompts(folder)[0] if folder and (folder / zoo.PROMPTS).exists() else {"prompt": "a red heart"}
+    def _tell_cost(self, batch: Batch) -> None:
+        """Tell a drafter whose number of nodes is not fixed what passes of about so many rows cost here."""
+        state = batch.state
+        if state and not batch.drafter.nodes:
+            measured_rows = (rows for branches, rows in self.costs if branches == state.branches)
+            nearest = min(measured_rows, key=lambda rows: abs(rows - state.rows), default=0)
+            batch.drafter.cost = self.costs.get((state.branches, nearest))

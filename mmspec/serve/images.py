@@ -4,19 +4,22 @@ import base64
 import io
 from collections.abc import AsyncIterator
 from time import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from mmspec.pipelines.request import HIGHEST
-from mmspec.serve.serving import EVENTS, PROBLEMS, Metrics, Refusal, Serving, Shape, event, last, started
+from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.serve.bodies import SamplingFields
+from mmspec.serve.errors import ERROR_RESPONSES, Refusal
+from mmspec.serve.metrics import Metrics
+from mmspec.serve.serving import EVENTS, Serving, drain, event, prime
 
 
-class ImageRequest(Shape):
-    """What to draw. `seed` and the fields after it are mmspec's own; row i of `n` has seed + i."""
+class ImageRequest(SamplingFields):
+    """What to draw. `guidance_scale` and the sampling fields are mmspec's own; row i of `n` has seed + i."""
 
     prompt: str
     model: str | None = None
@@ -29,13 +32,7 @@ class ImageRequest(Shape):
     stream: bool = False
     partial_images: Annotated[int, Field(ge=0, le=16)] = 0
     user: str | None = None
-    seed: Annotated[int, Field(ge=0, le=HIGHEST)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=20)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    drafter: str | None = None
-    acceptance: str = "exact"
 
 
 class ImageData(BaseModel):
@@ -52,11 +49,11 @@ class ImageResponse(BaseModel):
     metrics: Metrics
 
 
-def encoded(image: Image.Image, kind: str) -> str:
+def encode_image(image: Image.Image, kind: str) -> str:
     """A picture file in base64."""
-    whole = io.BytesIO()
-    image.save(whole, format=kind)
-    return base64.b64encode(whole.getvalue()).decode()
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def router(serving: Serving) -> APIRouter:
@@ -64,81 +61,74 @@ def router(serving: Serving) -> APIRouter:
     routes = APIRouter(tags=["images"])
 
     @routes.post(
-        "/v1/images/generations", response_model=ImageResponse, responses=PROBLEMS | EVENTS, summary="Draw pictures"
+        "/v1/images/generations",
+        response_model=ImageResponse,
+        responses=ERROR_RESPONSES | EVENTS,
+        summary="Draw pictures",
     )
-    async def generate(body: ImageRequest, request: Request) -> Any:
-        """Draw `n` pictures. With `stream`, server-sent events: `partial_images` pictures in the making, then each picture as it is done."""
+    async def generate(body: ImageRequest, request: Request) -> ImageResponse | StreamingResponse:
+        """Draw `n` pictures.
+
+        With `stream`, server-sent events: `partial_images` unfinished pictures, then each picture as it is done.
+        """
         model = serving.model(body.model, "text-to-image")
-        pipe, prompt = model.seat(), serving.text("prompt", body.prompt)
-        grid, scale = pipe.grid, 2 ** (len(pipe.vqvae.config.block_out_channels) - 1)
+        session, prompt = model.session(), serving.check_text("prompt", body.prompt)
+        pipe: TextToImagePipeline = session.pipe
+        grid, scale = pipe.grid, pipe.image_tokenizer.scale
         size = f"{grid.width * scale}x{grid.height * scale}"
         if body.size not in ("auto", size):
             raise Refusal(400, f"size={body.size}: {model.name} draws {size}; leave size out")
         if body.n > serving.limits.rows:
             raise Refusal(400, f"n={body.n}: this server draws at most {serving.limits.rows} at once")
-        law = body.model_dump(
-            include={"seed", "guidance_scale", "temperature", "top_k", "top_p", "drafter", "acceptance"}
-        )
-        parts = serving.follow(
-            request, pipe, lambda: pipe.stream(prompt, num_images_per_prompt=body.n, **law), body.stream
-        )
+        options = body.sampling_kwargs | {"guidance_scale": body.guidance_scale, "num_images_per_prompt": body.n}
+        parts = serving.iterate_in_thread(request, session, lambda: session.stream(prompt, **options), body.stream)
+        kind = body.output_format
 
         async def events() -> AsyncIterator[str]:
-            about = {
+            facts = {
                 "created_at": int(time()),
                 "size": size,
-                "output_format": body.output_format,
+                "output_format": kind,
                 "quality": "auto",
                 "background": "opaque",
             }
-            shown = 0
+            sent = 0
             async for part in parts:
                 due = part.position * (body.partial_images + 1) // part.total
-                if shown < due <= body.partial_images:
-                    shown = due
-                    images = await serving.thread(part.images)
-                    for row, image in enumerate(images):
-                        facts = {
-                            "b64_json": encoded(image, body.output_format),
-                            "partial_image_index": due - 1,
-                            "row": row,
-                        } | about
-                        yield event({"type": "image_generation.partial_image"} | facts)
-            metrics, words = (
-                serving.report(model, part.stats).model_dump(),
-                len(pipe.encode([prompt], 1.0).conditional[0]),
-            )
-            details = {"text_tokens": words, "image_tokens": 0}
-            usage = {
-                "input_tokens": words,
-                "output_tokens": part.total,
-                "total_tokens": words + part.total,
-                "input_tokens_details": details,
-            }
+                if sent < due <= body.partial_images:
+                    sent = due
+                    for row, image in enumerate(await serving.thread(part.images)):
+                        data = {"b64_json": encode_image(image, kind), "partial_image_index": due - 1, "row": row}
+                        yield event({"type": "image_generation.partial_image"} | data | facts)
+            metrics = serving.metrics.count(model, part.stats).model_dump()
+            usage = _usage(len(pipe.encode([prompt], 1.0).conditional[0]), part.total)
             for row, image in enumerate(await serving.thread(part.images)):
-                facts = {
-                    "b64_json": encoded(image, body.output_format),
-                    "seed": part.seeds[row],
-                    "row": row,
-                    "metrics": metrics,
-                    "usage": usage,
-                } | about
-                yield event({"type": "image_generation.completed"} | facts)
+                data = {"b64_json": encode_image(image, kind), "seed": part.seeds[row], "row": row}
+                yield event(
+                    {"type": "image_generation.completed"} | data | {"metrics": metrics, "usage": usage} | facts
+                )
 
         if body.stream:
-            return StreamingResponse(await started(events()), media_type="text/event-stream")
-        part = await last(parts)
+            return StreamingResponse(await prime(events()), media_type="text/event-stream")
+        part = await drain(parts)
         images = await serving.thread(part.images)
         return ImageResponse(
             created=int(time()),
             model=model.name,
-            data=[
-                ImageData(b64_json=encoded(image, body.output_format), seed=seed)
-                for image, seed in zip(images, part.seeds)
-            ],
+            data=[ImageData(b64_json=encode_image(image, kind), seed=seed) for image, seed in zip(images, part.seeds)],
             size=size,
-            output_format=body.output_format,
-            metrics=serving.report(model, part.stats),
+            output_format=kind,
+            metrics=serving.metrics.count(model, part.stats),
         )
 
     return routes
+
+
+def _usage(prompt_tokens: int, image_tokens: int) -> dict:
+    """Tokens that were read and generated, in OpenAI's words."""
+    return {
+        "input_tokens": prompt_tokens,
+        "output_tokens": image_tokens,
+        "total_tokens": prompt_tokens + image_tokens,
+        "input_tokens_details": {"text_tokens": prompt_tokens, "image_tokens": 0},
+    }

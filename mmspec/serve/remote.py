@@ -21,28 +21,28 @@ REDIRECTS = 5
 
 def public(address: str) -> bool:
     """Whether an IP address belongs to the open internet."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address) and (found not in ROUTED or any(found in block for block in TUNNELS)):
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and (ip not in ROUTED or any(ip in block for block in TUNNELS)):
         return False
-    return found.is_global and not found.is_multicast
+    return ip.is_global and not ip.is_multicast
 
 
-def resolved(host: str, port: int) -> str:
-    """An address of the host; one that is not public among them is an error."""
-    found = [str(place[0]) for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    if not all(public(address) for address in found):
+def resolve_public(host: str, port: int) -> str:
+    """An address of the host. Raises OSError if one that is not public is among its addresses."""
+    addresses = [str(address[0]) for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    if not all(public(address) for address in addresses):
         raise OSError("the address is not public")
-    return found[0]
+    return addresses[0]
 
 
-def opened(url: str, seconds: float) -> http.client.HTTPConnection:
-    """A connection to the very address that was checked, so that a name cannot change its mind in between."""
+def connect(url: str, seconds: float) -> http.client.HTTPConnection:
+    """A connection to the very address that was checked, so that the name cannot point elsewhere in between."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise OSError("not an http(s) address")
     secure = parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
-    link = socket.create_connection((resolved(parts.hostname, port), port), timeout=seconds)
+    link = socket.create_connection((resolve_public(parts.hostname, port), port), timeout=seconds)
     connection = http.client.HTTPConnection(parts.hostname, port, timeout=seconds)
     try:
         connection.sock = (
@@ -59,7 +59,7 @@ def fetch(url: str, most: int, seconds: float) -> bytes:
     until, data = monotonic() + seconds, b""
     try:
         for _ in range(REDIRECTS):
-            connection = opened(url, max(0.1, until - monotonic()))
+            connection = connect(url, max(0.1, until - monotonic()))
             try:
                 parts = urlsplit(url)
                 connection.request(

@@ -84,9 +84,11 @@ class Target(Protocol):
     hidden_size: int
     weights_hash: str
     protected: frozenset[int]
-    grid: Grid | None
     head: OutputHead
     min_query_len: int
+
+    @property
+    def grid(self) -> Grid | None: ...
 
     @property
     def device(self) -> torch.device: ...

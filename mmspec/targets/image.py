@@ -20,7 +20,7 @@ class ImageTarget(CausalTarget):
     last of the vocabulary: it is forced where a row ends and forbidden elsewhere.
     """
 
-    grid: Grid | None
+    grid: Grid
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ImageTarget(CausalTarget):
         self, state: State, logits: Float[Tensor, "branch row node vocab"], positions: Int[Tensor, "row node"]
     ) -> Float[Tensor, "row node vocab"]:
         guided = super().guide(state, logits, positions)
-        if self.grid is None or not self.grid.end_of_row:
+        if not self.grid.end_of_row:
             return guided
         row_ends = (positions % self.grid.stride == self.grid.width)[..., None]
         last = torch.arange(self.vocabulary_size, device=guided.device) == self.vocabulary_size - 1

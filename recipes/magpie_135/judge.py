@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from mmspec.bench import report
 from mmspec.errors import MmspecError
-from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline, chats
+from mmspec.pipelines.chats import as_chats
+from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 from mmspec.placement import dtype_of
 from mmspec.versions import provenance
 from mmspec.zoo import resolve
@@ -90,7 +91,7 @@ def accuracy(
             picture = studio.draw(scene, dice) if seen else Image.new("RGB", (SIZE, SIZE), "grey")
             chat = []
             for number, (first, second) in enumerate(question.turns):
-                chat += chats(None if number else picture, first)[0]
+                chat += as_chats(None if number else picture, first)[0]
                 if number + 1 < len(question.turns):
                     chat.append({"role": "assistant", "content": second})
             given.append(chat)

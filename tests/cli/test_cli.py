@@ -191,9 +191,9 @@ TEXT = "Hello there."
 @cache
 def reader(alphabet: frozenset[str], longest: int):
     """Loaded once for all commands."""
-    from mmspec.pipelines.phonemize import Reader
+    from mmspec.pipelines.phonemize import Phonemizer
 
-    return Reader(alphabet, longest)
+    return Phonemizer(alphabet, longest)
 
 
 @pytest.fixture

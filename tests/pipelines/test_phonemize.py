@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmspec.errors import MmspecError
-from mmspec.pipelines.phonemize import CLAUSE, PARAGRAPH, SENTENCE, SILENT, WORD, Reader, Reading, source
+from mmspec.pipelines.phonemize import CLAUSE, PARAGRAPH, SENTENCE, SILENT, WORD, Phonemizer, source
 
 pytest.importorskip("hibari")
 
@@ -26,15 +26,15 @@ MARKED = [("[hibari](/hibˈɑɹi/)", "hibˈɑɹi"), ("[New York](/nujˈɔɹk/)",
 
 
 @pytest.fixture(scope="module")
-def reader() -> Reader:
-    return Reader()
+def reader() -> Phonemizer:
+    return Phonemizer()
 
 
 def texts(reading: Reading) -> list[str]:
     return [sentence.text for sentence in reading.sentences]
 
 
-def said(reader: Reader, text: str) -> str:
+def said(reader: Phonemizer, text: str) -> str:
     """All phonemes without punctuation and stress: what is said, not how."""
     found = " ".join(sentence.phonemes for sentence in reader.read(text).sentences)
     return " ".join("".join(c for c in found if c == " " or c not in SILENT).split())
@@ -117,19 +117,19 @@ def said(reader: Reader, text: str) -> str:
         ("a\x00b\tc\rd", "a b c d"),
     ],
 )
-def test_spelled_out(reader: Reader, text: str, words: str) -> None:
+def test_spelled_out(reader: Phonemizer, text: str, words: str) -> None:
     """A number, date, sum, abbreviation or odd character is said as its words are."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert said(reader, text) == said(reader, words)
 
 
-def test_says_something_else(reader: Reader) -> None:
+def test_says_something_else(reader: Phonemizer) -> None:
     """Negative control: the comparison above tells texts apart."""
     assert said(reader, "$5") != said(reader, "$6") and said(reader, "10⁵") != said(reader, "105")
 
 
-def test_known_phonemes(reader: Reader) -> None:
+def test_known_phonemes(reader: Phonemizer) -> None:
     """The phonemes are misaki's, with stress and punctuation; quotes and spaces around do not matter."""
     assert [sentence.phonemes for sentence in reader.read("  Hello there.\n").sentences] == ["həlˈO ðˈɛɹ."]
 
@@ -149,12 +149,12 @@ def test_known_phonemes(reader: Reader) -> None:
         ("Pay 3.50 now. No 1.5 is left.", ["Pay 3.50 now.", "No 1.5 is left."]),
     ],
 )
-def test_sentences(reader: Reader, text: str, wanted: list[str]) -> None:
+def test_sentences(reader: Phonemizer, text: str, wanted: list[str]) -> None:
     """Cut after sentences and lines, with closing quotes, not after titles, initials and abbreviations that run on."""
     assert texts(reader.read(text)) == wanted
 
 
-def test_wrapped_lines(reader: Reader) -> None:
+def test_wrapped_lines(reader: Phonemizer) -> None:
     """Lines that were wrapped at a width are one sentence, however their ends are written."""
     lines = [
         "The keeper of the lighthouse counted the ships that",
@@ -165,14 +165,14 @@ def test_wrapped_lines(reader: Reader) -> None:
         assert texts(reader.read(end.join(lines))) == [" ".join(lines)]
 
 
-def test_pauses(reader: Reader) -> None:
+def test_pauses(reader: Phonemizer) -> None:
     """Longest after a paragraph, shorter after a sentence, none after the last; a piece with nothing to say gives its pause away."""
     assert PARAGRAPH > SENTENCE > CLAUSE > WORD == 0
     for text in ("One. Two.\n\nThree.", "One. Two. !!\n\n***\n\nThree. ?!", "\n\n--\n\nOne. Two.\u2029Three."):
         assert [sentence.pause for sentence in reader.read(text).sentences] == [SENTENCE, PARAGRAPH, 0.0]
 
 
-def test_last_stop(reader: Reader) -> None:
+def test_last_stop(reader: Phonemizer) -> None:
     """A sentence that ends in an abbreviation ends in a full stop, so that the voice falls."""
     assert reader.read("It was 5 p.m.").sentences[0].phonemes.endswith("pˌiˈɛm.")
     assert not reader.read("It was five").sentences[0].phonemes.endswith(".")
@@ -181,7 +181,7 @@ def test_last_stop(reader: Reader) -> None:
 @pytest.mark.parametrize("longest", [40, 80, 180])
 def test_long_sentence(longest: int) -> None:
     """Cut at clauses where there are some near the middle, else at words; nothing is lost, nothing is longer, the pauses are short."""
-    reader = Reader(longest=longest)
+    reader = Phonemizer(longest=longest)
     reading = reader.read(LONG)
     assert " ".join(texts(reading)) == LONG
     assert all(len(sentence.phonemes) <= longest for sentence in reading.sentences)
@@ -189,12 +189,12 @@ def test_long_sentence(longest: int) -> None:
         assert sentence.pause == (CLAUSE if sentence.text[-1] in ",;" else WORD)
     if longest == 180:
         assert all(sentence.text[-1] in ",;." for sentence in reading.sentences)
-    assert said(reader, LONG) == said(Reader(longest=400), LONG)
+    assert said(reader, LONG) == said(Phonemizer(longest=400), LONG)
 
 
 def test_long_sentence_without_clauses() -> None:
     """Cut between words."""
-    reading = Reader(longest=60).read(text := " ".join(["word"] * 50))
+    reading = Phonemizer(longest=60).read(text := " ".join(["word"] * 50))
     assert " ".join(texts(reading)) == text and {sentence.pause for sentence in reading.sentences} == {WORD}
 
 
@@ -203,23 +203,23 @@ def test_long_sentence_without_clauses() -> None:
 )
 def test_long_word(word: str) -> None:
     """A word longer than a sentence may be, or than hibari's net reads, is said to its end."""
-    reading = Reader(longest=40).read(word)
+    reading = Phonemizer(longest=40).read(word)
     assert all(0 < len(sentence.phonemes) <= 40 for sentence in reading.sentences)
     if word.isalpha():
         assert sum(len(sentence.phonemes) for sentence in reading.sentences) > len(word) / 3
 
 
 @pytest.mark.parametrize(("text", "phonemes"), MARKED)
-def test_own_phonemes(reader: Reader, text: str, phonemes: str) -> None:
+def test_own_phonemes(reader: Phonemizer, text: str, phonemes: str) -> None:
     """Phonemes that the text gives are taken as they are, also in a sentence that is cut."""
     assert reader.read(f"Say {text} now.").sentences[0].phonemes == f"sˈA {phonemes} nˈW."
-    cut = Reader(longest=40).read(" ".join([text] * 30))
+    cut = Phonemizer(longest=40).read(" ".join([text] * 30))
     assert len(cut.sentences) > 5 and " ".join(sentence.phonemes for sentence in cut.sentences) == " ".join(
         [phonemes] * 30
     )
 
 
-def test_unsaid(reader: Reader) -> None:
+def test_unsaid(reader: Phonemizer) -> None:
     """What cannot be said is left out, named once and in order, in one line; marks and format characters are no loss."""
     with pytest.warns(UserWarning) as caught:
         reading = reader.read("Hi 😀 日本 \u200bthere😀! שלום️ e\u0301\u0323")
@@ -229,7 +229,7 @@ def test_unsaid(reader: Reader) -> None:
     assert reading.sentences[0].phonemes.startswith("hˈI ðˈɛɹ!")
 
 
-def test_many_unsaid(reader: Reader) -> None:
+def test_many_unsaid(reader: Phonemizer) -> None:
     """A long list is cut short in the warning, not in the result."""
     kana = "".join(map(chr, range(0x3042, 0x3062, 2)))
     with pytest.warns(UserWarning, match=r"'あ', .* and 4 more$"):
@@ -239,14 +239,14 @@ def test_many_unsaid(reader: Reader) -> None:
 def test_alphabet() -> None:
     """A phoneme that the model does not have is dropped and named."""
     with pytest.warns(UserWarning, match="left out what cannot be said: 'ˈ', 'O'"):
-        reading = Reader(alphabet="həl ").read("Hello.")
+        reading = Phonemizer(alphabet="həl ").read("Hello.")
     assert reading.sentences[0].phonemes == "həl" and reading.unsaid == ["ˈ", "O", "."]
     with pytest.raises(MmspecError, match="there is nothing to say: 'h', 'ˈ', 'I' cannot be said by an English voice"):
-        Reader(alphabet=". ").read("Hi.")
+        Phonemizer(alphabet=". ").read("Hi.")
 
 
 @pytest.mark.parametrize("text", ["", " \n\t\r ", "...", "?! — “”", "\x00\u200b\ufeff", "***\n\n---", "()[]{}"])
-def test_nothing_to_say(reader: Reader, text: str) -> None:
+def test_nothing_to_say(reader: Phonemizer, text: str) -> None:
     """A text without a word is refused."""
     with pytest.raises(
         MmspecError, match="there is nothing to say: the text has no letter and no digit; give English words"
@@ -257,7 +257,7 @@ def test_nothing_to_say(reader: Reader, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "names"), [("😀", "'😀'"), ("日本 😀.", "'日', '本', '😀'"), ("Привет", "'П', 'р', 'и', 'в', 'е', 'т'")]
 )
-def test_nothing_that_can_be_said(reader: Reader, text: str, names: str) -> None:
+def test_nothing_that_can_be_said(reader: Phonemizer, text: str, names: str) -> None:
     """A text of which nothing can be said is refused, without a warning before."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -268,7 +268,7 @@ def test_nothing_that_can_be_said(reader: Reader, text: str, names: str) -> None
             reader.read(text)
 
 
-def test_surrogates(reader: Reader) -> None:
+def test_surrogates(reader: Phonemizer) -> None:
     """Bytes that the terminal could not decode are refused as in a picture's prompt."""
     with pytest.raises(MmspecError, match="the text is not valid UTF-8: check the terminal's encoding"):
         reader.read("caf\udce9")
@@ -277,14 +277,14 @@ def test_surrogates(reader: Reader) -> None:
 def test_longest() -> None:
     """A limit under which no word fits is refused."""
     with pytest.raises(MmspecError, match="longest=39 phonemes is too few for a sentence: give 40 or more"):
-        Reader(longest=39)
+        Phonemizer(longest=39)
 
 
 def test_missing_hibari(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra, the error says how to install it."""
     monkeypatch.setitem(sys.modules, "hibari", None)
     with pytest.raises(MmspecError, match=r"reading text needs hibari: pip install 'mmspec\[speech\]'"):
-        Reader()
+        Phonemizer()
 
 
 def test_import_is_free() -> None:
@@ -296,7 +296,7 @@ def test_import_is_free() -> None:
 
 
 @pytest.mark.parametrize("unit", ["[", "(", "a-", '."', "1,", "[a](/b", "a.", "a\n ", "😀", "é\u0301", "ab", " "])
-def test_time(reader: Reader, unit: str) -> None:
+def test_time(reader: Phonemizer, unit: str) -> None:
     """No text of a few thousand characters takes long: the worst cost stays linear."""
     start = time.perf_counter()
     with warnings.catch_warnings():
@@ -319,7 +319,7 @@ ANY = (
 
 @given(text=ANY)
 @settings(deadline=None, max_examples=400)
-def test_any_text(reader: Reader, text: str) -> None:
+def test_any_text(reader: Phonemizer, text: str) -> None:
     """Any text is either refused or read: each sentence has a text and something to say, in the alphabet and not too long."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

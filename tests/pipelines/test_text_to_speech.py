@@ -206,8 +206,8 @@ def test_long_text(pipe) -> None:
 def test_endless_sentence(pipe) -> None:
     """A sentence with more phonemes than the model has positions for is cut into parts that fit, and all of it is read."""
     text = "This sentence, which is long, goes on and on, as some do, " * 6 + "and ends."
-    pipe.reader.read(text)
-    parts = pipe.reader.read(text).sentences
+    pipe.phonemizer.read(text)
+    parts = pipe.phonemizer.read(text).sentences
     assert len(parts) > 2 and " ".join(one.text for one in parts) == text
     longest = max(parts, key=lambda one: len(one.phonemes)).phonemes
     prompt = pipe.encode([longest], "ada")
@@ -254,12 +254,16 @@ def test_stalled(pipe, monkeypatch) -> None:
     dice = random.Random(0)
     speech = [dice.randrange(3, 32) for _ in range(300)]
     quiet = [dice.choice([1, 2]) for _ in range(172)]
-    assert pipe.stalled(quiet) == pipe.stalled(speech + quiet) == "silence"
-    assert pipe.stalled([1] * 172) == "silence" and pipe.stalled([3] * 172) == "loop"
+    assert pipe.stall.reason(quiet) == pipe.stall.reason(speech + quiet) == "silence"
+    assert pipe.stall.reason([1] * 172) == "silence" and pipe.stall.reason([3] * 172) == "loop"
     for period in (1, 2, 5, 57):
         unit = list(range(3, 3 + period)) if period < 57 else speech[:57]
-        assert pipe.stalled((unit * 180)[: 172 + period // 2]) == pipe.stalled(speech + (unit * 180)[:172]) == "loop"
-    assert [pipe.stalled(speech[:count]) for count in (0, 1, 171, 172, 300)] == [""] * 5
+        assert (
+            pipe.stall.reason((unit * 180)[: 172 + period // 2])
+            == pipe.stall.reason(speech + (unit * 180)[:172])
+            == "loop"
+        )
+    assert [pipe.stall.reason(speech[:count]) for count in (0, 1, 171, 172, 300)] == [""] * 5
     for tokens in (
         quiet[:171],
         [3] * 171,
@@ -268,9 +272,9 @@ def test_stalled(pipe, monkeypatch) -> None:
         [3] * 86 + [4] + [3] * 85,
         speech[:58] * 3,
     ):
-        assert pipe.stalled(tokens) == ""
+        assert pipe.stall.reason(tokens) == ""
     monkeypatch.setattr(pipe, "silence", frozenset())
-    assert pipe.stalled(quiet) == ""
+    assert pipe.stall.reason(quiet) == ""
 
 
 @pytest.mark.parametrize("call", [lambda pipe: pipe(TEXT, seed=6), lambda pipe: next(pipe.stream(TEXT, seed=6))])
@@ -285,7 +289,7 @@ def test_empty_speech_is_an_error(pipe, force, call) -> None:
 
 def test_empty_sentence_is_reported(pipe, force) -> None:
     """One sentence of two that is empty is warned of, and the other is said after its pause."""
-    sentences = pipe.reader.read("Hello there. And you?").sentences
+    sentences = pipe.phonemizer.read("Hello there. And you?").sentences
     force(pipe.end, prompt=len(pipe.encode([sentences[0].phonemes], "ada").conditional[0]))
     with pytest.warns(UserWarning, match="sentence 1 came out empty: 'Hello there.'; try another seed"):
         out = pipe("Hello there. And you?", seed=3)
@@ -403,7 +407,7 @@ def test_round_trip(pipe, tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     pipe.save_pretrained(folder)
     again = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=torch.float64)
-    again.reader = pipe.reader
+    again.reader = pipe.phonemizer
     wanted, found = (one(LONG, seed=3, drafter="vadusa") for one in (pipe, again))
     assert found.tokens == wanted.tokens and torch.equal(found.audio, wanted.audio)
     assert (again.voices, again.drafter, again.tokens_per_phoneme, again.silence) == (
@@ -414,7 +418,7 @@ def test_round_trip(pipe, tmp_path: Path) -> None:
     )
     again.save_pretrained(folder)
     twice = TextToSpeechPipeline.from_pretrained(folder, dtype=torch.float64)
-    twice.reader = pipe.reader
+    twice.reader = pipe.phonemizer
     assert twice(TEXT, seed=4).tokens == pipe(TEXT, seed=4).tokens
 
 
@@ -440,7 +444,7 @@ def test_precision(speech_folder: Path, pipe) -> None:
     )
     assert found.transformer.dtype == torch.bfloat16 and found.codec.codebook.dtype == torch.float32
     assert found.temperature == 0.5 and found.silence == {3}
-    found.reader = pipe.reader
+    found.reader = pipe.phonemizer
     found(TEXT, seed=4, drafter="vadusa")
     assert found.to(torch.float64) is found and found.to("cpu", torch.float64).target.dtype == torch.float64
     assert found.codec.codebook.dtype == torch.float32
@@ -486,8 +490,12 @@ def test_piece_is_checked(pipe, piece) -> None:
 def test_pieces_wait_for_their_context(pipe) -> None:
     """The first piece of a sentence has its right context and 0.3 s of speech, later ones 0.6 s; shorter ones are as short as asked."""
     right, second = pipe.codec.context[1], 22050 / 256
-    assert pipe.due(0) == right + round(0.3 * second) and pipe.due(40) == round(0.6 * second)
-    assert pipe.due(0, 0.1) == right + round(0.1 * second) and pipe.due(40, 0.001) == 1
+    assert pipe.min_tokens_for_chunk(0) == right + round(0.3 * second) and pipe.min_tokens_for_chunk(40) == round(
+        0.6 * second
+    )
+    assert (
+        pipe.min_tokens_for_chunk(0, 0.1) == right + round(0.1 * second) and pipe.min_tokens_for_chunk(40, 0.001) == 1
+    )
     lengths = [
         len(chunk.audio) / 22050
         for chunk in pipe.stream("Hello there, how are you this morning?", seed=3, temperature=0.0)
@@ -639,7 +647,7 @@ def hub(pipe) -> TextToSpeechPipeline:
     """A pipeline over a codec of transformers, all of its codebooks."""
     speaker = llama(len(pipe.tokenizer) + 3 * 16 + 1)
     found = TextToSpeechPipeline(pipe.tokenizer, speaker, HubCodec(dac()), ["ada", "ben"], tokens_per_phoneme=4.0)
-    found.reader = pipe.reader
+    found.reader = pipe.phonemizer
     return found
 
 

@@ -432,7 +432,7 @@ def test_training_reads_as_drafting_does(rebuilt: Path, pipe: ImageTextToTextPip
     """What the drafter predicts while it drafts is what it predicts of the recorded chat in training: no place is shifted."""
     target, drafter = pipe.target, load("msd", pipe.folder, pipe.target)
     row = json.loads((rebuilt / "out" / "prompts.jsonl").read_text().splitlines()[0])
-    prompts = pipe.rows([row])[0]
+    prompts = pipe.encode_examples([row])[0]
     tails, observe = {}, drafter.observe
 
     def watch(state, tree, verdict, keys) -> None:

@@ -31,9 +31,9 @@ def pipe(model_folder: Path):
 
 @pytest.fixture
 def batcher(pipe):
-    pipe.loop = Batcher(pipe, rows=6, waiting=20)
-    yield pipe.loop
-    pipe.loop.close()
+    pipe.runner = Batcher(pipe, rows=6, waiting=20)
+    yield pipe.runner
+    pipe.runner.close()
 
 
 def test_threads_get_what_they_get_alone(pipe) -> None:
@@ -50,14 +50,14 @@ def test_threads_get_what_they_get_alone(pipe) -> None:
     ]
     drafters = ["jacobi", "lookup", "none"]
     alone = [pipe(**one).tokens for one in asked]
-    pipe.loop = Batcher(pipe, rows=6, waiting=20)
+    pipe.runner = Batcher(pipe, rows=6, waiting=20)
     try:
         with ThreadPoolExecutor(12) as pool:
             found = list(
                 pool.map(lambda i: list(copy.copy(pipe).stream(**asked[i], drafter=drafters[i % 3]))[-1], range(12))
             )
     finally:
-        pipe.loop.close()
+        pipe.runner.close()
     assert [part.tokens for part in found] == alone
     for i, part in enumerate(found):
         assert part.stats.drafter == drafters[i % 3] and part.stats.tokens == 64 * len(alone[i]) and part.stats.lossless
@@ -67,13 +67,13 @@ def test_speech_sentence_by_sentence(speech_folder: Path) -> None:
     """Texts of several sentences share passes."""
     pipe = mmspec.pipeline("text-to-speech", str(speech_folder), device="cpu", dtype="fp64")
     texts = ["Hello there, how are you? I am fine.", "Yes.", "And you? Good. Well then."]
-    pipe.patience = 40  # sentences have little room, and not all end by themselves
+    pipe.stall.window = 40  # sentences have little room, and not all end by themselves
     with pytest.warns(UserWarning, match="did not end by itself"):
         alone = [pipe(text, seed=3).tokens for text in texts]
-        pipe.loop = Batcher(pipe)
+        pipe.runner = Batcher(pipe)
         with ThreadPoolExecutor(3) as pool:
             found = list(pool.map(lambda text: pipe(text, seed=3, drafter="vadusa").tokens, texts))
-        pipe.loop.close()
+        pipe.runner.close()
     assert found == alone
 
 
@@ -107,31 +107,31 @@ def test_a_full_queue(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
         return honest(self, state, tree)
 
     monkeypatch.setattr(type(pipe.target), "forward", forward)
-    pipe.loop = Batcher(pipe, rows=1, waiting=1)
+    pipe.runner = Batcher(pipe, rows=1, waiting=1)
     with ThreadPoolExecutor(2) as pool:
         calls = []
         for seed, load in enumerate([(1, 0), (1, 1)]):
             calls.append(pool.submit(lambda seed: list(pipe.stream(PROMPTS[seed], seed=seed)), seed))
             until = time.monotonic() + 60
-            while pipe.loop.load != load and time.monotonic() < until:
+            while pipe.runner.load != load and time.monotonic() < until:
                 time.sleep(0.01)
-            assert pipe.loop.load == load
+            assert pipe.runner.load == load
         with pytest.raises(Busy, match="1 calls are waiting already"):
             list(pipe.stream(PROMPTS[2], seed=1))
         going.set()
         assert [len(call.result()[-1].tokens[0]) for call in calls] == [64, 64]
-    pipe.loop.close()
+    pipe.runner.close()
 
 
 def test_leaving_gives_the_place_back(pipe) -> None:
     """A closed iterator's rows leave at the next round; a call that waited is taken."""
-    pipe.loop = Batcher(pipe, rows=2, waiting=4)
+    pipe.runner = Batcher(pipe, rows=2, waiting=4)
     left = pipe.stream(PROMPTS[0], seed=1, num_images_per_prompt=2, drafter="none")
     next(left)
     left.close()
     assert len(list(pipe.stream(PROMPTS[1], seed=1))[-1].tokens[0]) == 64
-    assert pipe.loop.load == (0, 0)
-    pipe.loop.close()
+    assert pipe.runner.load == (0, 0)
+    pipe.runner.close()
 
 
 def test_what_fails_fails_alone(pipe, batcher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,10 +247,10 @@ def test_closing(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         type(pipe.target), "forward", lambda self, state, tree: going.acquire(timeout=60) and honest(self, state, tree)
     )
-    pipe.loop = Batcher(pipe, rows=2, waiting=4)
+    pipe.runner = Batcher(pipe, rows=2, waiting=4)
     running = pipe.stream(PROMPTS[0], seed=1, drafter="none")
     next(running)
-    closing = threading.Thread(target=pipe.loop.close)
+    closing = threading.Thread(target=pipe.runner.close)
     closing.start()
     going.release(5)
     closing.join()
@@ -258,4 +258,4 @@ def test_closing(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
         list(running)
     with pytest.raises(Closing):
         list(pipe.stream(PROMPTS[0], seed=1))
-    assert not pipe.loop.alive
+    assert not pipe.runner.alive

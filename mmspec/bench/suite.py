@@ -1,4 +1,4 @@
-"""What the suites share: entrants, turns on one machine, rows, and the settings that they run through."""
+"""What the suites share: cases, turns on one machine, rows, and the settings that they run through."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ Runner = Callable[[Prompts, int, int], Found]
 
 
 @dataclass(frozen=True, slots=True)
-class Entrant:
+class Case:
     """One line of the table: a drafter with its settings, and an acceptance rule."""
 
     label: str
@@ -74,7 +74,7 @@ class Transformers:
         )
 
 
-def at_its_fastest(target: CausalTarget, prompts: Prompts, length: int) -> None:
+def choose_min_query_len(target: CausalTarget, prompts: Prompts, length: int) -> None:
     """Set how many nodes a pass has at least (`CausalTarget.min_query_len`) to what makes plain decoding fastest here: some kernels take
     longer for one than for four."""
 
@@ -90,23 +90,23 @@ def at_its_fastest(target: CausalTarget, prompts: Prompts, length: int) -> None:
 
 
 def runners(
-    entrants: Sequence[Entrant],
+    cases: Sequence[Case],
     folder: Path,
     target: CausalTarget,
     prompts: Prompts,
     length: int,
     run: Callable[[Drafter, str, Prompts, int, int], Found],
 ) -> list[tuple[str, Runner[Found]]]:
-    """`run` with the drafter and the rule of every entrant that the model has weights for."""
+    """`run` with the drafter and the rule of every case that the model has weights for."""
     found: list[tuple[str, Runner[Found]]] = []
-    for entrant in entrants:
-        if entrant.drafter in drafters.usable(folder):
-            drafter = drafters.load(entrant.drafter, folder, target, prompts, length, **entrant.options)
-            found.append((entrant.label, partial(run, drafter, entrant.rule)))
+    for case in cases:
+        if case.drafter in drafters.usable(folder):
+            drafter = drafters.load(case.drafter, folder, target, prompts, length, **case.options)
+            found.append((case.label, partial(run, drafter, case.rule)))
     return found
 
 
-def take_turns(
+def run_in_turns(
     runners: Sequence[tuple[str, Runner[Found]]],
     asked: Callable[[int], tuple[Prompts, int]],
     turns: int,
@@ -137,7 +137,7 @@ def row(
     batch: int,
     guidance: float = 1.0,
 ) -> dict:
-    """One result from the runs of one entrant, sums over all of them; `setting` titles the table of all that ran on the same."""
+    """One result from the runs of one case, sums over all of them; `setting` titles the table of all that ran on the same."""
     total = sum(stats.total for stats in found)
     tokens = sum(stats.tokens for stats in found)
     split = {key: sum(stats.seconds[key] for stats in found) for key in ("draft", "target", "accept", "other")}
@@ -171,22 +171,26 @@ def compare(rows: list[dict]) -> list[dict]:
 
 
 def sweep(
-    results: dict, out: Path, dtypes: Sequence[str], batches: Sequence[int], contest: Callable[[str, int], list[dict]]
+    results: dict,
+    out: Path,
+    dtypes: Sequence[str],
+    batches: Sequence[int],
+    run_setting: Callable[[str, int], list[dict]],
 ) -> None:
-    """`contest(dtype, batch)` for every setting; the report is written anew after each."""
+    """`run_setting(dtype, batch)` for every setting; the report is written anew after each."""
     for dtype in dtypes:
         for batch in batches:
-            results["rows"] += contest(dtype, batch)
+            results["rows"] += run_setting(dtype, batch)
             report.write(out, results)
 
 
-def begun(suite: str, model: str, device: str) -> dict[str, Any]:
+def new_results(suite: str, model: str, device: str) -> dict[str, Any]:
     """A suite's results before its first row."""
     origin = {"suite": suite, "model": model, "provenance": provenance(device)}
     return origin | {"rows": [], "ablations": [], "growth": [], "memory": []}
 
 
-def announce(results: dict, out: Path) -> None:
-    """One line of JSON on standard output: where the report is, and the fastest lossless entrant."""
+def print_location(results: dict, out: Path) -> None:
+    """One line of JSON on standard output: where the report is, and the fastest lossless case."""
     best = max(results["rows"], key=lambda found: found["speedup"] * found["lossless"])
     print(json.dumps({"written": str(out), "best": best["label"]}))
