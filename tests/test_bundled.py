@@ -93,7 +93,7 @@ def speaker() -> TextToSpeechPipeline:
 
 
 def said(drafter: str, temperature: float, penalty: float, rule: str = "exact") -> Generation:
-    prompts, stop = speaker().rows(ASKED)
+    prompts, stop = speaker().encode_examples(ASKED)
     law = SamplingOptions(temperature, repetition_penalty=penalty)
     known = drafters.load(drafter, speaker().folder, speaker().target)
     return generate(speaker().target, prompts, 2, replace(stop, length=64), known, sampling=law, seeds=5, rule=rule)
@@ -115,7 +115,7 @@ def test_greedy_speech_is_that_of_transformers() -> None:
     """equality: plain decoding in our loop is `transformers.generate` under the target's processor, and each phoneme has begun once, in turn."""
     target, end = speaker().target, speaker().end
     for row in ASKED:
-        prompts, stop = speaker().rows([row])
+        prompts, stop = speaker().encode_examples([row])
         tokens = generate(target, prompts, 1, replace(stop, length=96), sampling=SamplingOptions(0.0)).tokens[0]
         ids = torch.tensor(prompts.conditional)
         law = dict(
@@ -185,7 +185,7 @@ def questions() -> list[dict]:
 
 
 def answered(drafter: str, temperature: float) -> Generation:
-    prompts, stop = asker().rows(questions())
+    prompts, stop = asker().encode_examples(questions())
     known = drafters.load(drafter, asker().folder, asker().target)
     return generate(
         asker().target, prompts, 3, replace(stop, length=24), known, sampling=SamplingOptions(temperature), seeds=5
@@ -207,7 +207,7 @@ def test_same_answers_as_plain_decoding(name: str, temperature: float) -> None:
 def test_greedy_answers_are_those_of_transformers() -> None:
     """equality: plain decoding in our loop is `transformers.generate`."""
     for question, tokens in zip(questions(), plainly_answered(0.0), strict=True):
-        prompts, _ = asker().rows([question])
+        prompts, _ = asker().encode_examples([question])
         ids = torch.tensor(prompts.conditional)
         pixels = prompts.images[0] if prompts.images else {}
         stop = dict(max_new_tokens=24, eos_token_id=sorted(asker().ends), pad_token_id=0)

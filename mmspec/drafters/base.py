@@ -1,11 +1,14 @@
 """What the loop asks of a drafter."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmspec.drafters.examples import DepthPredictions, Example
 from mmspec.engine.accept import Committed
 from mmspec.engine.cost import Cost
 from mmspec.engine.noise import Noise
@@ -67,6 +70,7 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
         super().__init__()
         self.target_hash = target
         self.beta, self.coupling = beta or [1.0] * depth, coupling or [1.0] * depth
+        self.greedy: list[float] = []
         self.coupled, self.beam, self.ranks = True, beam, ranks
         self.widths = [3, 2, *[1] * depth]
 
@@ -74,6 +78,47 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
         """The best children of each node, and their probabilities: the softmax of `scores`."""
         best, children = scores.topk(min(self.ranks, scores.shape[2]), dim=2)
         return Candidates(children, (best - scores.logsumexp(2, keepdim=True)).exp().float())
+
+    # Training: whether sequences come with their prompts, whether those of a batch have similar lengths, whether greedy
+    # sequences are calibrated for, how many sequences calibrate, how many must have been sampled, and options of `loss`.
+    needs_prompt: ClassVar[bool] = False
+    similar_lengths: ClassVar[bool] = False
+    calibrates_greedy: ClassVar[bool] = False
+    held_out: ClassVar[int] = 16
+    min_sampled: ClassVar[int] = 17
+    loss_options: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def build(cls, target: Target, **options: Any) -> "TrainedDrafter":
+        """An untrained drafter for a target; `options` are those of the constructor that the target does not fix."""
+        return cls(**options, target=target.weights_hash)
+
+    def load_initial(self, weights: dict[str, Tensor]) -> None:
+        """Begin with weights that were trained with the target."""
+        raise MmspecError(
+            f"a drafter of kind {self.name!r} cannot begin with weights that were trained with the target"
+        )
+
+    def loss(self, target: Target, examples: Sequence[Example], **options: Any) -> dict[str, Tensor]:
+        """Named terms of a batch, of which "loss" is minimised; `options` are `loss_options` of the recipe."""
+        raise MmspecError(f"a drafter of kind {self.name!r} has no loss: it cannot be trained")
+
+    def predictions(self, target: Target, example: Example) -> list[DepthPredictions]:
+        """What the drafter predicts at each depth along a sequence, for calibration."""
+        raise MmspecError(f"a drafter of kind {self.name!r} has no predictions: it cannot be calibrated")
+
+    def drafted_tokens(self, target: Target) -> Tensor | None:
+        """The tokens that are drafted from, None for all."""
+        return None
+
+    def calibrated(self, accuracies: list[list[float]]) -> None:
+        """`accuracies[depth][rank]` is how often that candidate was right: to be kept by drafters that use it."""
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """What the saved config.json holds beside the kind: the constructor's arguments, calibrated values included."""
+        arguments: dict[str, Any] = dict(cast(dict, self._hub_mixin_config or {}))
+        present = {"beta", "coupling", "greedy", "accuracies"} & arguments.keys()
+        return arguments | {name: getattr(self, name) for name in present} | {"target": self.target_hash}
 
     def configure(self, **options: object) -> "TrainedDrafter":
         """The drafter with attributes set. Raises MmspecError for one that it does not have."""

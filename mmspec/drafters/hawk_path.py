@@ -1,14 +1,24 @@
 """Path-conditioned Hawk: one small recurrent head that reads the drafted path and the committed neighbourhood."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmspec.drafters.base import TrainedDrafter
+from mmspec.drafters.examples import (
+    Batch,
+    DepthPredictions,
+    Example,
+    cross_entropy,
+    guide,
+    masked_mean,
+    pad,
+)
 from mmspec.drafters.stale import StaleScores
 from mmspec.drafters.trees import DepthPlan, sample_tree
 from mmspec.engine.accept import Committed
@@ -21,6 +31,9 @@ from mmspec.targets.base import Target
 # Share of the recurrent input that training leaves out: without it the drafter learns its sequences by heart.
 DROPOUT = 0.15
 
+# Weight of a depth's loss against that of the depth before it.
+DECAY = 0.9
+
 
 class HawkPathDrafter(TrainedDrafter):
     """State <- (state, token drafted before, tokens and target features at the neighbours, row and column).
@@ -32,6 +45,7 @@ class HawkPathDrafter(TrainedDrafter):
     """
 
     name = "hawk-path"
+    loss_options = ("anchors",)
 
     def __init__(
         self,
@@ -158,3 +172,73 @@ class HawkPathDrafter(TrainedDrafter):
         tree = build_tree(state.roots, expand, height, self.beam, self.max_nodes)
         self._plan.took(perf_counter() - began, height)
         return tree
+
+    @classmethod
+    def build(cls, target: Target, **options: Any) -> "HawkPathDrafter":
+        """A drafter that begins with the target's output head where it fits."""
+        grid = target.grid
+        drafter = cls(
+            target.hidden_size,
+            target.vocabulary_size,
+            grid=(grid.height, grid.width) if grid else (0, 0),
+            stride=grid.stride if grid else 0,
+            target=target.weights_hash,
+            **options,
+        )
+        if drafter.head.weight.shape == target.head.weight.shape:
+            drafter.head.weight.data.copy_(target.head.weight)
+        return drafter
+
+    def unroll(
+        self, batch: Batch, anchors: Int[Tensor, "row anchor"]
+    ) -> Iterator[tuple[Int[Tensor, "row anchor"], Bool[Tensor, "row anchor"], Tensor]]:
+        """Follow the true path from every anchor: positions, which are valid, and logits `row branch anchor vocab` per depth.
+
+        An anchor n has n tokens committed; its root is token n - 1 and depth k predicts token n + k.
+        """
+        tokens, features = batch.tokens, batch.features
+        rows, branches, length = features.shape[:3]
+        padded = torch.cat([tokens, tokens.new_full((rows, 1), self.vocabulary)], 1)
+        offsets = torch.tensor(self.offsets, device=tokens.device)
+        row = torch.arange(rows, device=tokens.device)[:, None]
+        hidden = self.begin(features[row, :, anchors - 1].transpose(1, 2))
+        for depth in range(self.depth):
+            positions = anchors + depth
+            valid = positions < batch.lengths[:, None]
+            positions = positions.clamp(max=length - 1)
+            near = (positions[..., None] - offsets).long()
+            committed = (near >= 0) & (near < anchors[..., None])
+            read = (near >= 0) & (near + 1 < anchors[..., None])
+            around = padded[row[..., None], near.where(committed, length)]
+            if self.offsets:
+                seen = features[row[..., None], :, (near + 1).where(read, 0)] * read[..., None, None]
+                seen = seen.movedim(3, 1).flatten(3)
+            else:
+                seen = features[:, :, :1].expand(-1, -1, anchors.shape[1], -1)
+            context = self.context(around, seen.transpose(0, 1), positions).transpose(0, 1)
+            inputs = padded[row, positions - 1][:, None].expand(-1, branches, -1)
+            hidden, logits = self.step(hidden, inputs, context)
+            yield positions, valid, logits
+
+    def loss(self, target: Target, examples: Sequence[Example], anchors: int = 48, **options: Any) -> dict[str, Tensor]:
+        """Soft cross entropy against the target's guided distribution, averaged over depths with weight `DECAY`^k."""
+        batch = pad(examples, target.device)
+        share = torch.rand(len(examples), anchors, device=target.device)
+        chosen = 1 + (share * (batch.lengths[:, None] - 1)).long()
+        probs = guide(target.logits(batch.features), batch.guidance).softmax(-1)
+        row = torch.arange(len(examples), device=target.device)[:, None]
+        terms = []
+        for positions, valid, logits in self.unroll(batch, chosen):
+            errors = cross_entropy(guide(logits, batch.guidance), probs[row, positions])
+            terms.append(masked_mean(errors, valid))
+        weights = DECAY ** torch.arange(len(terms), device=target.device)
+        total = (weights * torch.stack(terms)).sum() / weights.sum()
+        return {"loss": total, "first": terms[0].detach(), "last": terms[-1].detach()}
+
+    def predictions(self, target: Target, example: Example) -> list[DepthPredictions]:
+        batch = pad([example], target.device)
+        anchors = torch.arange(1, len(example.tokens), device=target.device)[None]
+        return [
+            DepthPredictions(positions[valid], torch.log_softmax(guide(logits.float(), batch.guidance), -1)[valid])
+            for positions, valid, logits in self.unroll(batch, anchors)
+        ]

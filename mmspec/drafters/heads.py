@@ -1,12 +1,14 @@
 """Independent heads on the target's last hidden state: what Medusa and Hawk share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmspec.drafters.base import TrainedDrafter
+from mmspec.drafters.examples import DepthPredictions, Example, cross_entropy, guide, masked_mean, pad
 from mmspec.engine.accept import Committed
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
@@ -19,6 +21,9 @@ Neighbour = Sequence[int]
 
 # Floor of a log probability in a pool: what one source forbids, another may still propose.
 IMPOSSIBLE = -50.0
+
+# Weight of a head's loss against that of the head before it.
+DECAY = 0.8
 
 
 class ResidualHead(nn.Module):
@@ -194,3 +199,68 @@ class HeadDrafter(TrainedDrafter):
             probs=torch.cat(probs, 1),
             max_children=max(self.widths[:height]),
         )
+
+    @classmethod
+    def build(cls, target: Target, **options: Any) -> "HeadDrafter":
+        stride = target.grid.stride if target.grid else 0
+        return cls(hidden_size=target.hidden_size, stride=stride, target=target.weights_hash, **options)
+
+    def load_initial(self, weights: dict[str, Tensor]) -> None:
+        """Heads that were trained with the target, by number."""
+        own = self.heads.state_dict()
+        self.heads.load_state_dict({name: value for name, value in weights.items() if name in own})
+
+    def _pool_sources(self, depth: int, length: int, device: torch.device) -> tuple[Tensor, list[int]]:
+        """Positions for which all sources of a depth have a proposal, and the sources' heads."""
+        first = max([self.offsets[i] for i in self.vertical], default=1)
+        head = self.horizontal[depth]
+        start = max(first, self.offsets[head] - 1)
+        return torch.arange(start, max(start, length), device=device), [head, *self.vertical]
+
+    def loss(self, target: Target, examples: Sequence[Example], **options: Any) -> dict[str, Tensor]:
+        """Soft cross entropy against the target's guided distribution.
+
+        It is summed over heads with weight `DECAY`^(k-1), at the positions that each head reaches, and over depths for
+        the pool.
+        """
+        batch = pad(examples, target.device)
+        head = target.head.weight.to(batch.features.dtype)
+        probs = guide(target.logits(batch.features), batch.guidance).softmax(-1)
+        length = batch.tokens.shape[1]
+        horizontal = [self.offsets[i] for i in self.horizontal]
+        terms, guided = [], []
+        for offset, layer in zip(self.offsets, self.heads, strict=True):
+            hidden = layer(batch.features[:, :, : max(0, length + 1 - offset)])
+            logits = guide(nn.functional.linear(hidden, head), batch.guidance).float()
+            guided.append(logits)
+            order = horizontal.index(offset) if offset in horizontal else 0
+            errors = cross_entropy(logits, probs[:, offset - 1 :])
+            terms.append(DECAY**order * masked_mean(errors, batch.valid[:, offset - 1 :]))
+        pooled = []
+        for depth in range(len(self.horizontal)):
+            positions, heads = self._pool_sources(depth, length, target.device)
+            parts = [torch.log_softmax(guided[k][:, positions + 1 - self.offsets[k]].detach(), -1) for k in heads]
+            weights = self.weights[depth].softmax(0)
+            logits = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+            errors = cross_entropy(torch.as_tensor(logits), probs[:, positions])
+            pooled.append(masked_mean(errors, batch.valid[:, positions]))
+        return {
+            "loss": torch.stack(terms).sum() + torch.stack(pooled).sum(),
+            "head": terms[0].detach(),
+            "pool": pooled[0].detach(),
+            "last": pooled[-1].detach(),
+        }
+
+    def predictions(self, target: Target, example: Example) -> list[DepthPredictions]:
+        batch = pad([example], target.device)
+        guided = [
+            torch.log_softmax(guide(target.logits(layer(batch.features)), batch.guidance), -1)[0]
+            for layer in self.heads
+        ]
+        predictions = []
+        for depth in range(len(self.horizontal)):
+            positions, heads = self._pool_sources(depth, len(example.tokens), target.device)
+            weights = self.weights[depth].softmax(0)
+            parts = [w * guided[k][positions + 1 - self.offsets[k]] for w, k in zip(weights, heads, strict=True)]
+            predictions.append(DepthPredictions(positions, torch.stack(parts).sum(0)))
+        return predictions

@@ -1,23 +1,22 @@
 """MSD (arXiv 2505.14260): one decoder layer over the target's features, in which visual tokens skip the fusion of text."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from time import perf_counter
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Cache, LlamaConfig, Qwen2Config
+from transformers import Cache, DynamicCache, LlamaConfig, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
+from mmspec.drafters import released
 from mmspec.drafters.base import TrainedDrafter
+from mmspec.drafters.examples import DepthPredictions, Example, cross_entropy, masked_mean
 from mmspec.drafters.trees import DepthPlan, sample_tree
 from mmspec.engine.accept import Committed
 from mmspec.engine.cache import TreeCache, cache_kwarg, causal
@@ -27,9 +26,6 @@ from mmspec.engine.state import PromptEmbeds, State
 from mmspec.engine.tree import Candidates, DraftTree, build_tree, root
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Target
-
-# In a released file, but without effect: recomputed, or not in use in the first layer.
-IDLE = ("layers.0.input_layernorm.weight", "layers.0.self_attn.rotary_emb.inv_freq")
 
 
 class MsdDrafter(TrainedDrafter):
@@ -42,6 +38,12 @@ class MsdDrafter(TrainedDrafter):
     """
 
     name = "msd"
+    needs_prompt = True
+    similar_lengths = True
+    calibrates_greedy = True
+    held_out = 24
+    min_sampled = 1
+    loss_options = ("steps", "noise", "feature", "soft")
     tokens: Tensor | None
 
     def __init__(
@@ -265,47 +267,135 @@ class MsdDrafter(TrainedDrafter):
 
     @classmethod
     def from_released(cls, folder: Path) -> "MsdDrafter":
-        """Weights as the authors of MSD publish them: `config.json` with LLaMA's field names, and one file of tensors.
+        return cls(**released.read_shape(folder)).load_released(folder)
 
-        Missing and unexpected tensors are errors; those of no effect are passed over. A pickle is read with weights_only.
+    def load_released(self, folder: Path) -> "MsdDrafter":
+        """Weights as the authors of MSD publish them; see `drafters.released`."""
+        self.load_state_dict(released.read_weights(folder, self.state_dict()))
+        return self
+
+    @classmethod
+    def build(cls, target: Target, **options: Any) -> "MsdDrafter":
+        """A drafter whose layer has the shape of the target's."""
+        text = target.model.config.get_text_config()
+        shape = {
+            "hidden_size": target.hidden_size,
+            "intermediate_size": text.intermediate_size,
+            "heads": text.num_attention_heads,
+            "kv_heads": text.num_key_value_heads,
+            "eps": text.rms_norm_eps,
+        }
+        return cls(**shape | options, target=target.weights_hash)
+
+    def drafted_tokens(self, target: Target) -> Tensor | None:
+        return self.tokens
+
+    def loss(
+        self,
+        target: Target,
+        examples: Sequence[Example],
+        steps: int = 3,
+        noise: float = 0.05,
+        feature: float = 1.0,
+        soft: float = 0.1,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """SmoothL1 of the predicted features and soft cross entropy of their distributions, where they predict answers.
+
+        Step k reads, for its last k positions, what the drafter itself predicted in the steps before (HASS, EAGLE-3); all
+        earlier ones are the target's. `noise` is the amplitude of uniform noise on the true ones, as a share of their
+        root mean square (MSD's 0.2 * 512 / length suits long chats, and drowns short ones). Weights of the two terms are
+        MSD's; distributions are over the drafting vocabulary.
         """
-        try:
-            config = json.loads((folder / "config.json").read_text())
-            shape = {
-                "hidden_size": config["hidden_size"],
-                "intermediate_size": config["intermediate_size"],
-                "heads": config["num_attention_heads"],
-                "kv_heads": config.get("num_key_value_heads", config["num_attention_heads"]),
-                "own_embedding": config["vocab_size"],
-            }
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MmspecError(
-                f"{folder / 'config.json'} is no configuration of a released MSD drafter ({error!r}): restore it"
-            ) from None
-        kind = str(config.get("model_type"))
-        layer = "qwen2" if kind.startswith("qwen2") else "llama"
-        theta = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta", 10000.0))
-        drafter = cls(
-            **shape, eps=config.get("rms_norm_eps", 1e-6), rope_theta=theta, layer=layer, bias=config.get("bias", True)
-        )
-        safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-        if not (safe.is_file() or pickled.is_file()):
-            raise MmspecError(f"{folder} has neither model.safetensors nor pytorch_model.bin: download it again")
-        try:
-            found = load_file(safe) if safe.is_file() else torch.load(pickled, map_location="cpu", weights_only=True)
-        except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            raise MmspecError(
-                f"{safe if safe.is_file() else pickled} is truncated or foreign ({error!r:.120}): download it again"
-            ) from None
-        wanted = drafter.state_dict()
-        missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - set(IDLE))
-        for what, names in (("lacks", missing), ("has unexpected", foreign)):
-            if names:
-                raise MmspecError(f"{folder}: the file {what} {', '.join(names)}: it is no MSD drafter of this layout")
-        for name, value in wanted.items():
-            if found[name].shape != value.shape:
-                raise MmspecError(
-                    f"{folder}: {name} is {list(found[name].shape)} and should be {list(value.shape)}: config.json is of another model"
-                )
-        drafter.load_state_dict({name: found[name] for name in wanted})
-        return drafter
+        head = self.head(target).bfloat16()
+        return self.unrolled_loss(head, ChatBatch.pack(target, examples), steps, noise, feature, soft)
+
+    def unrolled_loss(
+        self, head: Tensor, batch: "ChatBatch", steps: int, noise: float, feature: float = 1.0, soft: float = 0.1
+    ) -> dict[str, Tensor]:
+        """See `loss`."""
+        rows, length = batch.is_text.shape
+        probs = nn.functional.linear(batch.after.to(head.dtype), head).float().softmax(-1)
+        positions = torch.arange(length, device=head.device)
+        cache, features = DynamicCache(), batch.before
+        if noise:
+            amplitude = 2 * noise * features.square().mean().sqrt()
+            features = features + (torch.rand_like(features) - 0.5) * amplitude
+        terms: dict[str, list[Tensor]] = {"feature": [], "soft": [], "right": []}
+        for step in range(steps):
+            mask = path_mask(positions, step).expand(rows, 1, -1, -1)
+            inputs = self.fuse(batch.vectors, features, batch.is_text)
+            output = self.layer(inputs, mask, positions.expand(rows, -1), cache)
+            valid = drafted_positions(batch.is_answer, step)
+            logits = nn.functional.linear(output.to(head.dtype), head).float()
+            errors = nn.functional.smooth_l1_loss(output.float(), batch.after.float(), reduction="none").mean(-1)
+            terms["feature"].append(masked_mean(errors, valid))
+            terms["soft"].append(masked_mean(cross_entropy(logits, probs), valid))
+            terms["right"].append(masked_mean((logits.argmax(-1) == probs.argmax(-1)).float(), valid))
+            features = torch.cat([output[:, :1], output[:, :-1]], 1)
+        total = sum(feature * a + soft * b for a, b in zip(terms["feature"], terms["soft"]))
+        shown = {name: values[0].detach() for name, values in terms.items()}
+        return {"loss": torch.as_tensor(total) / steps, **shown, "last": terms["right"][-1].detach()}
+
+    def predictions(self, target: Target, example: Example) -> list[DepthPredictions]:
+        assert example.prompt is not None, "the example has no prompt"
+        batch, head = ChatBatch.pack(target, [example]), self.head(target).to(self.fc.weight.dtype)
+        positions = torch.arange(batch.is_text.shape[1], device=target.device)
+        cache, features = DynamicCache(), batch.before.to(self.fc.weight.dtype)
+        vectors, predictions = batch.vectors.to(features.dtype), []
+        for depth in range(self.depth):
+            mask = path_mask(positions, depth)[None, None]
+            output = self.layer(self.fuse(vectors, features, batch.is_text), mask, positions[None], cache)
+            rows = drafted_positions(batch.is_answer, depth)[0].nonzero()[:, 0]
+            log_q = torch.log_softmax(self.logits(head, output[0, rows]).float(), -1)
+            predictions.append(DepthPredictions(rows + 2 - len(example.prompt.ids), log_q))
+            features = torch.cat([output[:, :1], output[:, :-1]], 1)
+        return predictions
+
+
+@dataclass(frozen=True, slots=True)
+class ChatBatch:
+    """Chats padded on the right.
+
+    At index t there are the input vector of token t + 1, the features of tokens t (`before`) and t + 1 (`after`), whether
+    token t + 1 is text, and whether token t + 2 is an answer's.
+    """
+
+    vectors: Tensor
+    before: Tensor
+    after: Tensor
+    is_text: Tensor
+    is_answer: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def pack(cls, target: Target, examples: Sequence[Example]) -> "ChatBatch":
+        """Examples with their prompts, on the target's device, in float32."""
+        parts: list[list[Tensor]] = [[] for _ in range(5)]
+        for example in examples:
+            prompt = example.prompt
+            assert prompt is not None, "the example has no prompt"
+            hidden = torch.cat([prompt.hidden, example.features[0]]).float()
+            ids = torch.cat([prompt.ids, target.model_ids(prompt.ids, example.tokens.to(target.device)).cpu()])
+            vectors = target.model.get_input_embeddings()(ids.to(target.device)).float().cpu()
+            is_text = torch.cat([prompt.is_text, torch.ones(len(example.tokens), dtype=torch.bool)])
+            vectors[~is_text] = prompt.visual.float()
+            is_answer = torch.arange(len(ids)) >= len(prompt.ids)
+            values = (vectors[1:-1], hidden[:-1], hidden[1:], is_text[1:-1], is_answer[2:])
+            for part, value in zip(parts, values, strict=True):
+                part.append(value)
+        return cls(*(pad_sequence(part, batch_first=True).to(target.device) for part in parts))
+
+
+def path_mask(positions: Int[Tensor, "position"], step: int) -> Bool[Tensor, "position key"]:
+    """What a position sees at `step`, among the keys of all steps so far.
+
+    It sees true features up to `step` positions before it, and of every later step the one position on its own path.
+    """
+    distance = positions[:, None] - positions
+    return torch.cat([distance >= step, *(distance == step - k for k in range(1, step + 1))], 1)
+
+
+def drafted_positions(is_answer: Bool[Tensor, "row position"], step: int) -> Bool[Tensor, "row position"]:
+    """Positions whose prediction a draft makes at depth `step`: all tokens of the draft are an answer's."""
+    return is_answer & nn.functional.pad(is_answer, (step, 0))[:, : is_answer.shape[1]]

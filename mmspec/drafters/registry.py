@@ -61,7 +61,7 @@ def usable(folder: Path | None) -> list[str]:
 
 
 def load(
-    drafter: str | Drafter,
+    drafter: object,
     folder: Path | None,
     target: Target,
     prompts: Prompts | None = None,
@@ -71,7 +71,7 @@ def load(
     """A drafter ready for `target`: by name, from `folder/drafters/<name>` if it has weights, or an instance.
 
     With `prompts`, a drafter whose number of nodes is not fixed is told what passes cost here, measured after them for
-    `length` new tokens.
+    `length` new tokens. Raises MmspecError for what is neither a name nor a drafter.
     """
     loaded = by_name(drafter, folder, target, **options) if isinstance(drafter, str) else drafter
     if not isinstance(loaded, Drafter):

@@ -48,3 +48,6 @@ class VadusaDrafter(HeadDrafter):
             return proposed
         probs = proposed.probs.new_tensor(self.accuracies)[: proposed.probs.shape[1], : proposed.probs.shape[2]]
         return Candidates(proposed.tokens, probs.cummin(1).values.expand_as(proposed.probs))
+
+    def calibrated(self, accuracies: list[list[float]]) -> None:
+        self.accuracies = accuracies

@@ -7,7 +7,8 @@ from itertools import zip_longest
 from time import perf_counter
 from typing import ParamSpec, Protocol, TypeVar, cast
 
-Parameters, Result = ParamSpec("Parameters"), TypeVar("Result")
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 PHASES = ("prefill", "draft", "target", "accept")

@@ -88,7 +88,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         self.tokenizer, self.transformer, self.codec = tokenizer, transformer, codec
         self.voices, self.drafter, self.temperature = voices, drafter, temperature
         self.tokens_per_phoneme, self.longest_sentence = tokens_per_phoneme, longest_sentence
-        self.silence, self.interleaved = sorted(silence or ()), interleaved
+        self.silence, self.interleaved = frozenset(silence or ()), interleaved
         self._begin()
 
     @classmethod
@@ -105,7 +105,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         return parts
 
     def describe_parts(self) -> dict[str, Any]:
-        return {"codec": registry.describe(self.codec)}
+        return {"silence": sorted(self.silence), "codec": registry.describe(self.codec)}
 
     def save_parts(self, folder: Path, **options: Any) -> None:
         self.tokenizer.save_pretrained(folder / "tokenizer")
@@ -167,12 +167,12 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             length, frozenset({self.end}), lambda row, tokens: bool(self.stall.reason(self.codes(tokens[-window:])))
         )
 
-    @cached_property
+    @property
     def stall(self) -> StallDetector:
         """What notices that a sentence goes on in silence or in circles."""
         codec = self.codec
         window = round(STALL * codec.sampling_rate * codec.frame_tokens / codec.frame_samples)
-        return StallDetector(window, frozenset(self.silence))
+        return StallDetector(window, self.silence)
 
     @property
     def spare_tokens(self) -> int:

@@ -143,7 +143,7 @@ async def prime(parts: AsyncIterator[Part]) -> AsyncIterator[Part]:
                 raise  # sound that is cut short must not look whole
             expected = isinstance(error, MmspecError)
             body = error_response(error if expected else Refusal(500, FAILED)).body
-            yield f"data: {bytes(body).decode()}\n\n"
+            yield f"data: {bytes(body).decode()}\n\n"  # type: ignore[misc]
             if not expected:
                 raise
 

@@ -1,90 +1,94 @@
 """Sequences and target features for drafter training, from data and from the target's own samples."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
+from mmspec.drafters.examples import Example, PromptFeatures
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.files import write_atomically
-from mmspec.targets.causal import CausalTarget, Prompts
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """`tokens[n, :lengths[n]]` of one sequence and `features[n, stream]` that predicted each of them (conditional, unconditional).
-
-    `seeds` are those of the sampling noise; -1 marks a sequence that comes from data.
-    """
-
-    tokens: Tensor
-    features: Tensor
-    lengths: list[int]
-    seeds: list[int]
-    guidance: list[float]
-
-    def rows(self, chosen: list[int]) -> "Captured":
-        """Some of the sequences, features in float32."""
-        lengths, seeds = ([values[row] for row in chosen] for values in (self.lengths, self.seeds))
-        return Captured(
-            self.tokens[chosen], self.features[chosen].float(), lengths, seeds, [self.guidance[row] for row in chosen]
-        )
+from mmspec.targets.base import Prompts, Target
 
 
 @torch.inference_mode()
-def features_of(target: CausalTarget, prompts: list[list[int]], tokens: list[Tensor]) -> list[Tensor]:
-    """Hidden states that predicted each token of each row given its prompt: `position width` per row."""
-    longest = max(len(prompt) + len(row) - 1 for prompt, row in zip(prompts, tokens, strict=True))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=target.device)
-    for row, (prompt, found) in enumerate(zip(prompts, tokens)):
-        given = torch.tensor(prompt)
-        ids[row, : len(prompt) + len(found) - 1] = torch.cat(
-            [given, target.model_ids(given, found[:-1].to(target.device)).cpu()]
-        ).to(target.device)
-    hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return [hidden[row, len(prompt) - 1 :][: len(found)] for row, (prompt, found) in enumerate(zip(prompts, tokens))]
+def read_features(
+    target: Target,
+    prompts: Prompts,
+    tokens: Sequence[Tensor],
+    seeds: Sequence[int],
+    greedy: bool = False,
+    with_prompts: bool = False,
+) -> list[Example]:
+    """One example for each row of prompts and its tokens; features are read in one pass, in the target's dtype."""
+    rows = len(tokens)
+    read = [
+        target.model_ids(torch.tensor(prompt), row.to(target.device)).tolist()
+        for prompt, row in zip(prompts.conditional, tokens, strict=True)
+    ]
+    branches = [part for part in (prompts.conditional, prompts.unconditional) if part]
+    whole = [[prompt + ids for prompt, ids in zip(branch, read, strict=True)] for branch in branches]
+    unconditional = whole[1] if len(whole) > 1 else None
+    state = target.prefill(replace(prompts, conditional=whole[0], unconditional=unconditional), 1, True)
+    examples = []
+    for row, generated in enumerate(tokens):
+        hidden = [state.prompt_hidden[branch * rows + row][1] for branch in range(len(branches))]
+        # The hidden state before a token predicted it; prompts of the branches differ in length.
+        features = torch.stack([states[len(states) - len(generated) :] for states in hidden]).cpu()
+        prompt = None
+        if with_prompts:
+            embeds, length = state.prompt_hidden[row][0], len(prompts.conditional[row])
+            is_text = embeds.is_text[:length].cpu()
+            visual = embeds.vectors[:length][~embeds.is_text[:length]].cpu()
+            ids = torch.tensor(prompts.conditional[row])
+            prompt = PromptFeatures(ids, hidden[0][: length - 1].cpu(), is_text, visual)
+        examples.append(Example(generated.cpu(), features, seeds[row], greedy, prompts.guidance, prompt))
+    return examples
 
 
 def capture(
-    target: CausalTarget,
-    asked: Iterable[Prompts],
+    target: Target,
+    prompts: Iterable[tuple[Prompts, bool]],
     stop: Stop,
-    given: Iterable[tuple[Prompts, list[Tensor]]],
+    data: Iterable[tuple[Prompts, list[Tensor]]],
     cache: Path,
-) -> Captured:
-    """The target's own samples at T = 1 for every batch of `asked`, and the sequences of `given`; features of all streams."""
+    with_prompts: bool = False,
+) -> list[Example]:
+    """The target's own answers to batches of prompts, sampled at T = 1 or greedy, and the sequences of `data`.
+
+    `prompts` says of each batch whether it is sampled. Written to `cache`, and read from it if it is there.
+    """
     if cache.exists():
-        return Captured(**torch.load(cache, weights_only=True))
-    tokens: list[Tensor] = []
-    features: list[Tensor] = []
-    seeds: list[int] = []
-    guidance: list[float] = []
+        return load_examples(cache)
+    examples: list[Example] = []
+    for batch, sampled in track(list(prompts), "generating sequences"):
+        rows = len(batch.conditional)
+        seeds = list(range(len(examples), len(examples) + rows))
+        guided = batch if batch.guidance != 1 or batch.unconditional is None else replace(batch, unconditional=None)
+        sampling = SamplingOptions(1.0 if sampled else 0.0)
+        tokens = generate(target, guided, rows, stop, sampling=sampling, seeds=seeds).tokens
+        noise = seeds if sampled else [-1] * rows
+        parts = [torch.tensor(row) for row in tokens]
+        examples += read_features(target, batch, parts, noise, not sampled, with_prompts)
+    for batch, parts in track(list(data), "reading sequences"):
+        examples += read_features(target, batch, parts, [-1] * len(parts), with_prompts=with_prompts)
+    save_examples(examples, cache)
+    return examples
 
-    def keep(prompts: Prompts, found: list[Tensor], noise: list[int]) -> None:
-        streams = [features_of(target, part, found) for part in (prompts.conditional, prompts.unconditional) if part]
-        features.extend(torch.stack(parts).cpu() for parts in zip(*streams, strict=True))
-        tokens.extend(found)
-        seeds.extend(noise)
-        guidance.extend([prompts.guidance] * len(found))
 
-    for prompts in track(list(asked), "sampling sequences"):
-        rows = list(range(len(seeds), len(seeds) + len(prompts.conditional)))
-        streams = prompts if prompts.guidance != 1 else Prompts(prompts.conditional)
-        done = generate(target, streams, len(rows), stop, sampling=SamplingOptions(), seeds=rows)
-        keep(prompts, [torch.tensor(row) for row in done.tokens], rows)
-    for prompts, codes in track(list(given), "reading sequences"):
-        keep(prompts, codes, [-1] * len(codes))
-    lengths = [len(row) for row in tokens]
-    padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-    seen = features[0].new_zeros(len(tokens), len(features[0]), padded.shape[1], features[0].shape[2])
-    for row, part in enumerate(features):
-        seen[row, :, : part.shape[1]] = part
-    found = Captured(padded, seen, lengths, seeds, guidance)
-    write_atomically(
-        cache, lambda partial: torch.save({part.name: getattr(found, part.name) for part in fields(found)}, partial)
-    )
-    return found
+def save_examples(examples: Sequence[Example], path: Path) -> None:
+    """Write examples as plain tensors and numbers."""
+    rows = [asdict(example) for example in examples]
+    write_atomically(path, lambda partial: torch.save(rows, partial))
+
+
+def load_examples(path: Path) -> list[Example]:
+    """Read what `save_examples` wrote."""
+    return [
+        Example(**row | {"prompt": PromptFeatures(**row["prompt"]) if row["prompt"] else None})
+        for row in torch.load(path, weights_only=True)
+    ]

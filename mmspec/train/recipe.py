@@ -1,6 +1,7 @@
 """`mmspec train`: a recipe in YAML rebuilds a model folder, stage by stage, from nothing."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,56 +15,72 @@ from mmspec.errors import MmspecError, unknown
 from mmspec.train.run import Run
 
 console = Console(stderr=True)
-TASKS = {
-    "text-to-image": "recipes.emoji_64.stages",
-    "text-to-speech": "recipes.wren_86.stages",
-    "image-text-to-text": "recipes.magpie_135.stages",
-}
+
+
+def find_recipes(recipe: Path) -> ModuleType:
+    """The package `recipes`, which a checkout has beside `models` and a wheel lacks."""
+    folders = [*recipe.resolve().parents, Path.cwd(), Path(__file__).resolve().parents[2]]
+    folder = next((folder for folder in folders if (folder / "recipes" / "__init__.py").is_file()), None)
+    if folder is None:
+        raise MmspecError(
+            f"{recipe} needs the package `recipes`, which is not part of the wheel: run it from a checkout of mmspec"
+        )
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    return import_module("recipes")
 
 
 def read(path: Path) -> tuple[dict, ModuleType]:
-    """A recipe as data, and the module that has its stages."""
+    """A recipe as data, and the module that has its stages: its `module`, or by its `task` in recipes of before."""
     if not path.is_file():
         raise MmspecError(f"no recipe at {path}: give the path of a recipe.yaml, such as models/emoji-64/recipe.yaml")
     try:
-        found = yaml.safe_load(path.read_text()) or {}
+        settings = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise MmspecError(f"{path} is not valid YAML: {error}") from None
-    task = found.pop("task", "text-to-image")
-    if task not in TASKS:
-        raise unknown("task", task, TASKS)
-    stages = import_module(TASKS[task])
-    missing = [key for key in stages.NEEDED if key not in found]
+    by_task: dict[str, str] = find_recipes(path).BY_TASK
+    task = settings.pop("task", "text-to-image")
+    name = settings.pop("module", None)
+    if name is None and task not in by_task:
+        raise unknown("task", task, by_task)
+    try:
+        stages = import_module(name or by_task[task])
+    except ImportError as error:
+        if error.name != (name or by_task[task]) and isinstance(error, ModuleNotFoundError):
+            raise
+        raise MmspecError(f"{path}: module {name} does not load: {error}") from None
+    missing = [key for key in stages.NEEDED if key not in settings]
     if missing:
         raise MmspecError(f"{path} lacks {', '.join(missing)}: see models/emoji-64/recipe.yaml")
-    if found["pipeline"].get("end_of_row"):
-        raise MmspecError(f"{path}: training makes no end-of-row tokens: set pipeline.end_of_row to false")
-    return found, stages
+    stages.check(settings, path)
+    return settings, stages
 
 
 def train(
     recipe: Path, work: Path, out: Path | None = None, device: str | None = None, stages: Sequence[str] = ()
 ) -> Path:
-    """Run the stages of a recipe (a file, or a folder that holds recipe.yaml) in order, all or those named (`drafters.hawk` trains that one alone), and return the model folder.
+    """Run the stages of a recipe (a file, or a folder that holds recipe.yaml) in order, and return the model folder.
 
-    Each stage resumes from its checkpoint in `work`. The model goes to `work/model` if `out` is not given.
+    All stages run, or those named; `drafters.hawk` trains that drafter alone. Each stage resumes from its checkpoint in
+    `work`. The model goes to `work/model` if `out` is not given.
     """
     recipe = recipe / "recipe.yaml" if recipe.is_dir() else recipe
-    settings, known = read(recipe)
-    parts = {*known.STAGES, *(f"drafters.{name}" for name in settings["drafters"])}
+    settings, module = read(recipe)
+    parts = {*module.STAGES, *(f"drafters.{name}" for name in settings["drafters"])}
     for stage in stages:
         if stage not in parts:
             raise unknown("stage", stage, parts)
     if device and torch.device(device).index:
         raise MmspecError(
-            f"training does not choose among GPUs: set CUDA_VISIBLE_DEVICES={torch.device(device).index} and use --device cuda"
+            f"training does not choose among GPUs: set CUDA_VISIBLE_DEVICES={torch.device(device).index} and use "
+            "--device cuda"
         )
     run = Run(settings, work, out or work / "model", device)
     run.work.mkdir(parents=True, exist_ok=True)
-    for stage in stages or known.STAGES:
+    for stage in stages or module.STAGES:
         name, _, part = stage.partition(".")
         console.rule(stage)
-        known.drafters(run, part) if part else known.STAGES[name](run)
+        module.drafters(run, part) if part else module.STAGES[name](run)
     if recipe.resolve() != (run.out / "recipe.yaml").resolve():
         shutil.copyfile(recipe, run.out / "recipe.yaml")
     console.print(f"model in {run.out}")

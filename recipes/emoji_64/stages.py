@@ -3,16 +3,19 @@
 import json
 import random
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 
+from mmspec.drafters.examples import Example
 from mmspec.engine.loop import Stop
 from mmspec.files import write_atomically
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.targets.causal import Prompts
-from mmspec.train.capture import Captured, capture
+from mmspec.train.capture import capture
 from mmspec.train.drafter import train_drafters
 from mmspec.train.run import Run
 from recipes.emoji_64.data import BACKGROUNDS, CATEGORIES, Picture, build, caption
@@ -99,55 +102,64 @@ def target(run: Run) -> None:
     (run.out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def asked(data: CodeSet, encode: Callable[[str], list[int]], count: int, batch: int) -> Iterator[Prompts]:
-    """Prompts as users write them, each guidance in turn: any training name, style and background."""
+def prompts_to_sample(
+    data: CodeSet, encode: Callable[[str], list[int]], count: int, batch: int
+) -> Iterator[tuple[Prompts, bool]]:
+    """Prompts as users write them, each guidance in turn: any training name, style and background; all are sampled."""
     empty = encode("")
     for start in range(0, count, batch):
-        chance = random.Random(start)
-        found = []
+        rng = random.Random(start)
+        rows = []
         for _ in range(min(batch, count - start)):
-            picture = chance.choice(data.pictures)
-            colour = "white" if chance.random() < 0.6 else chance.choice(list(BACKGROUNDS))
-            found.append(encode(caption(picture.name, picture.style, colour)))
-        yield Prompts(found, [empty] * len(found), GUIDANCES[start // batch % len(GUIDANCES)])
+            picture = rng.choice(data.pictures)
+            colour = "white" if rng.random() < 0.6 else rng.choice(list(BACKGROUNDS))
+            rows.append(encode(caption(picture.name, picture.style, colour)))
+        yield Prompts(rows, [empty] * len(rows), GUIDANCES[start // batch % len(GUIDANCES)]), True
 
 
-def given(
+def training_pictures(
     data: CodeSet, encode: Callable[[str], list[int]], count: int, batch: int
 ) -> Iterator[tuple[Prompts, list[torch.Tensor]]]:
     """Training pictures and their prompts."""
-    chance, empty = random.Random(0), encode("")
+    rng, empty = random.Random(0), encode("")
     for start in range(0, count, batch):
-        places = [
-            (chance.randrange(len(data.pictures)), chance.randrange(data.codes.shape[1]))
+        chosen = [
+            (rng.randrange(len(data.pictures)), rng.randrange(data.codes.shape[1]))
             for _ in range(min(batch, count - start))
         ]
-        found = [
-            encode(caption(data.pictures[i].name, data.pictures[i].style, data.backgrounds[i][v])) for i, v in places
+        rows = [
+            encode(caption(data.pictures[i].name, data.pictures[i].style, data.backgrounds[i][variant]))
+            for i, variant in chosen
         ]
-        yield Prompts(found, [empty] * len(found)), [data.codes[i, v].long() for i, v in places]
+        yield Prompts(rows, [empty] * len(rows)), [data.codes[i, variant].long() for i, variant in chosen]
 
 
-def captured(run: Run) -> Captured:
+def captured(run: Run) -> list[Example]:
     """Features of sampled and of true sequences, made once for all drafters."""
     stage = run.recipe["capture"]
-    text, coded = code_set(run)
-    goal = pipeline(run).target
-    goal.min_query_len = 1
+    text, data = code_set(run)
+    target = pipeline(run).target
+    target.min_query_len = 1
 
     def encode(prompt: str) -> list[int]:
         return text(prompt).input_ids
 
-    sampled, taken = (
-        asked(coded, encode, stage["sampled"], stage["batch"]),
-        given(coded, encode, stage["taken"], stage["batch"]),
-    )
-    return capture(goal, sampled, Stop(goal.grid.tokens), taken, run.file("captured", goal.weights_hash, stage))
+    sampled = prompts_to_sample(data, encode, stage["sampled"], stage["batch"])
+    pictures = training_pictures(data, encode, stage["taken"], stage["batch"])
+    path = run.file("captured", target.weights_hash, stage)
+    return capture(target, sampled, Stop(target.grid.tokens), pictures, path)
 
 
 def drafters(run: Run, only: str | None = None) -> None:
     """Train the drafters and calibrate them."""
-    train_drafters(run, pipeline(run).target, captured(run), only)
+    examples = cache(lambda own: captured(run))
+    train_drafters(run, pipeline(run).target, examples, only)
+
+
+def check(settings: dict, path: Path) -> None:
+    """Raise MmspecError for settings that these stages do not support."""
+    if settings["pipeline"].get("end_of_row"):
+        raise MmspecError(f"{path}: training makes no end-of-row tokens: set pipeline.end_of_row to false")
 
 
 STAGES = {"data": data, "tokenizer": tokenizer, "target": target, "drafters": drafters}

@@ -2,9 +2,9 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel, SiglipVisionConfig
 
+from mmspec.drafters.examples import Example
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.files import write_atomically
 from mmspec.pipelines import quantized as blocks
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 from mmspec.targets.causal import CausalTarget, Prompts
+from mmspec.targets.vision_language import VisualPrompts
+from mmspec.train.capture import capture
+from mmspec.train.drafter import train_drafters
 from mmspec.train.loop import fit, optimizers
-from mmspec.train.msd import Chat, Recorded, record, train_msd
 from mmspec.train.run import Run
 from recipes.emoji_64.data import build
 from recipes.magpie_135 import smollm
@@ -33,6 +36,12 @@ from recipes.magpie_135.dialogue import IMAGE, Encoded, encode, processor
 from recipes.magpie_135.vision import align, pixels, train_tower
 
 console = Console(stderr=True)
+
+# Questions and answers in turn, the picture, and whether the last answer came to its end.
+Chat = tuple[tuple[tuple[str, str], ...], Tensor | None, bool]
+
+# Most tokens of an answer that is captured.
+LONGEST_ANSWER = 160
 
 # What a model is asked without a picture, so that it keeps what it knew: about words of the picture set, places, and the world at large.
 WORDS = (
@@ -336,35 +345,59 @@ def pipeline(run: Run) -> ImageTextToTextPipeline:
     )
 
 
-def recorded(run: Run, pipe: ImageTextToTextPipeline, own: bool) -> Recorded:
+def captured(run: Run, pipe: ImageTextToTextPipeline, own: bool) -> list[Example]:
     """Chats with the target's own answers, or with those of the data, and its features; made once for all drafters."""
-    stage, place, chance = run.recipe["capture"], studio(run), random.Random(3)
-    known, text = pipe.processor, spoken(run, pipe.processor)
-    chance.shuffle(text)
+    stage, scenes, rng = run.recipe["capture"], studio(run), random.Random(3)
+    processor, text = pipe.processor, spoken(run, pipe.processor)
+    rng.shuffle(text)
     chats: list[Chat] = []
     for number in range(stage["pictured"] + stage["text"]):
         if number < stage["text"]:
             question, answer, ended = text[number % len(text)]
             chats.append((((question, answer),), None, ended))
         else:
-            scene = place.scene(chance, False)
-            chats.append((tuple(place.talk(scene, chance, 2)), pixels([place.draw(scene, chance)])[0], True))
-    chance.shuffle(chats)
-    return record(
+            scene = scenes.scene(rng, False)
+            chats.append((tuple(scenes.talk(scene, rng, 2)), pixels([scenes.draw(scene, rng)])[0], True))
+    rng.shuffle(chats)
+    parts = [chats[start : start + stage["batch"]] for start in range(0, len(chats), stage["batch"])]
+    pipe.target.min_query_len = 1
+    prompts = [encode_questions(processor, part) for part in parts]
+    return capture(
         pipe.target,
-        known,
-        pipe.ends,
-        chats,
-        stage["batch"],
-        own,
-        run.file("recorded", pipe.target.weights_hash, stage, own),
+        [(batch, number % 2 == 1) for number, batch in enumerate(prompts)] if own else [],
+        Stop(LONGEST_ANSWER, pipe.ends),
+        [] if own else [(batch, encode_answers(processor, part, batch)) for batch, part in zip(prompts, parts)],
+        run.file("captured", pipe.target.weights_hash, stage, own),
+        with_prompts=True,
     )
+
+
+def encode_questions(processor: LlavaProcessor, chats: Sequence[Chat]) -> VisualPrompts:
+    """Chats up to their last answer."""
+    images = [{} if picture is None else {"pixel_values": picture[None]} for _, picture, _ in chats]
+    rows = [encode(processor, [*turns[:-1], (turns[-1][0], "")], picture is not None) for turns, picture, _ in chats]
+    return VisualPrompts([row.ids for row in rows], images=images)
+
+
+def encode_answers(processor: LlavaProcessor, chats: Sequence[Chat], questions: VisualPrompts) -> list[Tensor]:
+    """The data's last answers; a newline that follows the end of an answer is left out."""
+    answers = []
+    for (turns, picture, ended), prompt in zip(chats, questions.conditional, strict=True):
+        ids = encode(processor, turns, picture is not None, ended).ids
+        answers.append(torch.tensor(ids[len(prompt) : -1 if ended else None]))
+    return answers
 
 
 def drafters(run: Run, only: str | None = None) -> None:
     """Train MSD and its ablations."""
     pipe = pipeline(run)
-    train_msd(run, pipe.target, partial(recorded, run, pipe), only)
+    train_drafters(run, pipe.target, cache(partial(captured, run, pipe)), only)
+
+
+def check(settings: dict, path: Path) -> None:
+    """All settings are supported. Drafters are of kind msd in recipes of before."""
+    for stage in settings["drafters"].values():
+        stage.setdefault("kind", "msd")
 
 
 STAGES = {"data": data, "vision": vision, "target": target, "drafters": drafters}

@@ -3,7 +3,8 @@
 import json
 import random
 from collections import Counter
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -12,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from mmspec import zoo
 from mmspec.codecs.mel import HOP, RATE, MelCodec
+from mmspec.drafters.examples import Example
 from mmspec.files import write_atomically
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.targets.causal import Prompts
-from mmspec.train.capture import Captured, capture
+from mmspec.train.capture import capture
 from mmspec.train.drafter import train_drafters
 from mmspec.train.run import Run
 from recipes.wren_86.codec import encode_utterances, mels, train_codec
@@ -134,42 +136,51 @@ def pipeline(run: Run) -> TextToSpeechPipeline:
     return TextToSpeechPipeline.from_pretrained(run.out.absolute(), torch_dtype=torch.bfloat16).to(run.device or "cpu")
 
 
-def spliced(chance: random.Random, texts: list[str]) -> str:
+def spliced(rng: random.Random, texts: list[str]) -> str:
     """The first half of one text and the second half of another, cut between words."""
-    first, second = (chance.choice(texts).split(" ") for _ in range(2))
+    first, second = (rng.choice(texts).split(" ") for _ in range(2))
     return " ".join([*first[: (len(first) + 1) // 2], *second[(len(second) + 1) // 2 :]])
 
 
-def captured(run: Run) -> Captured:
+def captured(run: Run) -> list[Example]:
     """Features of sampled and of true sequences, made once for all drafters.
 
     Samples follow texts that the target has not seen, as those of its users will be: it is surer of the ones that it has.
     """
-    stage, goal = run.recipe["capture"], pipeline(run)
-    goal.target.min_query_len = 1
-    chance = random.Random(0)
-    found = [(said, one) for said, one in spoken(run)[0] if not said.held_out]
-    texts = sorted((spliced(chance, [said.phonemes for said, _ in found]) for _ in range(stage["sampled"])), key=len)
-    taken = sorted((chance.choice(found)[1] for _ in range(stage["taken"])), key=lambda one: len(one.tokens))
+    stage, pipe = run.recipe["capture"], pipeline(run)
+    pipe.target.min_query_len = 1
+    rng = random.Random(0)
+    training = [(utterance, sequence) for utterance, sequence in spoken(run)[0] if not utterance.held_out]
+    phonemes = [utterance.phonemes for utterance, _ in training]
+    texts = sorted((spliced(rng, phonemes) for _ in range(stage["sampled"])), key=len)
+    taken = sorted((rng.choice(training)[1] for _ in range(stage["taken"])), key=lambda row: len(row.tokens))
 
     def batches(rows: list) -> list[list]:
         """Rows of a batch end at about the same time."""
         parts = [rows[start : start + stage["batch"]] for start in range(0, len(rows), stage["batch"])]
-        chance.shuffle(parts)
+        rng.shuffle(parts)
         return parts
 
-    asked = [
-        Prompts([goal.encode([text], chance.choice(goal.voices)).conditional[0] for text in part])
+    sampled = [
+        (Prompts([pipe.encode([text], rng.choice(pipe.voices)).conditional[0] for text in part]), True)
         for part in batches(texts)
     ]
-    given = [(Prompts([one.prompt for one in part]), [one.tokens.long() for one in part]) for part in batches(taken)]
-    stop = goal.stop(max(len(one.tokens) for _, one in found))
-    return capture(goal.target, asked, stop, given, run.file("captured", goal.target.weights_hash, stage))
+    data = [(Prompts([row.prompt for row in part]), [row.tokens.long() for row in part]) for part in batches(taken)]
+    stop = pipe.stop(max(len(sequence.tokens) for _, sequence in training))
+    return capture(pipe.target, sampled, stop, data, run.file("captured", pipe.target.weights_hash, stage))
 
 
 def drafters(run: Run, only: str | None = None) -> None:
     """Train the drafters and calibrate them; VADUSA's heads come from the target's own training."""
-    train_drafters(run, pipeline(run).target, captured(run), only, run.work / "heads.pt")
+    examples = cache(lambda own: captured(run))
+    train_drafters(run, pipeline(run).target, examples, only)
+
+
+def check(settings: dict, path: Path) -> None:
+    """All settings are supported. VADUSA begins with the heads of the target in recipes of before, too."""
+    for stage in settings["drafters"].values():
+        if stage.get("kind") == "vadusa":
+            stage.setdefault("initial", "heads.pt")
 
 
 STAGES = {"data": data, "codec": codec, "target": target, "drafters": drafters}

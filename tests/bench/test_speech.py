@@ -164,18 +164,18 @@ def test_plain_decoding_at_its_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
             stats.total += {1: 3.0, 2: 1.0, 4: 2.0}[target.min_query_len] + (10.0 if next(turns) % 4 == 1 else 0.0)
             yield
 
-    monkeypatch.setattr(contest, "stream", rounds)
+    monkeypatch.setattr(suite, "stream", rounds)
     suite.choose_min_query_len(target, Prompts([[1]]), 1)
     assert target.min_query_len == 2 and next(turns) == 15
 
 
 def test_nothing_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No audio at all is an error and no real-time factor."""
-    monkeypatch.setattr(speech, "voiced", lambda pipe, tokens: (0.0, 0.0))
+    monkeypatch.setattr(speech, "decode_audio", lambda pipe, tokens: (0.0, 0.0))
     with pytest.raises(
         MmspecError, match="AR, our loop: the model said nothing; give more --prompts or another --seed"
     ):
-        speech.contest(model, "fp32", "cpu", 1, 1, 0, speech.CASES[:1])
+        speech.run_setting(model, "fp32", "cpu", 1, 1, 0, speech.CASES[:1])
 
 
 @pytest.fixture(scope="module")

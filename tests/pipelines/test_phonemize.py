@@ -1,19 +1,17 @@
 """From text to phonemes: numbers and abbreviations, sentences and pauses, what cannot be said, and the text of every error."""
 
-import io
 import subprocess
 import sys
 import time
 import unicodedata
 import warnings
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmspec.errors import MmspecError
-from mmspec.pipelines.phonemize import CLAUSE, PARAGRAPH, SENTENCE, SILENT, WORD, Phonemizer, source
+from mmspec.pipelines.phonemize import CLAUSE, PARAGRAPH, SENTENCE, SILENT, WORD, PhonemizedText, Phonemizer
 
 pytest.importorskip("hibari")
 
@@ -30,7 +28,7 @@ def reader() -> Phonemizer:
     return Phonemizer()
 
 
-def texts(reading: Reading) -> list[str]:
+def texts(reading: PhonemizedText) -> list[str]:
     return [sentence.text for sentence in reading.sentences]
 
 
@@ -334,30 +332,3 @@ def test_any_text(reader: Phonemizer, text: str) -> None:
         assert sentence.text and not SILENT.issuperset(sentence.phonemes)
         assert reader.alphabet.issuperset(sentence.phonemes) and len(sentence.phonemes) <= reader.longest
         assert sentence.pause in (PARAGRAPH, SENTENCE, CLAUSE, WORD)
-
-
-def test_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text itself, a file with or without a byte-order mark, or standard input."""
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfna\xc3\xafve\r\n")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("café".encode()), "ascii"))
-    assert source("", None) == "" and source("hello", None) == "hello"
-    assert source(None, tmp_path / "a.txt") == "naïve\r\n" and source(None, Path("-")) == "café"
-
-
-def test_source_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong with a source, and where."""
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "utf16.txt").write_text("hello", "utf-16")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
-    for text, name, words in (
-        ("hello", "a.txt", "a text and the file .*a.txt are both given: give one"),
-        (None, None, "no text is given: give it in quotes, or a file, or - as the file for standard input"),
-        (None, "gone.txt", "cannot read .*gone.txt: No such file or directory; give a text file"),
-        (None, ".", "cannot read .*: Is a directory; give a text file"),
-        (None, "latin.txt", r"latin.txt is not UTF-8 text \(byte 3\): save it as UTF-8"),
-        (None, "utf16.txt", r"utf16.txt is not UTF-8 text \(byte 0\): save it as UTF-8"),
-    ):
-        with pytest.raises(MmspecError, match=words):
-            source(text, name and tmp_path / name)
-    with pytest.raises(MmspecError, match=r"standard input is not UTF-8 text \(byte 0\)"):
-        source(None, Path("-"))

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ import mmspec
 from mmspec import drafters, zoo
 from mmspec.codecs.hub import HubCodec
 from mmspec.codecs.mel import MelCodec
+from mmspec.drafters.base import Drafter
 from mmspec.drafters.jacobi import JacobiDrafter
 from mmspec.drafters.none import NoDrafter
 from mmspec.drafters.vadusa import VadusaDrafter
@@ -26,7 +28,7 @@ from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.targets.speech import SpeechTarget
-from mmspec.train.capture import features_of
+from mmspec.train.capture import read_features
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -61,7 +63,7 @@ def force(monkeypatch: pytest.MonkeyPatch):
 
         def guide(self, state, logits, places):
             mixed = honest(self, state, logits, places)
-            if prompt not in (None, len(state.prompts[0])):
+            if prompt not in (None, len(state.prompt_ids[0])):
                 return mixed
             return mixed.masked_fill(torch.arange(self.vocabulary_size) != token, -torch.inf)
 
@@ -338,15 +340,13 @@ def test_interrupt_at_the_end_hides_nothing(pipe) -> None:
     assert pipe(TEXT, seed=4, drafter=Knows(known, pipe.end), callback=watch).ended == ["end"]
 
 
-class Knows:
+class Knows(Drafter):
     """A drafter that guesses all of the rest in one round."""
 
-    name, needs_features = "knows", False
+    name = "knows"
 
     def __init__(self, tokens: list[int], end: int):
         self.answer, self.max_nodes = [*tokens, end], len(tokens) + 1
-
-    def start(self, target, state, sampling, drawn) -> None: ...
 
     def draft(self, state, noise, limit):
         from mmspec.engine.tree import chain
@@ -711,7 +711,7 @@ def mixed(pipe) -> TextToSpeechPipeline:
 
 def said(mixed, **how) -> list[int]:
     """What the model says of one text, marks and end too, in plain decoding."""
-    prompts, stop = mixed.rows([{"prompt": TEXT, "voice": "ada"}])
+    prompts, stop = mixed.encode_examples([{"prompt": TEXT, "voice": "ada"}])
     return generate(mixed.target, prompts, 1, stop, **how).tokens[0]
 
 
@@ -743,7 +743,7 @@ def test_interleaved(mixed, temperature: float, penalty: float) -> None:
 def test_interleaved_law(mixed) -> None:
     """As many marks as phonemes, and only then the end; a batch of different texts gives what each gives alone, with drafts too."""
     texts = [TEXT, "And you?", "I am fine, thank you."]
-    prompts, stop = mixed.rows([{"prompt": text, "voice": "ben"} for text in texts])
+    prompts, stop = mixed.encode_examples([{"prompt": text, "voice": "ben"} for text in texts])
     stop = replace(stop, length=400)
     alone = [
         generate(mixed.target, prompts.select(slice(i, i + 1), 1.0), 1, stop, seeds=[i]).tokens[0] for i in range(3)
@@ -757,21 +757,22 @@ def test_interleaved_law(mixed) -> None:
 def test_interleaved_reads_its_phonemes(mixed) -> None:
     """What the model reads in a mark's place is the phoneme that begins: greedy decoding is that of `transformers.generate` over the ids
     themselves, and one pass over all of them gives the same features."""
-    prompts, stop = mixed.rows([{"prompt": TEXT, "voice": "ada"}])
+    prompts, stop = mixed.encode_examples([{"prompt": TEXT, "voice": "ada"}])
     greedy = said(mixed, sampling=SamplingOptions(0.0))
     start, target = len(prompts.conditional[0]), mixed.target
     law: dict = dict(
-        max_new_tokens=stop.length, do_sample=False, eos_token_id=target.offset + mixed.end, pad_token_id=0
+        max_new_tokens=stop.length, do_sample=False, eos_token_id=int(target.vocabulary[mixed.end]), pad_token_id=0
     )
     ids = mixed.transformer.generate(
-        torch.tensor(prompts.conditional), logits_processor=[target.processor(start)], **law
+        torch.tensor(prompts.conditional), logits_processor=[target.generate_processor(start)], **law
     )[0]
-    assert ids[start:].tolist() == target.sequence(torch.tensor(prompts.conditional[0]), torch.tensor(greedy)).tolist()
-    assert [i for i in ids[start:].tolist() if i < target.offset] == prompts.conditional[0][2:-1] and greedy[
+    assert ids[start:].tolist() == target.model_ids(torch.tensor(prompts.conditional[0]), torch.tensor(greedy)).tolist()
+    assert [i for i in ids[start:].tolist() if i in target.phonemes] == prompts.conditional[0][2:-1] and greedy[
         -1
     ] == mixed.end
     codes = torch.tensor([token < mixed.end for token in greedy])
-    best = target.logits(features_of(target, prompts.conditional, [torch.tensor(greedy)])[0])[:, : mixed.end].argmax(1)
+    [example] = read_features(target, prompts, [torch.tensor(greedy)], [-1])
+    best = target.logits(example.features[0])[:, : mixed.end].argmax(1)
     assert codes.sum() > 10 and (best[codes] == torch.tensor(greedy)[codes]).all()
 
 
@@ -807,13 +808,40 @@ def test_interleaved_is_saved(mixed, hub, tmp_path: Path) -> None:
 class Clicks:
     """Somebody's own codec: a click for every token."""
 
-    sampling_rate, vocabulary, frame_tokens, frame_samples, context = 100, 32, 1, 4, (0, 0)
+    sampling_rate, vocabulary_size, frame_tokens, frame_samples, context = 100, 32, 1, 4, (0, 0)
 
     def encode(self, audio, sampling_rate):
         raise NotImplementedError
 
     def decode(self, tokens):
-        return torch.nn.functional.pad(tokens[..., None] / 32, (0, 3)).flatten(1)
+        return torch.nn.functional.pad(tokens[..., None] * self.loudness / 32, (0, 3)).flatten(1)
+
+    def to(self, device):
+        return self
+
+    loudness = 1.0
+
+
+class SavedClicks(Clicks):
+    """The same, of a kind that other packages could register."""
+
+    kind = "clicks"
+
+    def __init__(self, loudness: float = 1.0):
+        self.loudness = loudness
+
+    @property
+    def options(self) -> dict:
+        return {"loudness": self.loudness}
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, **options) -> "SavedClicks":
+        assert (folder / "config.json").is_file()
+        return cls(**options)
 
 
 def test_own_codec(pipe, tmp_path: Path) -> None:
@@ -826,6 +854,19 @@ def test_own_codec(pipe, tmp_path: Path) -> None:
     ):
         own.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+def test_own_codec_is_saved(pipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A codec of a registered kind round-trips with the model, its options too."""
+    from mmspec.codecs import registry
+
+    monkeypatch.setitem(registry.KINDS, "clicks", f"{__name__}:SavedClicks")
+    monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(SavedClicks=SavedClicks))
+    own = TextToSpeechPipeline(pipe.tokenizer, pipe.transformer, SavedClicks(0.5), ["ada"])
+    own.save_pretrained(tmp_path / "saved")
+    again = TextToSpeechPipeline.from_pretrained(tmp_path / "saved", torch_dtype=torch.float64)
+    assert isinstance(again.codec, SavedClicks) and again.codec.loudness == 0.5
+    assert torch.equal(again(TEXT, seed=4).audio, own(TEXT, seed=4).audio)
 
 
 @pytest.mark.gpu

@@ -1,6 +1,5 @@
 """Continuous batching: many threads at once get what each gets alone; queues, cancelling, failing, closing."""
 
-import copy
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from mmspec.engine.loop import Stop
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
+from mmspec.pipelines.endings import StallDetector
 from mmspec.serve.batcher import Batcher, Busy, Closing
 
 PROMPTS = ["a red heart", "a cat face", "a red cat, 3d style", "a heart"]
@@ -31,7 +31,7 @@ def pipe(model_folder: Path):
 
 @pytest.fixture
 def batcher(pipe):
-    pipe.runner = Batcher(pipe, rows=6, waiting=20)
+    pipe.runner = Batcher(pipe.target, pipe.folder, rows=6, waiting=20)
     yield pipe.runner
     pipe.runner.close()
 
@@ -50,11 +50,11 @@ def test_threads_get_what_they_get_alone(pipe) -> None:
     ]
     drafters = ["jacobi", "lookup", "none"]
     alone = [pipe(**one).tokens for one in asked]
-    pipe.runner = Batcher(pipe, rows=6, waiting=20)
+    pipe.runner = Batcher(pipe.target, pipe.folder, rows=6, waiting=20)
     try:
         with ThreadPoolExecutor(12) as pool:
             found = list(
-                pool.map(lambda i: list(copy.copy(pipe).stream(**asked[i], drafter=drafters[i % 3]))[-1], range(12))
+                pool.map(lambda i: list(pipe.session().stream(**asked[i], drafter=drafters[i % 3]))[-1], range(12))
             )
     finally:
         pipe.runner.close()
@@ -63,14 +63,16 @@ def test_threads_get_what_they_get_alone(pipe) -> None:
         assert part.stats.drafter == drafters[i % 3] and part.stats.tokens == 64 * len(alone[i]) and part.stats.lossless
 
 
-def test_speech_sentence_by_sentence(speech_folder: Path) -> None:
+def test_speech_sentence_by_sentence(speech_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of several sentences share passes."""
     pipe = mmspec.pipeline("text-to-speech", str(speech_folder), device="cpu", dtype="fp64")
     texts = ["Hello there, how are you? I am fine.", "Yes.", "And you? Good. Well then."]
-    pipe.stall.window = 40  # sentences have little room, and not all end by themselves
+    # Sentences have little room, and not all end by themselves.
+    short = StallDetector(40, pipe.silence)
+    monkeypatch.setattr(type(pipe), "stall", property(lambda pipe: short))
     with pytest.warns(UserWarning, match="did not end by itself"):
         alone = [pipe(text, seed=3).tokens for text in texts]
-        pipe.runner = Batcher(pipe)
+        pipe.runner = Batcher(pipe.target, pipe.folder)
         with ThreadPoolExecutor(3) as pool:
             found = list(pool.map(lambda text: pipe(text, seed=3, drafter="vadusa").tokens, texts))
         pipe.runner.close()
@@ -83,14 +85,14 @@ def test_rows_share_passes(pipe, batcher, monkeypatch: pytest.MonkeyPatch) -> No
     honest = type(pipe.target).forward
 
     def forward(self, state, tree):
-        sizes.add((state.rows, state.options["guidance"]))
+        sizes.add((state.rows, state.guidance))
         return honest(self, state, tree)
 
     monkeypatch.setattr(type(pipe.target), "forward", forward)
     with ThreadPoolExecutor(8) as pool:
         list(
             pool.map(
-                lambda i: list(copy.copy(pipe).stream(PROMPTS[i % 4], seed=i, guidance_scale=(2.0, 3.0)[i % 2])),
+                lambda i: list(pipe.session().stream(PROMPTS[i % 4], seed=i, guidance_scale=(2.0, 3.0)[i % 2])),
                 range(8),
             )
         )
@@ -107,7 +109,7 @@ def test_a_full_queue(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
         return honest(self, state, tree)
 
     monkeypatch.setattr(type(pipe.target), "forward", forward)
-    pipe.runner = Batcher(pipe, rows=1, waiting=1)
+    pipe.runner = Batcher(pipe.target, pipe.folder, rows=1, waiting=1)
     with ThreadPoolExecutor(2) as pool:
         calls = []
         for seed, load in enumerate([(1, 0), (1, 1)]):
@@ -125,7 +127,7 @@ def test_a_full_queue(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_leaving_gives_the_place_back(pipe) -> None:
     """A closed iterator's rows leave at the next round; a call that waited is taken."""
-    pipe.runner = Batcher(pipe, rows=2, waiting=4)
+    pipe.runner = Batcher(pipe.target, pipe.folder, rows=2, waiting=4)
     left = pipe.stream(PROMPTS[0], seed=1, num_images_per_prompt=2, drafter="none")
     next(left)
     left.close()
@@ -139,7 +141,7 @@ def test_what_fails_fails_alone(pipe, batcher, monkeypatch: pytest.MonkeyPatch) 
     honest = type(pipe.target).forward
 
     def forward(self, state, tree):
-        if state.options["guidance"] == 5.0:
+        if state.guidance == 5.0:
             raise RuntimeError("out of memory")
         return honest(self, state, tree)
 
@@ -191,7 +193,7 @@ def test_a_join_that_fails_midway(pipe, batcher, monkeypatch: pytest.MonkeyPatch
     with ThreadPoolExecutor(2) as pool:
         calls = []
         for _ in range(2):
-            calls.append(pool.submit(lambda: list(copy.copy(pipe).stream(PROMPTS[0], seed=1, drafter="none"))))
+            calls.append(pool.submit(lambda: list(pipe.session().stream(PROMPTS[0], seed=1, drafter="none"))))
             time.sleep(0.3)
         going.set()
         for call in calls:
@@ -205,7 +207,7 @@ def test_nothing_stays_behind(pipe, batcher) -> None:
     """Calls of many laws leave no batches, caches or drafters."""
     before = {name: set(vars(guesser)) for name, guesser in batcher.drafters.items()}
     for i in range(6):
-        list(copy.copy(pipe).stream(PROMPTS[0], seed=1, temperature=0.5 + i / 10))
+        list(pipe.session().stream(PROMPTS[0], seed=1, temperature=0.5 + i / 10))
     assert not batcher._batches and batcher.load == (0, 0)
     assert {name: set(vars(guesser)) for name, guesser in batcher.drafters.items()} == before
 
@@ -247,7 +249,7 @@ def test_closing(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         type(pipe.target), "forward", lambda self, state, tree: going.acquire(timeout=60) and honest(self, state, tree)
     )
-    pipe.runner = Batcher(pipe, rows=2, waiting=4)
+    pipe.runner = Batcher(pipe.target, pipe.folder, rows=2, waiting=4)
     running = pipe.stream(PROMPTS[0], seed=1, drafter="none")
     next(running)
     closing = threading.Thread(target=pipe.runner.close)

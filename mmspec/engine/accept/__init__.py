@@ -19,8 +19,11 @@ RULES: dict[str, type[Exact | Rejection | Tolerance | Typical]] = {
 }
 
 
-def acceptance(rule: str | AcceptanceRule) -> AcceptanceRule:
-    """A rule by name (or itself); options follow a colon: `tolerance:3`, `typical:0.3,0.09`."""
+def acceptance(rule: object) -> AcceptanceRule:
+    """A rule by name (or itself); options follow a colon: `tolerance:3`, `typical:0.3,0.09`.
+
+    Raises MmspecError for a wrong name or option, and for what is neither a name nor a rule.
+    """
     if not isinstance(rule, str):
         if isinstance(rule, AcceptanceRule):
             return rule

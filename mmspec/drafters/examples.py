@@ -1,0 +1,95 @@
+"""What drafters are trained on: sequences as the target read them, batches of them, and the terms of their losses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFeatures:
+    """A prompt of one sequence, for drafters that read prompts.
+
+    `ids` are the model's, `hidden` the hidden states of all positions but the last, and `visual` the input vectors of
+    the positions that are not text, which `is_text` tells.
+    """
+
+    ids: Int[Tensor, "position"]
+    hidden: Float[Tensor, "before_last width"]
+    is_text: Bool[Tensor, "position"]
+    visual: Float[Tensor, "visual width"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sequence: its tokens, and the hidden states that predicted each of them in every CFG branch.
+
+    `seed` is that of the sampling noise, -1 for a sequence that was not sampled; `greedy` marks one that was decoded
+    greedily. `prompt` is there for drafters that read it.
+    """
+
+    tokens: Int[Tensor, "token"]
+    features: Float[Tensor, "branch token width"]
+    seed: int = -1
+    greedy: bool = False
+    guidance: float = 1.0
+    prompt: PromptFeatures | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples padded on the right, on the target's device, features in float32."""
+
+    tokens: Int[Tensor, "row token"]
+    features: Float[Tensor, "row branch token width"]
+    guidance: Float[Tensor, "row"]
+    lengths: Int[Tensor, "row"]
+
+    @property
+    def valid(self) -> Bool[Tensor, "row token"]:
+        """Which tokens are no padding."""
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
+
+
+def pad(examples: Sequence[Example], device: torch.device) -> Batch:
+    """A batch of examples."""
+    features = [example.features.transpose(0, 1) for example in examples]
+    return Batch(
+        pad_sequence([example.tokens for example in examples], batch_first=True).to(device),
+        pad_sequence(features, batch_first=True).transpose(1, 2).to(device).float(),
+        torch.tensor([example.guidance for example in examples], device=device),
+        torch.tensor([len(example.tokens) for example in examples], device=device),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DepthPredictions:
+    """A drafter's distribution at one depth along a sequence: which tokens it predicts, by number, and log q for each.
+
+    log q is over the drafting vocabulary (`TrainedDrafter.drafted_tokens`).
+    """
+
+    positions: Int[Tensor, "prediction"]
+    log_q: Float[Tensor, "prediction drafted"]
+
+
+def cross_entropy(logits: Tensor, probs: Tensor) -> Tensor:
+    """Cross entropy of soft labels in nats, one number per position."""
+    return -(probs * torch.log_softmax(logits.float(), -1)).sum(-1)
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """The mean over the positions that are `valid`."""
+    return (values * valid).sum() / valid.sum().clamp(min=1)
+
+
+def guide(logits: Float[Tensor, "row branch *shape"], guidance: Float[Tensor, "row"]) -> Float[Tensor, "row *shape"]:
+    """Guided logits of each row; those of a single CFG branch as they are."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    conditional, unconditional = logits.unbind(1)
+    scale = guidance.view(-1, *[1] * (conditional.ndim - 1)).to(logits.dtype)
+    return unconditional + scale * (conditional - unconditional)
