@@ -226,7 +226,7 @@ class HubCodec:
         cls, name: str | Path, codebooks: int | None = None, context: Sequence[int] | None = None, **options: Any
     ) -> "HubCodec":
         """A codec by folder or hub id; `options` go to the model's own from_pretrained."""
-        if Path(name).is_dir():
+        if Path(name).is_dir() and not options:
             return cls(_load_folder(Path(name)), codebooks, context)
         try:
             kind = transformers.PreTrainedConfig.get_config_dict(name)[0].get("model_type", "")

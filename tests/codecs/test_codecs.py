@@ -227,13 +227,16 @@ def test_context(kind: str) -> None:
 class Sums:
     """A codec whose sample is the sum of the tokens from two frames before to one after; it counts the frames it decodes."""
 
-    sampling_rate, vocabulary, frame_tokens, frame_samples, context = 8, 100, 2, 3, (2, 1)
+    sampling_rate, vocabulary_size, frame_tokens, frame_samples, context = 8, 100, 2, 3, (2, 1)
 
     def __init__(self):
         self.longest = 0
 
     def encode(self, audio: Tensor, sampling_rate: int) -> Tensor:
         raise NotImplementedError
+
+    def to(self, device: torch.device) -> "Sums":
+        return self
 
     def decode(self, tokens: Tensor) -> Tensor:
         frames = tokens.view(len(tokens), -1, 2).sum(2).float()

@@ -10,11 +10,9 @@ import yaml
 from tiny_art import NAMES, write_art
 
 from mmspec.drafters import load
-from mmspec.drafters.medusa import MedusaDrafter
 from mmspec.engine.loop import Stop, generate
 from mmspec.errors import MmspecError
 from mmspec.pipelines.text_to_image import TextToImagePipeline
-from mmspec.train.drafter import settle
 from mmspec.train.loop import Budget, fit, optimizers
 from mmspec.train.recipe import train
 from recipes.emoji_64.data import BACKGROUNDS, build, caption
@@ -230,17 +228,3 @@ def test_schedule(progress: float) -> None:
     assert rate == pytest.approx(
         {0.0: 0.0, 0.03: 1.0, 0.5: 0.02 + 0.49 * (1 + np.cos(np.pi * 0.47 / 0.97)), 1.0: 0.02}[progress]
     )
-
-
-def test_calibration_trusts_the_noise_as_far_as_the_law() -> None:
-    """A drafter whose law is the target's gets all of the noise; one of a target that is certain, of a token which the drafter does not know, none."""
-    chance = torch.Generator().manual_seed(0)
-    log_p = torch.log_softmax(2 * torch.randn(512, 64, generator=chance), 1)
-    noise = -torch.log(-torch.log(torch.rand(512, 64, generator=chance)))
-    uncertain = (log_p + noise).argmax(1)
-    certain = log_p.exp().multinomial(1, generator=chance)[:, 0]
-    drafter = MedusaDrafter(8, 4, [(0, 2), (0, 3)])
-    roots = torch.arange(512)
-    drafter.ranks = 64  # no path is lost
-    settle(drafter, [[(0, roots, log_p, noise, wanted)] for wanted in (uncertain, certain)])
-    assert drafter.coupling == [1.0, 0.0]

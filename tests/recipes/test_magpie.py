@@ -14,15 +14,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import DynamicCache, PreTrainedTokenizerFast, SiglipVisionConfig, SiglipVisionModel
 
 from mmspec.drafters import load
-from mmspec.drafters.msd import MsdDrafter
+from mmspec.drafters.msd import ChatBatch
 from mmspec.engine.loop import Stop, generate
 from mmspec.errors import MmspecError
 from mmspec.pipelines import quantized as blocks
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
-from mmspec.targets.vision_language import VisualPrompts
-from mmspec.train.drafter import settle
+from mmspec.train.calibrate import fit_calibration
+from mmspec.train.calibrate import observe as observations
+from mmspec.train.capture import read_features
 from mmspec.train.loop import Budget
-from mmspec.train.msd import Batch, Recorded, drafted, laws, loss, pack, vocabulary
 from mmspec.train.recipe import train
 from mmspec.train.run import Run
 from recipes.emoji_64.data import BACKGROUNDS, Picture
@@ -381,44 +381,6 @@ def test_alignment(studio: Studio, tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())
 
 
-def test_steps_of_the_loss_are_paths() -> None:
-    """Step k's prediction at a place is what drafting gives after k places of its own predictions on true features before them."""
-    torch.manual_seed(0)
-    drafter = MsdDrafter(hidden_size=16, intermediate_size=24, heads=2, kv_heads=2).double()
-    rows, length = 2, 7
-    vectors, before, after = (torch.randn(rows, length, 16, dtype=torch.float64) for _ in range(3))
-    text = torch.rand(rows, length) > 0.3
-    batch = Batch(
-        vectors,
-        before,
-        after,
-        text,
-        torch.ones(rows, length, dtype=torch.bool),
-        torch.zeros(rows, length, dtype=torch.long),
-    )
-    seen = []
-    layer = drafter.layer
-    drafter.layer = lambda *given: seen.append(layer(*given)) or seen[-1]
-    loss(drafter, torch.randn(9, 16, dtype=torch.float64), batch, 3, 0.0)
-    for place in range(2, length):
-        cache, features = DynamicCache(), before[:, : place - 1]
-        for step in range(3):
-            start = 0 if step == 0 else place - 2 + step
-            end = place - 1 + step
-            inputs = drafter.enter(vectors[:, start:end], features, text[:, start:end])
-            where = torch.arange(start, end).expand(rows, -1)
-            mask = (torch.arange(end) <= torch.arange(start, end)[:, None]).expand(rows, 1, -1, -1)
-            out = layer(inputs, mask, where, cache)
-            torch.testing.assert_close(seen[step][:, end - 1], out[:, -1])
-            features = out[:, -1:]
-
-
-def test_vocabulary() -> None:
-    """The commonest tokens of answers, prompts not counted, in order."""
-    data = Recorded([torch.tensor([9, 9, 9, 3, 5, 3, 1])], [torch.arange(7) >= 3], [], [], [])
-    assert vocabulary(data, 2) in ([1, 3], [3, 5]) and vocabulary(data, 9) == [1, 3, 5]
-
-
 def test_template_is_smollms(tmp_path: Path) -> None:
     """Without a picture the template says what SmolLM2's own says."""
     known = processor(words(), 32, tmp_path)
@@ -429,72 +391,39 @@ def test_template_is_smollms(tmp_path: Path) -> None:
 
 
 def test_training_reads_as_drafting_does(rebuilt: Path, pipe: ImageTextToTextPipeline) -> None:
-    """What the drafter predicts while it drafts is what it predicts of the recorded chat in training: no place is shifted."""
+    """What the drafter predicts while it drafts is what it predicts of the captured chat in training: no position is shifted."""
     target, drafter = pipe.target, load("msd", pipe.folder, pipe.target)
     row = json.loads((rebuilt / "out" / "prompts.jsonl").read_text().splitlines()[0])
     prompts = pipe.encode_examples([row])[0]
-    tails, observe = {}, drafter.observe
+    predicted, observe = {}, drafter.observe
 
-    def watch(state, tree, verdict, keys) -> None:
-        observe(state, tree, verdict, keys)
-        tails[len(state.prompts[0]) + len(state.tokens[0])] = drafter._tail[0].clone()
+    def watch(state, tree, committed, gumbel_scores) -> None:
+        observe(state, tree, committed, gumbel_scores)
+        predicted[len(state.history(0))] = drafter._last[0].clone()
 
     drafter.observe = watch
-    done = generate(target, prompts, 1, Stop(120), drafter, seeds=7)
+    result = generate(target, prompts, 1, Stop(120), drafter, seeds=7)
     del drafter.observe
-    whole = VisualPrompts([prompts.conditional[0] + done.tokens[0]], images=prompts.images)
-    reading, hidden = target.prefill(whole, 1, True).context[0]
-    ids = torch.tensor(whole.conditional[0])
-    data = Recorded(
-        [ids], [torch.arange(len(ids)) >= len(prompts.conditional[0])], [hidden], [reading.vectors[~reading.text]], [7]
-    )
-    batch = pack(target, data, [0])
-    length = batch.text.shape[1]
+    tokens = torch.tensor(result.tokens[0])
+    [example] = read_features(target, prompts, [tokens], [7], with_prompts=True)
+    batch = ChatBatch.pack(target, [example])
+    length = batch.is_text.shape[1]
     mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
     with torch.no_grad():
-        inputs = drafter.enter(batch.vectors.double(), batch.before.double(), batch.text)
-        out = drafter.layer(inputs, mask, torch.arange(length)[None], DynamicCache())[0]
-    known = {count: tail for count, tail in tails.items() if count - 2 < length}
-    assert len(known) > 2
-    for count, tail in known.items():
-        torch.testing.assert_close(out[count - 2], tail, rtol=1e-4, atol=1e-4)
-    assert batch.wanted.sum() == len(done.tokens[0]) and batch.ids[0][batch.wanted[0]].tolist() == done.tokens[0]
+        inputs = drafter.fuse(batch.vectors.double(), batch.before.double(), batch.is_text)
+        output = drafter.layer(inputs, mask, torch.arange(length)[None], DynamicCache())[0]
+    inside = {count: features for count, features in predicted.items() if count - 2 < length}
+    assert len(inside) > 2
+    for count, features in inside.items():
+        torch.testing.assert_close(output[count - 2], features, rtol=1e-4, atol=1e-4)
+    assert batch.is_answer.sum() == len(tokens)
 
-    def perfect(inputs, mask, places, cache) -> torch.Tensor:
+    def perfect(inputs, mask, positions, cache) -> torch.Tensor:
         return batch.after.double()
 
     drafter.tokens, drafter.layer = None, perfect
-    settle(drafter, laws(drafter, target, data, [0]))  # the target's own law: its noise is worth much
+    # The target's own distribution: its noise is worth much; that of another seed, nothing.
+    fit_calibration(drafter, observations(drafter, target, [example]))
     assert min(drafter.coupling) > 0.6
-    settle(drafter, laws(drafter, target, replace(data, seeds=[8]), [0]))  # of another seed: nothing
+    fit_calibration(drafter, observations(drafter, target, [replace(example, seed=8)]))
     assert max(drafter.coupling) < 0.4
-
-
-def test_places_that_are_drafted() -> None:
-    """At depth k the k tokens before the predicted one are an answer's too."""
-    wanted = torch.tensor([[False, True, True, True, False, False]])
-    assert drafted(wanted, 0).tolist() == wanted.tolist()
-    assert drafted(wanted, 1).tolist() == [[False, False, True, True, False, False]]
-    assert drafted(wanted, 2).tolist() == [[False, False, False, True, False, False]]
-
-
-def test_stages_follow_the_budget(pipe: ImageTextToTextPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text alone in the first half of the budget, by steps or by minutes, then ever more pictures; one stage has both from the start."""
-    from mmspec.train import msd
-    from mmspec.train.loop import Budget
-
-    monkeypatch.setattr(
-        msd, "pack", lambda target, data, rows: sum(bool(len(data.visual[row])) for row in rows) / len(rows)
-    )
-    ids = [torch.zeros(5 + row % 3) for row in range(20)]
-    data = Recorded(ids, [], [], [torch.zeros(row % 2) for row in range(20)], [])
-    budget = Budget(100)
-
-    def share(stages: int) -> float:
-        source = msd.batches(None, data, list(range(20)), 2, budget, stages, 0)
-        return float(np.mean([next(source) for _ in range(300)]))
-
-    shares = {}
-    for budget.progress in (0.0, 0.49, 0.75, 1.0):
-        shares[budget.progress] = share(2)
-    assert shares[0.0] == shares[0.49] == 0 and 0.4 < shares[0.75] < 0.6 and shares[1.0] == 1 and 0.7 < share(1) < 0.9

@@ -4,7 +4,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from tiny import prompts, text_target
@@ -215,7 +214,7 @@ def test_nothing_stays_behind(pipe, batcher) -> None:
 def test_newcomers_do_not_stop_the_others() -> None:
     """Calls of one token, which join one after the other, take no round away from a call of many."""
     target = text_target()
-    batcher = Batcher(SimpleNamespace(target=target, folder=None), rows=4)
+    batcher = Batcher(target, None, rows=4)
     over = threading.Event()
 
     def call(length: int, seed: int) -> GenerationStats:

@@ -1,0 +1,89 @@
+"""How often the device is read: at most twice a round, never while drafting."""
+
+from collections import Counter
+
+import pytest
+import torch
+from tiny import DRAFTERS, drafter, image_target, prompts, text_target
+from tiny_vlm import built
+from torch.overrides import TorchFunctionMode
+
+from mmspec import drafters, zoo
+from mmspec.drafters.base import Drafter
+from mmspec.engine.loop import Batch, Stop
+from mmspec.engine.sampling import SamplingOptions
+from mmspec.pipelines import pipeline, task_of
+from mmspec.targets.base import Prompts, Target
+
+READS = {"tolist", "item", "__int__", "__float__", "__bool__", "__index__", "cpu", "numpy", "nonzero", "unique"}
+
+
+class CountReads(TorchFunctionMode):
+    """Counts the calls that wait for a tensor's values; indexing by a mask is one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: Counter[str] = Counter()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name in READS:
+            self.reads[name] += 1
+        if name == "__getitem__":
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(part, torch.Tensor) and part.dtype == torch.bool for part in index):
+                self.reads["mask"] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def count_reads(target: Target, guesser: Drafter, given: Prompts, rows: int, stop: Stop) -> tuple[list[int], int]:
+    """Reads of each of some rounds, and reads while drafting in all of them."""
+    batch = Batch(target, guesser, SamplingOptions(1.0))
+    batch.join(given, list(range(rows)), stop)
+    draft, drafting, counts = guesser.draft, CountReads(), []
+
+    def counted(*args):
+        with drafting:
+            return draft(*args)
+
+    guesser.draft = counted
+    for _ in range(4):
+        if any(batch.running):
+            with CountReads() as counter:
+                batch.round()
+            counts.append(counter.reads.total())
+    del guesser.draft
+    return counts, drafting.reads.total()
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("name", [*DRAFTERS, "msd"])
+def test_tiny_drafters(name: str, rows: int) -> None:
+    """Every kind of drafter, whatever passes cost."""
+    target = text_target() if name == "msd" else image_target()
+    guesser = built() if name == "msd" else drafter(name, target)
+    counts, drafting = count_reads(target, guesser, prompts([[1, 3, 2]] * rows), rows, Stop(40))
+    assert counts and max(counts) <= 2 and min(counts) >= 1 and drafting == 0
+
+
+def test_reads_are_counted() -> None:
+    """The negative control: each of these is a read."""
+    with CountReads() as counter:
+        x = torch.arange(4)
+        x.tolist(), x[0].item(), int(x[0]), float(x[0]), bool(x[0]), x.nonzero(), x[x > 1], x.cpu(), x.numpy()
+    assert counter.reads.total() >= 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["emoji-64", "wren-86", "magpie-135"])
+def test_bundled_drafters(name: str) -> None:
+    """The models that ship, with all their drafters, told what passes cost."""
+    folder = zoo.resolve(name)
+    pipe = pipeline(task_of(folder), folder, device="cpu", dtype="bf16")
+    given, stop = pipe.encode_examples(zoo.prompts(folder)[-1:])
+    for usable in drafters.usable(folder):
+        for rows in (1, 4):
+            row = given.repeat_first(rows).select(slice(None), 1.0)
+            guesser = drafters.load(usable, folder, pipe.target, row, stop.length)
+            counts, drafting = count_reads(pipe.target, guesser, row, rows, Stop(24))
+            assert counts and max(counts) <= 2 and drafting == 0, (usable, rows)
