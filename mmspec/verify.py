@@ -1,4 +1,6 @@
-"""`mmspec verify`: do all drafters give the tokens of plain decoding, and does that give those of the model's own `generate`?"""
+"""`mmspec verify`: do all drafters give the tokens of plain decoding, and does that give those of the model's own
+`generate`?
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -47,8 +49,8 @@ class Plain:
 class Finding:
     """One setting: how many rows a drafter gave as plain decoding does, and where the others part.
 
-    `generate_rows` of plain decoding's rows were compared with the model's own `generate`, of which `generate_equal` are
-    equal; `generate_skipped` says why none were.
+    `generate_rows` of plain decoding's rows were compared with the model's own `generate`, of which `generate_equal`
+    are equal; `generate_skipped` says why none were.
     """
 
     drafter: str
@@ -125,8 +127,8 @@ def verify(
     """One finding per setting and drafter, with rule `exact`.
 
     Plain decoding decodes each row alone and serves as reference for all drafters; where it is greedy it is compared
-    with the model's own `generate`, too. `prompts` are lines of the model's own list (`prompts.jsonl`); `guidances` None
-    are 1 and 2 where the model takes guidance.
+    with the model's own `generate`, too. `prompts` are lines of the model's own list (`prompts.jsonl`); `guidances`
+    None are 1 and 2 where the model takes guidance.
     """
     seeds = list(range(seed, seed + len(prompts)))
     _check(folder, dtypes, guidances, names, prompts, seeds, device)

@@ -20,7 +20,9 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout that mmspec runs from, marked if its tracked files differ from it; "" outside a checkout."""
+    """The commit of the checkout that mmspec runs from, marked if its tracked files differ from it; "" outside a
+    checkout.
+    """
     folder = Path(__file__).resolve().parents[1]
     try:
         top = subprocess.run(

@@ -51,7 +51,8 @@ def drafters(folder: Path) -> list[str]:
 
 
 def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> Path:
-    """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`hub` goes to the download).
+    """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`hub` goes to the
+    download).
 
     With `allow_transformers` it may be a folder of transformers too, which have a config.json and no index of parts.
     """
@@ -146,7 +147,8 @@ def load_component(folder: Path, name: str, kind: type, **options: Any) -> Any:
     for file in files or [path / "model.safetensors"]:
         check_weights(file)
     try:
-        model, report = kind.from_pretrained(path, output_loading_info=True, use_safetensors=True, **options)  # type: ignore[attr-defined]
+        loading = {"output_loading_info": True, "use_safetensors": True, **options}
+        model, report = kind.from_pretrained(path, **loading)  # type: ignore[attr-defined]
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise MmspecError(
             f"{path} does not load as {kind.__name__} ({_first_line(error)}): restore it from the model's source"

@@ -36,7 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole model folder with random weights: 8×8 codes, pictures of 16×16 pixels; tests copy it before they change it."""
+    """A whole model folder with random weights: 8×8 codes, pictures of 16×16 pixels; tests copy it before they change
+    it.
+    """
     import torch
     from diffusers import VQModel
     from tiny import llama
@@ -70,7 +72,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole speech model with random weights: voices ada and ben, 32 codes, VADUSA's heads; tests copy it before they change it."""
+    """A whole speech model with random weights: voices ada and ben, 32 codes, VADUSA's heads; tests copy it before they
+    change it.
+    """
     import copy
     import json
 
@@ -105,7 +109,9 @@ def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole LLaVA with random weights: pictures of 32×32 in 16 tokens, words of one letter; tests copy it before they change it."""
+    """A whole LLaVA with random weights: pictures of 32×32 in 16 tokens, words of one letter; tests copy it before they
+    change it.
+    """
     import torch
     from tiny_vlm import EYE, TEXT
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers

@@ -1,4 +1,6 @@
-"""The checker that tests put on mmspec's tensor code (see conftest.py): beartype, with ints allowed where floats are asked."""
+"""The checker that tests put on mmspec's tensor code (see conftest.py): beartype, with ints allowed where floats are
+asked.
+"""
 
 from beartype import BeartypeConf, beartype
 

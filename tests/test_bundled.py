@@ -112,7 +112,9 @@ def test_same_speech_as_plain_decoding(name: str, temperature: float, penalty: f
 
 
 def test_greedy_speech_is_that_of_transformers() -> None:
-    """equality: plain decoding in our loop is `transformers.generate` under the target's processor, and each phoneme has begun once, in turn."""
+    """equality: plain decoding in our loop is `transformers.generate` under the target's processor, and each phoneme
+    has begun once, in turn.
+    """
     target, end = speaker().target, speaker().end
     for row in ASKED:
         prompts, stop = speaker().encode_examples([row])

@@ -59,7 +59,9 @@ def memory(pid: int) -> int:
 
 
 def draw(address: str, number: int) -> tuple[str, float, dict]:
-    """The picture of request `number` in base64, the seconds it took (busy answers are asked again), and its statistics."""
+    """The picture of request `number` in base64, the seconds it took (busy answers are asked again), and its
+    statistics.
+    """
     body = {"prompt": PROMPTS[number % len(PROMPTS)], "seed": number}
     began = time.perf_counter()
     while True:
@@ -139,12 +141,13 @@ def main(
     pictures: int = 16,
     dtype: str = "bf16",
 ) -> None:
-    """Ask a server for pictures from many clients at once; compare each with what one client alone gets. Writes load.json and load.md.
+    """Ask a server for pictures from many clients at once; compare each with what one client alone gets. Writes
+    load.json and load.md.
 
     Args:
-        clients: how many ask at once.
-        rows: how many pictures share a pass; 1 is one after the other.
-        pictures: how many different ones are asked for; each client asks for at least one.
+    clients: how many ask at once.
+    rows: how many pictures share a pass; 1 is one after the other.
+    pictures: how many different ones are asked for; each client asks for at least one.
     """
     results: dict[str, Any] = {
         "model": model,

@@ -79,7 +79,9 @@ def fits(case: Case, folder: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SpeechRun:
-    """What one call cost: its tokens, why each row ended, seconds of decoding, of audio, and until the first samples of a streamed call."""
+    """What one call cost: its tokens, why each row ended, seconds of decoding, of audio, and until the first samples of
+    a streamed call.
+    """
 
     stats: GenerationStats
     ended: list[str]
@@ -89,7 +91,9 @@ class SpeechRun:
 
 
 def decode_audio(pipe: TextToSpeechPipeline, tokens: list[list[int]]) -> tuple[float, float]:
-    """Seconds that decoding whole rows of codec tokens takes, and seconds of audio that come of it; a part of a frame has none."""
+    """Seconds that decoding whole rows of codec tokens takes, and seconds of audio that come of it; a part of a frame
+    has none.
+    """
     began, samples, width = perf_counter(), 0, pipe.codec.frame_tokens
     for one in tokens:
         if whole := one[: len(one) // width * width]:
@@ -111,7 +115,9 @@ def speak(
     length: int,
     seed: int,
 ) -> SpeechRun:
-    """Tokens by the loop, then whole rows decoded; only the first piece of the first row is decoded as a streamed call would, and timed."""
+    """Tokens by the loop, then whole rows decoded; only the first piece of the first row is decoded as a streamed call
+    would, and timed.
+    """
     rows = len(prompts.conditional)
     tokens: list[list[int]] = [[] for _ in range(rows)]
     stats, decoder, told, extra, first = GenerationStats(), StreamDecoder(pipe.codec), 0, 0.0, 0.0
@@ -144,8 +150,9 @@ def speak_by_transformers(
 
 
 def speech_fields(label: str, found: Sequence[SpeechRun]) -> dict[str, Any]:
-    """What rows of speech have beside the others' fields: seconds of computing (tokens and decoding) per second of audio, mean
-    seconds to the first samples, and how rows ended."""
+    """What rows of speech have beside the others' fields: seconds of computing (tokens and decoding) per second of
+    audio, mean seconds to the first samples, and how rows ended.
+    """
     audio = sum(said.audio for said in found)
     if not audio:
         raise MmspecError(f"{label}: the model said nothing; give more --prompts or another --seed")
@@ -161,7 +168,9 @@ def speech_fields(label: str, found: Sequence[SpeechRun]) -> dict[str, Any]:
 def run_setting(
     folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, cases: Sequence[Case]
 ) -> list[dict]:
-    """All cases on the same prompts and seeds, at temperature 1 and at the model's own; the model's voices take turns too."""
+    """All cases on the same prompts and seeds, at temperature 1 and at the model's own; the model's voices take turns
+    too.
+    """
     pipe = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
 
     def asked(turn: int) -> tuple[Prompts, int]:

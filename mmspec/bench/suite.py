@@ -75,8 +75,9 @@ class Transformers:
 
 
 def choose_min_query_len(target: CausalTarget, prompts: Prompts, length: int) -> None:
-    """Set how many nodes a pass has at least (`CausalTarget.min_query_len`) to what makes plain decoding fastest here: some kernels take
-    longer for one than for four."""
+    """Set how many nodes a pass has at least (`CausalTarget.min_query_len`) to what makes plain decoding fastest here:
+    some kernels take longer for one than for four.
+    """
 
     def seconds(nodes: int) -> float:
         target.min_query_len, stats = nodes, GenerationStats()
@@ -114,7 +115,8 @@ def run_in_turns(
     seed: int,
     title: str,
 ) -> dict[str, list[Found]]:
-    """All runners on the same prompts and seeds, one after the other in every turn, so that the machine's moods fall on all alike.
+    """All runners on the same prompts and seeds, one after the other in every turn, so that the machine's moods fall on
+    all alike.
 
     `asked(turn)` gives prompts and the most tokens.
     """
@@ -137,7 +139,9 @@ def row(
     batch: int,
     guidance: float = 1.0,
 ) -> dict:
-    """One result from the runs of one case, sums over all of them; `setting` titles the table of all that ran on the same."""
+    """One result from the runs of one case, sums over all of them; `setting` titles the table of all that ran on the
+    same.
+    """
     total = sum(stats.total for stats in found)
     tokens = sum(stats.tokens for stats in found)
     split = {key: sum(stats.seconds[key] for stats in found) for key in ("draft", "target", "accept", "other")}

@@ -1,4 +1,6 @@
-"""`mmspec bench vlm`: every drafter beside plain AR and `transformers.generate`, in one process on one model, by task and temperature."""
+"""`mmspec bench vlm`: every drafter beside plain AR and `transformers.generate`, in one process on one model, by task
+and temperature.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """The command line: `mmspec image · speak · ask · chat · verify · bench · train · info · serve · demo`.
 
-Exit codes, for every command: 0 done, 1 a check failed, 2 wrong input (what is wrong and what to do, on standard error, no traceback), 130 interrupted.
+Exit codes, for every command: 0 done, 1 a check failed, 2 wrong input (what is wrong and what to do, on standard error,
+no traceback), 130 interrupted.
 """
 
 import sys

@@ -38,7 +38,9 @@ class SamplingFlags:
     drafter: str | None = None
     """A drafter by name (see mmspec info); none is plain AR decoding. The model's own default if left out."""
     acceptance: str | None = None
-    """exact (lossless, the default), rejection (lossless in law), tolerance:N or typical:E,D (lossy, and the result says so)."""
+    """exact (lossless, the default), rejection (lossless in law), tolerance:N or typical:E,D (lossy, and the result
+    says so).
+    """
 
     @property
     def sampling_kwargs(self) -> dict[str, Any]:

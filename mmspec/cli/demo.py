@@ -8,7 +8,8 @@ from mmspec.errors import MmspecError
 
 @dataclass
 class Demo:
-    """Serve the demos as a web page (`--browser` opens it): image, speech, ask, and a race with and without speculation.
+    """Serve the demos as a web page (`--browser` opens it): image, speech, ask, and a race with and without
+    speculation.
 
     Example: mmspec demo
     """

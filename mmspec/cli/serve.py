@@ -15,8 +15,8 @@ class Serve:
 
     Example: mmspec serve --port 8000
 
-    Images at /v1/images/generations, speech at /v1/audio/speech, chats with pictures at /v1/chat/completions; a description at /docs.
-    An API key is read from MMSPEC_API_KEY.
+    Images at /v1/images/generations, speech at /v1/audio/speech, chats with pictures at /v1/chat/completions; a
+    description at /docs. An API key is read from MMSPEC_API_KEY.
     """
 
     models: tuple[str, ...] = ()

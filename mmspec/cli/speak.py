@@ -37,7 +37,9 @@ class Speak(SamplingFlags, ModelFlags):
     file: Path | None = None
     """A text file, or - for standard input."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("speech.wav")
-    """Where to write it: .wav, .flac or .ogg, with text, seed and settings in its comment; - writes a WAV to standard output."""
+    """Where to write it: .wav, .flac or .ogg, with text, seed and settings in its comment; - writes a WAV to standard
+    output.
+    """
     voice: str | None = None
     """A voice of the model, its first one if left out."""
     tolerance: int | None = None

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Verify:
-    """Does every drafter give the same tokens as plain decoding, and greedy plain decoding those of transformers.generate?
+    """Does every drafter give the same tokens as plain decoding, and greedy plain decoding those of
+    transformers.generate?
 
     Exit code 1 if any float64 row differs.
 

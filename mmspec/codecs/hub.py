@@ -50,7 +50,10 @@ class Family:
 
 
 class Dac(Family):
-    """Convolutions alone: its context is exact. Decoders with odd strides (24 kHz) give a few samples less than whole frames."""
+    """Convolutions alone: its context is exact.
+
+    Decoders with odd strides (24 kHz) give a few samples less than whole frames.
+    """
 
     kind = "DacModel"
 
@@ -59,10 +62,12 @@ class Dac(Family):
 
 
 class Mimi(Family):
-    """Causal. Each layer of its transformer looks one window back, so that all layers together look back further than `context`.
+    """Causal. Each layer of its transformer looks one window back, so that all layers together look back further than
+    `context`.
 
-    Two windows are taken: 250 frames or 20 s of the released model, within which nothing is lost. On random models of 8 layers, chunks
-    of longer rows differ from the whole by 2e-8, 2e-5 and 2e-2 of its loudest sample with a layer scale of 0.01, 0.1 and 1.
+    Two windows are taken: 250 frames or 20 s of the released model, within which nothing is lost. On random models of 8
+    layers, chunks of longer rows differ from the whole by 2e-8, 2e-5 and 2e-2 of its loudest sample with a layer scale
+    of 0.01, 0.1 and 1.
     """
 
     kind = "MimiModel"
@@ -82,7 +87,8 @@ class Mimi(Family):
 
 
 class Encodec(Family):
-    """The models without chunks (24 and 32 kHz). Its LSTM remembers without bound, but fades: one second of it is taken.
+    """The models without chunks (24 and 32 kHz). Its LSTM remembers without bound, but fades: one second of it is
+    taken.
 
     On random models the rest is 1e-11 of the loudest sample, and 6e-5 with LSTM weights three times as large.
     """
@@ -114,7 +120,8 @@ class Encodec(Family):
 class Xcodec2(Family):
     """One codebook. Its decoder attends to, and normalises over, all frames: a stream gives the whole at its end.
 
-    With `context=(100, 25)` it gives chunks that hear 2 s before and 0.5 s after themselves, and are not those of the whole.
+    With `context=(100, 25)` it gives chunks that hear 2 s before and 0.5 s after themselves, and are not those of the
+    whole.
     """
 
     kind = "Xcodec2Model"
@@ -140,7 +147,9 @@ FAMILIES: dict[str, type[Family]] = {"dac": Dac, "encodec": Encodec, "mimi": Mim
 
 
 def reach(model: PreTrainedModel) -> tuple[int, int]:
-    """Frames before and after a frame that the decoder's convolutions show it, followed back from its samples to the codes."""
+    """Frames before and after a frame that the decoder's convolutions show it, followed back from its samples to the
+    codes.
+    """
     causal = getattr(model.config, "use_causal_conv", False)
     convolutions = [
         layer
@@ -238,7 +247,8 @@ class HubCodec:
             ) from None
         return cls(model, codebooks, context)
 
-    # Not inference_mode: Mimi keeps its codebooks from the first call, and they would be refused in training ever after.
+    # Not inference_mode: Mimi keeps its codebooks from the first call, and they would be refused in training ever
+    # after.
     @torch.no_grad()
     def encode(self, audio: Float[Tensor, "row sample"], sampling_rate: int) -> Int[Tensor, "row token"]:
         if not audio.shape[1]:

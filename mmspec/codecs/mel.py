@@ -69,7 +69,8 @@ class MelCodec(nn.Module):
         self.config |= dict(dilations=list(dilations), vocoder_width=vocoder_width)
         self.vocabulary_size, self.frame_samples = codes, stride * HOP
         self.stride = stride
-        # Tokens to either side that reach one token's samples: the decoder's blocks at the rate of tokens, then those at
+        # Tokens to either side that reach one token's samples: the decoder's blocks at the rate of tokens, then those
+        # at
         # the rate of mel frames, its last convolution (3 frames) and the vocoder (12), in tokens.
         reach = sum(dilations) + 1
         self.context = (reach + -(-(reach + 3 + 12) // stride),) * 2

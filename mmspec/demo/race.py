@@ -56,7 +56,9 @@ STEPS: dict[str, Callable[..., Iterator[Step]]] = {"Image": image_steps, "Speech
 
 
 def race(runners: list[Iterator[Step]]) -> Iterator[list[Step]]:
-    """The runner whose clock is behind goes on: a clock counts the runner's own rounds, so sharing a machine slows neither."""
+    """The runner whose clock is behind goes on: a clock counts the runner's own rounds, so sharing a machine slows
+    neither.
+    """
     steps, over = [next(runner) for runner in runners], [False] * len(runners)
     yield steps
     while not all(over):

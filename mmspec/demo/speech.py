@@ -16,7 +16,8 @@ EXAMPLES = [
     "Who is the fastest of them all? Nobody knows.",
 ]
 
-# Plays pieces of sound one after the other. Every message repeats the last few pieces, so that one that the page skips is not missed.
+# Plays pieces of sound one after the other. Every message repeats the last few pieces, so that one that the page skips
+# is not missed.
 PLAY = """
 (message) => {
   if (!message) return;
@@ -54,7 +55,9 @@ REPEATED = 8
 
 
 def cost(folder: Path | None, drafter: str) -> str:
-    """What tolerance gains and costs with a drafter, as `recipes.wren_86.judge` measured it: a Markdown table, empty if it was not."""
+    """What tolerance gains and costs with a drafter, as `recipes.wren_86.judge` measured it: a Markdown table, empty if
+    it was not.
+    """
     path = folder / "quality.json" if folder else None
     if path is None or not path.exists():
         return ""

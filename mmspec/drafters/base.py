@@ -55,11 +55,11 @@ class Drafter:
 class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
     """What drafters with weights share.
 
-    `coupled` ranks candidates by log q + lambda g, with the noise that the target's sample will use, else by q alone.
-    A tree grows from `beam` nodes a level and `ranks` children each. `widths` are the children per level of trees that
-    are sampled for `rejection`. `coupling[depth]` (lambda) and `beta[depth]` are calibrated: softmax(beta (log q + lambda
-    g)) is the probability that a candidate is the target's sample. lambda is 1 if q is the target's p, and 0 if the
-    target is certain of a token that the drafter does not know: the noise then decides nothing.
+    `coupled` ranks candidates by log q + lambda g, with the noise that the target's sample will use, else by q alone. A
+    tree grows from `beam` nodes a level and `ranks` children each. `widths` are the children per level of trees that
+    are sampled for `rejection`. `coupling[depth]` (lambda) and `beta[depth]` are calibrated: softmax(beta (log q +
+    lambda g)) is the probability that a candidate is the target's sample. lambda is 1 if q is the target's p, and 0 if
+    the target is certain of a token that the drafter does not know: the noise then decides nothing.
     """
 
     needs_features = True
@@ -80,7 +80,8 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
         return Candidates(children, (best - scores.logsumexp(2, keepdim=True)).exp().float())
 
     # Training: whether sequences come with their prompts, whether those of a batch have similar lengths, whether greedy
-    # sequences are calibrated for, how many sequences calibrate, how many must have been sampled, and options of `loss`.
+    # sequences are calibrated for, how many sequences calibrate, how many must have been sampled, and options of
+    # `loss`.
     needs_prompt: ClassVar[bool] = False
     similar_lengths: ClassVar[bool] = False
     calibrates_greedy: ClassVar[bool] = False

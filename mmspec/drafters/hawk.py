@@ -4,7 +4,8 @@ from mmspec.drafters.heads import HeadDrafter
 
 
 class HawkDrafter(HeadDrafter):
-    """With acceptance `rejection` it drafts and verifies as the paper does: a pool of draws, each with its own head's law.
-    With `exact` the heads are pooled log-linearly and candidates are ranked by log q + g (coupled)."""
+    """With acceptance `rejection` it drafts and verifies as the paper does: a pool of draws, each with its own head's
+    law. With `exact` the heads are pooled log-linearly and candidates are ranked by log q + g (coupled).
+    """
 
     name = "hawk"

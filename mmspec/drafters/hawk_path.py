@@ -38,8 +38,8 @@ DECAY = 0.9
 class HawkPathDrafter(TrainedDrafter):
     """State <- (state, token drafted before, tokens and target features at the neighbours, row and column).
 
-    `neighbours` are (rows up, columns right) of the position to be predicted; their tokens are read as embeddings, and the
-    target's hidden state after each was read as its feature. An empty list, with `grid = (0, 0)`, is the
+    `neighbours` are (rows up, columns right) of the position to be predicted; their tokens are read as embeddings, and
+    the target's hidden state after each was read as its feature. An empty list, with `grid = (0, 0)`, is the
     one-dimensional form for speech and text. No target pass happens while drafting. The last round's stale scores of a
     position are blended in: `(1 - blend) (log q + lambda g) + blend (log p + g)`.
     """
@@ -86,7 +86,9 @@ class HawkPathDrafter(TrainedDrafter):
         features: Float[Tensor, "branch row position wide"],
         positions: Int[Tensor, "row position"],
     ) -> Float[Tensor, "branch row position width"]:
-        """What is known of each position before its left neighbour is: `tokens` has `vocabulary` where nothing is committed."""
+        """What is known of each position before its left neighbour is: `tokens` has `vocabulary` where nothing is
+        committed.
+        """
         total = torch.zeros(1, device=positions.device, dtype=self.decay.dtype)
         for i, table in enumerate(self.around):
             total = total + table(tokens[..., i])
@@ -192,7 +194,8 @@ class HawkPathDrafter(TrainedDrafter):
     def unroll(
         self, batch: Batch, anchors: Int[Tensor, "row anchor"]
     ) -> Iterator[tuple[Int[Tensor, "row anchor"], Bool[Tensor, "row anchor"], Tensor]]:
-        """Follow the true path from every anchor: positions, which are valid, and logits `row branch anchor vocab` per depth.
+        """Follow the true path from every anchor: positions, which are valid, and logits `row branch anchor vocab` per
+        depth.
 
         An anchor n has n tokens committed; its root is token n - 1 and depth k predicts token n + k.
         """

@@ -42,10 +42,10 @@ class ResidualHead(nn.Module):
 class HeadDrafter(TrainedDrafter):
     """One residual head for each neighbour, sharing the target's frozen output head.
 
-    A neighbour (rows down, columns right) of the token just read is `down * stride + right` positions ahead. The position
-    one ahead is the target's own to sample, so horizontal heads begin at (0, 2): the k-th of them serves draft depth k.
-    Heads for rows below are vertical: their proposals wait in the speculation cache until that row is drafted, and then
-    serve whatever depth their position has.
+    A neighbour (rows down, columns right) of the token just read is `down * stride + right` positions ahead. The
+    position one ahead is the target's own to sample, so horizontal heads begin at (0, 2): the k-th of them serves draft
+    depth k. Heads for rows below are vertical: their proposals wait in the speculation cache until that row is drafted,
+    and then serve whatever depth their position has.
     """
 
     name = "heads"

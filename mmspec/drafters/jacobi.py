@@ -11,7 +11,8 @@ from mmspec.engine.state import State
 from mmspec.engine.tree import DraftTree, chain
 from mmspec.targets.base import Target
 
-# A chain of L guesses has about `scale * L ** GROWTH` of them accepted: positions beyond the first wrong one are refined
+# A chain of L guesses has about `scale * L ** GROWTH` of them accepted: positions beyond the first wrong one are
+# refined
 # for later rounds, so length pays more than the probabilities of one round say. Measured on the bundled image model, 3
 # to 15 guesses (docs/LOG.md).
 GROWTH = 0.7

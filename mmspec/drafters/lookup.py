@@ -1,4 +1,6 @@
-"""Prompt lookup: what followed the last time these tokens were seen (Saxena 2023), in the prompt or in what was generated."""
+"""Prompt lookup: what followed the last time these tokens were seen (Saxena 2023), in the prompt or in what was
+generated.
+"""
 
 from itertools import takewhile
 
@@ -11,7 +13,9 @@ from mmspec.engine.tree import DraftTree, chain
 
 
 class LookupDrafter(Drafter):
-    """Finds the most recent earlier occurrence of the longest suffix (`longest` down to 1 tokens) and copies on from there."""
+    """Finds the most recent earlier occurrence of the longest suffix (`longest` down to 1 tokens) and copies on from
+    there.
+    """
 
     name = "lookup"
 

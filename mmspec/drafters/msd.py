@@ -34,7 +34,8 @@ class MsdDrafter(TrainedDrafter):
     A text position enters as `fc([embedding; feature])`, a visual one as the projector's output alone; with
     `decoupled=False` all enter through `fc`, which is EAGLE-2. Embedding and output head are the target's, unless the
     weights bring their own embedding. `tokens` is the reduced drafting vocabulary (tokens of the target; all if None).
-    `layer` is "llama" or "qwen2". softmax(greedy[depth] log q) is the probability of a candidate where there is no noise.
+    `layer` is "llama" or "qwen2". softmax(greedy[depth] log q) is the probability of a candidate where there is no
+    noise.
     """
 
     name = "msd"
@@ -90,7 +91,9 @@ class MsdDrafter(TrainedDrafter):
         features: Float[Tensor, "*shape width"],
         is_text: Bool[Tensor, "*shape"] | None = None,
     ) -> Float[Tensor, "*shape width"]:
-        """What the layer reads: input vectors of the next tokens, fused with the features before them where they are text."""
+        """What the layer reads: input vectors of the next tokens, fused with the features before them where they are
+        text.
+        """
         fused = self.fc(torch.cat([vectors, features.to(vectors.dtype)], -1))
         return fused if is_text is None or not self.decoupled else torch.where(is_text[..., None], fused, vectors)
 
@@ -178,7 +181,9 @@ class MsdDrafter(TrainedDrafter):
     def _extend(
         self, cache: TreeCache, last: Float[Tensor, "row width"], parts: list[Float[Tensor, "_ width"]]
     ) -> Float[Tensor, "row width"]:
-        """Read committed positions of each row; the last predicted features, those of before for a row without new ones."""
+        """Read committed positions of each row; the last predicted features, those of before for a row without new
+        ones.
+        """
         inputs = pad_sequence(parts, batch_first=True)
         rows, width = inputs.shape[:2]
         cache.open(width)
@@ -302,10 +307,10 @@ class MsdDrafter(TrainedDrafter):
     ) -> dict[str, Tensor]:
         """SmoothL1 of the predicted features and soft cross entropy of their distributions, where they predict answers.
 
-        Step k reads, for its last k positions, what the drafter itself predicted in the steps before (HASS, EAGLE-3); all
-        earlier ones are the target's. `noise` is the amplitude of uniform noise on the true ones, as a share of their
-        root mean square (MSD's 0.2 * 512 / length suits long chats, and drowns short ones). Weights of the two terms are
-        MSD's; distributions are over the drafting vocabulary.
+        Step k reads, for its last k positions, what the drafter itself predicted in the steps before (HASS, EAGLE-3);
+        all earlier ones are the target's. `noise` is the amplitude of uniform noise on the true ones, as a share of
+        their root mean square (MSD's 0.2 * 512 / length suits long chats, and drowns short ones). Weights of the two
+        terms are MSD's; distributions are over the drafting vocabulary.
         """
         head = self.head(target).bfloat16()
         return self.unrolled_loss(head, ChatBatch.pack(target, examples), steps, noise, feature, soft)
@@ -357,8 +362,8 @@ class MsdDrafter(TrainedDrafter):
 class ChatBatch:
     """Chats padded on the right.
 
-    At index t there are the input vector of token t + 1, the features of tokens t (`before`) and t + 1 (`after`), whether
-    token t + 1 is text, and whether token t + 2 is an answer's.
+    At index t there are the input vector of token t + 1, the features of tokens t (`before`) and t + 1 (`after`),
+    whether token t + 1 is text, and whether token t + 2 is an answer's.
     """
 
     vectors: Tensor

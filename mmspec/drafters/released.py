@@ -1,4 +1,6 @@
-"""Drafters in the layout that the authors of MSD publish: `config.json` with LLaMA's field names, and one file of tensors."""
+"""Drafters in the layout that the authors of MSD publish: `config.json` with LLaMA's field names, and one file of
+tensors.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""VADUSA: Medusa heads trained jointly with a speech model, and a sparse tree for speech (Li et al. 2024, arXiv 2410.21951)."""
+"""VADUSA: Medusa heads trained jointly with a speech model, and a sparse tree for speech (Li et al.
+
+2024, arXiv 2410.21951).
+"""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,10 +15,12 @@ from mmspec.targets.base import Target
 
 
 class VadusaDrafter(HeadDrafter):
-    """`heads` residual heads on the last hidden state, head k for the token k positions after the one that the target samples next.
+    """`heads` residual heads on the last hidden state, head k for the token k positions after the one that the target
+    samples next.
 
-    With `sparse`, nodes go where `accuracies[k][i]`, how often the i-th candidate of head k was right on held-out speech, says:
-    always the same tree, grown greedily by products of accuracies as in the paper. Without, each candidate's own chance decides.
+    With `sparse`, nodes go where `accuracies[k][i]`, how often the i-th candidate of head k was right on held-out
+    speech, says: always the same tree, grown greedily by products of accuracies as in the paper. Without, each
+    candidate's own chance decides.
     """
 
     name = "vadusa"

@@ -87,8 +87,8 @@ class TreeCache(Cache):
 
     `open(width)` chooses the slots of the next `width` entries of each row, right after its committed ones;
     `commit(paths)` keeps those on the accepted path and forgets the others. Slots beyond a row's length hold values
-    that the mask hides. `capacity` is slots per row: committed tokens plus one tree. Attention reads `visible` of them: whole
-    blocks, and at least `min_visible`.
+    that the mask hides. `capacity` is slots per row: committed tokens plus one tree. Attention reads `visible` of them:
+    whole blocks, and at least `min_visible`.
 
     `lengths` and `slots` are tensors on the device, so that a pass of a given width has static shapes; the cache knows
     the lengths as numbers too, and never reads the device. Only its own methods change them.
@@ -132,9 +132,11 @@ class TreeCache(Cache):
         self.slots = self.lengths[:, None] + torch.arange(offset, offset + width, device=self.device)
 
     def mask(self, seen: Bool[Tensor, "row node entry"]) -> Bool[Tensor, "row 1 node slot"]:
-        """What each new entry may attend to: its row's committed slots, and those of the entries after them that it `seen`s.
+        """What each new entry may attend to: its row's committed slots, and those of the entries after them that it
+        `seen`s.
 
-        The entries are counted from the first slot that is not committed; those that were opened last are the last of them.
+        The entries are counted from the first slot that is not committed; those that were opened last are the last of
+        them.
         """
         allowed = (torch.arange(self.visible, device=self.device) < self.lengths[:, None])[:, None]
         allowed = allowed.repeat(1, seen.shape[1], 1)

@@ -28,7 +28,10 @@ class Stop:
 
 @dataclass(slots=True)
 class Rows:
-    """Rows that are generated together. `stops` has, for each row, its end and its number among those that came with it."""
+    """Rows that are generated together.
+
+    `stops` has, for each row, its end and its number among those that came with it.
+    """
 
     state: State
     seeds: list[int]

@@ -34,7 +34,8 @@ RANGES = (("temperature", 0.0, 100.0), ("top_k", 0, 2**31), ("top_p", 0.0, 1.0),
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How logits become a distribution: transformers' processors and warpers, in the order in which `generate` applies them.
+    """How logits become a distribution: transformers' processors and warpers, in the order in which `generate` applies
+    them.
 
     The repetition penalty comes first, then `logits_processor` (a `LogitsProcessorList`, or any sequence of its
     objects), then temperature, top-k, top-p and min-p. `temperature=0` is greedy decoding: neither noise nor warpers.

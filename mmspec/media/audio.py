@@ -34,7 +34,9 @@ def library(name: str, extra: str = "speech") -> Any:
 
 
 def check_output(path: Path) -> None:
-    """A file that can be written, of a known kind, or `-` if standard output is no terminal; raised before any work is done."""
+    """A file that can be written, of a known kind, or `-` if standard output is no terminal; raised before any work is
+    done.
+    """
     if str(path) != "-":
         files.check_output(path, KINDS)
     elif sys.stdout is None:
@@ -51,7 +53,9 @@ def pcm(audio: Float[Tensor, "sample"]) -> Int16[Tensor, "sample"]:
 
 
 def comment(metadata: dict[str, object], room: int | None) -> str:
-    """The metadata as JSON; if it is longer than `room`, its longest texts end in an ellipsis, and long lists are left out."""
+    """The metadata as JSON; if it is longer than `room`, its longest texts end in an ellipsis, and long lists are left
+    out.
+    """
     facts = dict(metadata)
     while room and len(text := json.dumps(facts, default=str)) > room:
         key, longest = max(
@@ -132,12 +136,15 @@ def join(parts: list[Float[Tensor, "_"]], pauses: list[float], rate: int) -> Flo
 
 
 def loudness(audio: Float[Tensor, "sample"], rate: int, lufs: float = -20.0) -> Float[Tensor, "sample"]:
-    """Brought to a loudness by ITU-R BS.1770-4, or as near as a peak of 0.99 allows; what is below -60 dB counts as silence."""
+    """Brought to a loudness by ITU-R BS.1770-4, or as near as a peak of 0.99 allows; what is below -60 dB counts as
+    silence.
+    """
     audio = audio.float()
     peak = float(audio.abs().max()) if len(audio) else 0.0
     if not 1e-3 < peak < float("inf"):
         return audio
-    # Measured at a peak of 0.25, as torchaudio's filters clip at 1; a short sound is repeated to fill one block of 0.4 s.
+    # Measured at a peak of 0.25, as torchaudio's filters clip at 1; a short sound is repeated to fill one block of 0.4
+    # s.
     even = (audio * (0.25 / peak)).repeat(-(-(rate // 2) // len(audio)))
     measured = float(library("torchaudio").functional.loudness(even[None], rate))
     gain = min(10 ** ((lufs - measured) / 20) * 0.25, 0.99) if measured > -70 else min(peak, 0.99)
@@ -147,7 +154,8 @@ def loudness(audio: Float[Tensor, "sample"], rate: int, lufs: float = -20.0) -> 
 def plot(
     audio: Float[Tensor, "sample"], rate: int, rounds: list[tuple[int, int]], samples_per_token: int, path: Path
 ) -> None:
-    """A PNG: the waveform over the drafted (green) and bonus (orange) tokens of each round, in turns dark and light; log-mel below.
+    """A PNG: the waveform over the drafted (green) and bonus (orange) tokens of each round, in turns dark and light;
+    log-mel below.
 
     `rounds` are the tokens that each round brought: drafted ones, and the bonus.
     """

@@ -160,7 +160,9 @@ def filling(
 
 
 def tinted(image: Image.Image, runs: list[int], height: int, width: int, stride: int) -> Image.Image:
-    """`image` with what each round committed outlined: drafted tokens in green, round by round light and dark, bonus tokens in orange."""
+    """`image` with what each round committed outlined: drafted tokens in green, round by round light and dark, bonus
+    tokens in orange.
+    """
     cell_x, cell_y = image.width / width, image.height / height
     shown = image.copy()
     pen, done = ImageDraw.Draw(shown), 0

@@ -153,7 +153,8 @@ class Pipeline(ABC, Generic[AnyTarget]):
     def from_pretrained(cls, model: str | Path, **options: Any) -> Self:
         """Load a bundled name, a folder or a hub id; `torch_dtype` (or `dtype`) is the transformer's.
 
-        Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are refused.
+        Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are
+        refused.
         """
         folder, dtype, index = open_folder(cls, model, options)
         path = folder / zoo.INDEX

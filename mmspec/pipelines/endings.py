@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StallDetector:
-    """Notices speech that has stalled: codec tokens of a whole `window` that are all in `silence`, or that repeat themselves."""
+    """Notices speech that has stalled: codec tokens of a whole `window` that are all in `silence`, or that repeat
+    themselves.
+    """
 
     window: int
     silence: frozenset[int]

@@ -67,7 +67,9 @@ def copy_companions(source: Path | None, folder: Path) -> None:
 
 
 def rename_target(folder: Path, weights_hash: str) -> None:
-    """Tell the drafters of the target `weights_hash` its new hash: saved in another dtype, the same weights have another."""
+    """Tell the drafters of the target `weights_hash` its new hash: saved in another dtype, the same weights have
+    another.
+    """
     for path in folder.glob("drafters/*/config.json"):
         config = json.loads(path.read_text())
         if config.get("target") == weights_hash:

@@ -112,7 +112,10 @@ class AudioChunk:
 
 @dataclass(slots=True)
 class ImageTextToTextOutput:
-    """Answers and how they came about, one entry for each chat. `ended` is "end" (the model's own), "length" or "interrupted"."""
+    """Answers and how they came about, one entry for each chat.
+
+    `ended` is "end" (the model's own), "length" or "interrupted".
+    """
 
     chats: list[Chat]
     seeds: list[int]

@@ -127,7 +127,9 @@ class Phonemizer:
         return PhonemizedText([*said[:-1], replace(said[-1], pause=0.0)], list(unsaid))
 
     def clean(self, text: str, unsaid: dict[str, None]) -> str:
-        """Only what hibari reads: like characters folded, marks and format characters dropped, the rest added to `unsaid`."""
+        """Only what hibari reads: like characters folded, marks and format characters dropped, the rest added to
+        `unsaid`.
+        """
         parts = INLINE.split(
             unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").translate(ALIKE))
         )
@@ -165,7 +167,9 @@ class Phonemizer:
         return plain if plain and self.known.issuperset(plain) else None
 
     def sentences(self, line: str) -> list[str]:
-        """hibari's sentences, with their closing quotes, not cut after an abbreviation that runs on: "No. 5", "the U.S. Army"."""
+        """hibari's sentences, with their closing quotes, not cut after an abbreviation that runs on: "No. 5", "the U.S.
+        Army".
+        """
         starts, at = [], 0
         for sentence in self.split(line):
             starts.append(line.index(sentence, at))
@@ -186,7 +190,9 @@ class Phonemizer:
         return last in RUNS_ON or (last in self.abbreviations and following[0].isdigit())
 
     def pieces(self, text: str, unsaid: dict[str, None], pause: float = SENTENCE) -> list[Sentence]:
-        """The text, or its parts if it has too many phonemes: cut near its middle at a clause, else at a word, else anywhere."""
+        """The text, or its parts if it has too many phonemes: cut near its middle at a clause, else at a word, else
+        anywhere.
+        """
         if len(text) <= 3 * self.longest:
             phonemes = self.g2p(text)
             if (
@@ -211,7 +217,9 @@ class Phonemizer:
         return [*(Sentence(text, part, WORD) for part in first), Sentence(text, last, pause)]
 
     def spell(self, word: str) -> str:
-        """Phonemes of a word that no lexicon has; hibari's net reads its first letters only, so a longer one goes in equal parts."""
+        """Phonemes of a word that no lexicon has; hibari's net reads its first letters only, so a longer one goes in
+        equal parts.
+        """
         count = -(-len(word) // self.letters.maxlen)
         size = -(-len(word) // count)
         return "".join(self.letters(word[at : at + size]) or "" for at in range(0, len(word), size)).translate(
@@ -220,7 +228,9 @@ class Phonemizer:
 
 
 def paragraphs(text: str) -> Iterable[list[str]]:
-    """Lines of each block between blank lines; a line that was wrapped, as the next word did not fit, is joined to the next."""
+    """Lines of each block between blank lines; a line that was wrapped, as the next word did not fit, is joined to the
+    next.
+    """
     for block in re.split(r"\n\s*\n", text):
         lines = [" ".join(line.split()) for line in block.split("\n") if line.strip()]
         width = max(map(len, lines), default=0)

@@ -1,4 +1,6 @@
-"""Weights in blocks of 32, as GGUF stores them (Q4_1, Q8_0), and low-rank updates to them: read, undone and merged on loading."""
+"""Weights in blocks of 32, as GGUF stores them (Q4_1, Q8_0), and low-rank updates to them: read, undone and merged on
+loading.
+"""
 
 import json
 from pathlib import Path
@@ -15,8 +17,9 @@ INDEX = "blocks.json"
 
 
 def dequantise(kind: str, raw: UInt8[Tensor, "out bytes"]) -> Float[Tensor, "out in"]:
-    """Rows of blocks as float32. A Q4_1 block is a float16 scale, a float16 minimum, and 32 nibbles (the low ones first); a Q8_0 block is a
-    float16 scale and 32 signed bytes (llama.cpp)."""
+    """Rows of blocks as float32. A Q4_1 block is a float16 scale, a float16 minimum, and 32 nibbles (the low ones
+    first); a Q8_0 block is a float16 scale and 32 signed bytes (llama.cpp).
+    """
     blocks = raw.unflatten(1, (-1, BYTES[kind]))
     scale = blocks[..., :2].contiguous().view(torch.float16).float()
     if kind == "Q8_0":
@@ -27,7 +30,9 @@ def dequantise(kind: str, raw: UInt8[Tensor, "out bytes"]) -> Float[Tensor, "out
 
 
 def load(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A folder's tensors in `dtype`: blocks undone, updates `NAME.lora_A` and `NAME.lora_B` merged into them, all others as they are."""
+    """A folder's tensors in `dtype`: blocks undone, updates `NAME.lora_A` and `NAME.lora_B` merged into them, all
+    others as they are.
+    """
     try:
         index = json.loads((folder / INDEX).read_text())
         kinds, scale = index["kinds"], float(index["scale"])

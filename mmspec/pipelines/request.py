@@ -39,7 +39,9 @@ def texts(prompt: Any) -> list[str]:
 
 
 def row_seeds(seed: Any, generator: Any, rows: int, name: str = "pictures") -> list[int]:
-    """A seed for each row: counted up from one seed, as listed, or drawn from the generator; errors call the rows `name`."""
+    """A seed for each row: counted up from one seed, as listed, or drawn from the generator; errors call the rows
+    `name`.
+    """
     if seed is not None and generator is not None:
         raise MmspecError("both seed and generator were given: give one of them")
     if seed is None:

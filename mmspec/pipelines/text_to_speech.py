@@ -52,10 +52,11 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
     >>> pipe("Hello there.", seed=7).save("hello.wav")
 
     `codec` follows `codecs.base.Codec`, and keeps its precision; one of a kind that `codecs.registry` knows is saved
-    with the model. `voices` are those that the tokenizer has a token `<voice>` for. `tokens_per_phoneme` bounds how long
-    a sentence may become, and sentences of more phonemes than `longest_sentence` are said in parts; tokens in `silence`
-    are silent. An `interleaved` model says where each phoneme begins (`SpeechTarget`). Codes come after the tokenizer's
-    tokens in the transformer's vocabulary, then the end token, and the boundary token of an interleaved model.
+    with the model. `voices` are those that the tokenizer has a token `<voice>` for. `tokens_per_phoneme` bounds how
+    long a sentence may become, and sentences of more phonemes than `longest_sentence` are said in parts; tokens in
+    `silence` are silent. An `interleaved` model says where each phoneme begins (`SpeechTarget`). Codes come after the
+    tokenizer's tokens in the transformer's vocabulary, then the end token, and the boundary token of an interleaved
+    model.
     """
 
     article = "a text-to-speech"

@@ -51,7 +51,8 @@ class Health(BaseModel):
 
 
 class AuthAndLimits:
-    """Turns away bodies that are too large or too slow, foreign host names, and requests without the API key if there is one.
+    """Turns away bodies that are too large or too slow, foreign host names, and requests without the API key if there
+    is one.
 
     It counts what was answered, too.
     """

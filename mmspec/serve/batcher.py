@@ -78,11 +78,13 @@ def fresh(drafter: Drafter) -> Drafter:
 
 
 class Batcher:
-    """The `runner` of a pipeline that many threads use at once. Rows join and leave between rounds, at most `rows` at a time.
+    """The `runner` of a pipeline that many threads use at once. Rows join and leave between rounds, at most `rows` at a
+    time.
 
     Calls that agree in drafter, sampling, acceptance and guidance share a batch; different batches take turns, round by
-    round. Calls that find no room wait, `waiting` of them at most; one more raises `Busy`. Each call gets the tokens that
-    it would have got alone. All drafters are loaded at once. One thread does all work on the target; `close` ends it.
+    round. Calls that find no room wait, `waiting` of them at most; one more raises `Busy`. Each call gets the tokens
+    that it would have got alone. All drafters are loaded at once. One thread does all work on the target; `close` ends
+    it.
     """
 
     def __init__(self, target: Target, folder: Path | None, rows: int = 16, waiting: int = 64):
@@ -99,7 +101,8 @@ class Batcher:
         self._thread.start()
 
     def measure(self, prompts: Prompts, length: int) -> None:
-        """Measure what passes cost here for 1, 2, 4, ... rows like the first of `prompts`: drafters spend their nodes by it.
+        """Measure what passes cost here for 1, 2, 4, ... rows like the first of `prompts`: drafters spend their nodes
+        by it.
 
         To be called before there is anything to do.
         """
@@ -224,7 +227,10 @@ class Batcher:
         return taken
 
     def _admit(self, job: Job) -> None:
-        """The job's rows join a batch and get their first tokens. If that fails midway, the batch and all in it are lost."""
+        """The job's rows join a batch and get their first tokens.
+
+        If that fails midway, the batch and all in it are lost.
+        """
         shared = self._batches.get(job.batch_key)
         present = shared is not None
         if shared is None:

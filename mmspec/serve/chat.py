@@ -48,8 +48,9 @@ class StreamOptions(StrictModel):
 
 
 class ChatRequest(SamplingFields):
-    """A chat to be answered. The sampling fields that OpenAI lacks are mmspec's own; the temperature is the model's own if
-    left out."""
+    """A chat to be answered. The sampling fields that OpenAI lacks are mmspec's own; the temperature is the model's own
+    if left out.
+    """
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
     model: str | None = None

@@ -55,7 +55,9 @@ def connect(url: str, seconds: float) -> http.client.HTTPConnection:
 
 
 def fetch(url: str, most: int, seconds: float) -> bytes:
-    """What is at an http(s) address, within `seconds`; private, local and reserved addresses are refused at every redirect."""
+    """What is at an http(s) address, within `seconds`; private, local and reserved addresses are refused at every
+    redirect.
+    """
     until, data = monotonic() + seconds, b""
     try:
         for _ in range(REDIRECTS):

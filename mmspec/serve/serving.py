@@ -43,7 +43,9 @@ class Limits:
 
 
 class Serving:
-    """Models by name, limits, whether addresses are fetched, and names that the server answers to (any if there are none)."""
+    """Models by name, limits, whether addresses are fetched, and names that the server answers to (any if there are
+    none).
+    """
 
     def __init__(
         self,

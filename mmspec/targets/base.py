@@ -75,7 +75,8 @@ class Target(Protocol):
 
     `weights_hash` names the weights, so that a drafter trained on others can be told; "" if it is not known.
     `protected` tokens are those that lossy rules leave alone. `grid` is the raster that tokens fill, if there is one.
-    `max_positions` is how many positions the model has, `model` the model of transformers. Passes are padded to `min_query_len` nodes.
+    `max_positions` is how many positions the model has, `model` the model of transformers. Passes are padded to
+    `min_query_len` nodes.
     """
 
     model: PreTrainedModel
@@ -122,7 +123,9 @@ class Target(Protocol):
     def guide(
         self, state: State, logits: Float[Tensor, "branch row node vocab"], positions: Int[Tensor, "row node"]
     ) -> Float[Tensor, "row node vocab"]:
-        """Mix the CFG branches' logits for the tokens at `positions`, and force or forbid tokens: drafters apply it too."""
+        """Mix the CFG branches' logits for the tokens at `positions`, and force or forbid tokens: drafters apply it
+        too.
+        """
         ...
 
     def position_ids(self, state: State, depths: Int[Tensor, "row node"]) -> Int[Tensor, "*axis sequence node"]:

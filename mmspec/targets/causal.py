@@ -28,7 +28,8 @@ SLOT_MULTIPLE = 128
 class CausalTarget:
     """A transformers causal language model that generates the ids of its `vocabulary` (all of the head's if None).
 
-    Token t of the loop is the model's id `vocabulary[t]`, and an id outside of it, as prompts have, is the negative token
+    Token t of the loop is the model's id `vocabulary[t]`, and an id outside of it, as prompts have, is the negative
+    token
     -1 - id. Logits are computed in float32 (float64 for a float64 model). `min_query_len = 1` trades the bitwise
     agreement of narrow and wide passes for faster plain decoding.
 
@@ -197,7 +198,8 @@ class CausalTarget:
         return self.ids(tree.tokens)
 
     def position_ids(self, state: State, depths: Int[Tensor, "row node"]) -> Int[Tensor, "*axis sequence node"]:
-        # Rows that are longer than the others, and stopped ones, get nodes beyond the model's end, which are never kept.
+        # Rows that are longer than the others, and stopped ones, get nodes beyond the model's end, which are never
+        # kept.
         ids = state.cache.lengths[:, None] + depths.repeat(state.branches, 1)
         return ids.clamp(max=self.max_positions - 1) + state.position_shift
 

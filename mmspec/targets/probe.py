@@ -26,7 +26,9 @@ LOGIT_SCALES = ("logits_scaling", "logit_scale", "final_logit_softcapping")
 
 
 def refuse(model: PreTrainedModel) -> None:
-    """Raise MmspecError for a model whose logits, attention or positions a `CausalTarget` would get wrong by construction."""
+    """Raise MmspecError for a model whose logits, attention or positions a `CausalTarget` would get wrong by
+    construction.
+    """
     name, config, head = type(model).__name__, model.config.get_text_config(), model.get_output_embeddings()
     if model.config.is_encoder_decoder:
         raise MmspecError(f"{name} is an encoder-decoder model, which is not supported: use a decoder-only model")
@@ -62,7 +64,8 @@ def refuse(model: PreTrainedModel) -> None:
 
 
 def refuse_other_heads(model: PreTrainedModel, families: tuple[str, ...] = ()) -> None:
-    """Raise MmspecError for a model that is neither a causal language model of transformers nor of one of the `families`.
+    """Raise MmspecError for a model that is neither a causal language model of transformers nor of one of the
+    `families`.
 
     Such a model may generate by other heads, embeddings or positions than those of its text, which no probe sees.
     """
@@ -76,7 +79,8 @@ def refuse_other_heads(model: PreTrainedModel, families: tuple[str, ...] = ()) -
 
 @torch.inference_mode()
 def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
-    """Compare a prefill and a branching pass, with a cache of `slots` slots, with the model's own forward without cache.
+    """Compare a prefill and a branching pass, with a cache of `slots` slots, with the model's own forward without
+    cache.
 
     Raises MmspecError with the largest error if they differ by more than rounding explains (`TOLERANCE`), or if either
     cannot be run.

@@ -34,9 +34,9 @@ class SpeechTarget(CausalTarget):
     `codes` are the model's ids of the codec's tokens, codebook by codebook, and `end` is that of the end token. Where a
     frame has several tokens, only those of a position's codebook are possible there, and the end only between frames.
 
-    With a `boundary` id the model is interleaved (ELLA-V, Song et al. 2024, arXiv 2401.07333): it says when a phoneme of
-    its prompt begins, by the boundary token, and reads that phoneme in the boundary's place. So no phoneme is left out
-    or said twice: there are as many boundaries as `phonemes` (ids) in the prompt, and the end comes after the last.
+    With a `boundary` id the model is interleaved (ELLA-V, Song et al. 2024, arXiv 2401.07333): it says when a phoneme
+    of its prompt begins, by the boundary token, and reads that phoneme in the boundary's place. So no phoneme is left
+    out or said twice: there are as many boundaries as `phonemes` (ids) in the prompt, and the end comes after the last.
     """
 
     def __init__(

@@ -19,7 +19,9 @@ FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
 
 @dataclass(frozen=True, slots=True)
 class VisualPrompts(Prompts):
-    """Token ids of every row, image tokens included, and what the processor made of the row's images (`pixel_values`, ...)."""
+    """Token ids of every row, image tokens included, and what the processor made of the row's images (`pixel_values`,
+    ...).
+    """
 
     images: list[dict[str, Tensor]] = field(default_factory=list)
 

@@ -28,10 +28,11 @@ def calibration_nll(log_q: Tensor, noise: Tensor, sampled: Tensor) -> Tensor:
 
 
 def fit_calibration(drafter: TrainedDrafter, depths: Sequence[Sequence[Observations]]) -> list[list[float]]:
-    """Give each depth of the drafter the pair that best predicts what was sampled; returns accuracies by depth and rank.
+    """Give each depth of the drafter the pair that best predicts what was sampled; returns accuracies by depth and
+    rank.
 
-    An accuracy is how often the i-th candidate was right. Both are taken at roots whose sampled tokens were candidates at
-    all depths before, since no other path gets there; where no root is left, the pair of the depth before stands.
+    An accuracy is how often the i-th candidate was right. Both are taken at roots whose sampled tokens were candidates
+    at all depths before, since no other path gets there; where no root is left, the pair of the depth before stands.
     """
     reachable: dict[int, set[int]] = {}
     accuracies, best = [], len(CALIBRATION_GRID) - 1
@@ -60,7 +61,9 @@ def fit_calibration(drafter: TrainedDrafter, depths: Sequence[Sequence[Observati
 
 @torch.inference_mode()
 def observe(drafter: TrainedDrafter, target: Target, examples: Sequence[Example]) -> list[list[Observations]]:
-    """What the drafter predicts along sequences at each depth, with the noise that they were sampled with (none if greedy)."""
+    """What the drafter predicts along sequences at each depth, with the noise that they were sampled with (none if
+    greedy).
+    """
     depths: list[list[Observations]] = [[] for _ in drafter.beta]
     drafted = drafter.drafted_tokens(target)
     index = torch.full((target.vocabulary_size,), -1, device=target.device)
@@ -78,7 +81,9 @@ def observe(drafter: TrainedDrafter, target: Target, examples: Sequence[Example]
 
 
 def calibrate(drafter: TrainedDrafter, target: Target, sampled: Sequence[Example], greedy: Sequence[Example]) -> None:
-    """Coupling and sharpness of each depth for sampled sequences, and the sharpness for greedy ones if the drafter has one."""
+    """Coupling and sharpness of each depth for sampled sequences, and the sharpness for greedy ones if the drafter has
+    one.
+    """
     if drafter.calibrates_greedy and greedy:
         fit_calibration(drafter, observe(drafter, target, greedy))
         drafter.greedy = list(drafter.beta)

@@ -26,7 +26,9 @@ def is_pictured(example: Example) -> bool:
 
 
 def random_batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Example]]:
-    """Endless batches; a sequence keeps the guidance that it was sampled with half of the time, else it is anything to 4."""
+    """Endless batches; a sequence keeps the guidance that it was sampled with half of the time, else it is anything to
+    4.
+    """
     generator = torch.Generator().manual_seed(seed)
     while True:
         chosen = torch.randint(len(examples), (size,), generator=generator).tolist()
@@ -43,8 +45,8 @@ def similar_batches(
 ) -> Iterator[list[Example]]:
     """Endless batches of sequences of similar length.
 
-    With two stages the first half of the budget is text alone, and then the share of sequences with pictures rises to all
-    (MSD).
+    With two stages the first half of the budget is text alone, and then the share of sequences with pictures rises to
+    all (MSD).
     """
     rng = random.Random(seed)
 
@@ -110,8 +112,8 @@ def train_drafter(
 ) -> TrainedDrafter:
     """Train one drafter on `data` and calibrate it on sequences of the target's `own` that it has not seen.
 
-    `stage` is the drafter's part of a recipe: kind, model (options of `build`), batch, lr, muon_lr, vocabulary (how many
-    tokens it drafts from), stages, and the class's `loss_options`. It begins with `initial` weights if given.
+    `stage` is the drafter's part of a recipe: kind, model (options of `build`), batch, lr, muon_lr, vocabulary (how
+    many tokens it drafts from), stages, and the class's `loss_options`. It begins with `initial` weights if given.
     """
     torch.manual_seed(stage.get("seed", 0))
     kind = drafter_class(stage["kind"])

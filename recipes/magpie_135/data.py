@@ -146,8 +146,9 @@ class Studio:
                 return found
 
     def draw(self, scene: Scene, chance: random.Random | None = None, worn: float = 0.0) -> Image.Image:
-        """The picture, `SIZE` pixels square. `chance` shifts every thing by a few pixels; a share of pictures is `worn`: halved and enlarged,
-        or saved as a JPEG of little quality."""
+        """The picture, `SIZE` pixels square. `chance` shifts every thing by a few pixels; a share of pictures is
+        `worn`: halved and enlarged, or saved as a JPEG of little quality.
+        """
         page = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[scene.background])
         for thing in scene.things:
             image = Image.fromarray(self.rgba[thing.picture]).resize(

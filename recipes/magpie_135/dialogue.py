@@ -51,8 +51,9 @@ class Encoded:
 
 
 def encode(known: LlavaProcessor, turns: Sequence[tuple[str, str]], picture: bool, ended: bool = True) -> Encoded:
-    """Questions and answers in turn; the first question comes with a picture if there is one. An empty last answer is left to the model;
-    one that was cut off (not `ended`) has no end token."""
+    """Questions and answers in turn; the first question comes with a picture if there is one. An empty last answer is
+    left to the model; one that was cut off (not `ended`) has no end token.
+    """
     patches = (SIZE // known.patch_size) ** 2
     ids: list[int] = []
     answer: list[bool] = []

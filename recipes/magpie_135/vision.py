@@ -47,7 +47,9 @@ class Labeller(nn.Module):
         self.background_head = nn.Linear(width, len(BACKGROUNDS))
 
     def terms(self, images: Tensor, names: Tensor, styles: Tensor, background: Tensor) -> dict[str, Tensor]:
-        """Cross entropies in nats: of things over all patches, of styles where there is a thing, of the background over all."""
+        """Cross entropies in nats: of things over all patches, of styles where there is a thing, of the background over
+        all.
+        """
         seen = self.tower(images, output_hidden_states=True).hidden_states[-1]
         thing = F.cross_entropy(self.thing_head(seen).float().flatten(0, 1), names.flatten(), label_smoothing=0.05)
         style = F.cross_entropy(self.style_head(seen).float().flatten(0, 1), styles.flatten(), ignore_index=-100)
@@ -63,7 +65,8 @@ class Labeller(nn.Module):
         }
 
 
-# A batch of scenes: images, and for each patch its thing (0 for none) and style (-100 for none), and the background of each scene.
+# A batch of scenes: images, and for each patch its thing (0 for none) and style (-100 for none), and the background of
+# each scene.
 Seen = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -114,8 +117,9 @@ def align(
     seed: int = 1,
     device: str | None = None,
 ) -> nn.Module:
-    """Train the projector so that each patch says what it shows in the language model's own vectors, `words(text)`: the thing, and half as
-    loud its style and the background. The tower is frozen."""
+    """Train the projector so that each patch says what it shows in the language model's own vectors, `words(text)`: the
+    thing, and half as loud its style and the background. The tower is frozen.
+    """
     torch.manual_seed(seed)
     things, styles, grounds = (
         torch.stack([words(name) for name in names]) for names in (studio.names, STYLES, BACKGROUNDS)

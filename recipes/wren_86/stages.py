@@ -119,7 +119,9 @@ def target(run: Run) -> None:
 
 
 def silent_codes(run: Run, quieter: float = 3.0) -> list[int]:
-    """Codes whose frames are, on average, among the quietest: mean log-mel at most `quieter` nats above the quietest code's."""
+    """Codes whose frames are, on average, among the quietest: mean log-mel at most `quieter` nats above the quietest
+    code's.
+    """
     model = MelCodec.from_pretrained(run.out / "codec").float().eval()
     some = [(one, codes) for one, codes in tokens(run) if one.held_out]
     total, count = torch.zeros(model.vocabulary_size), torch.zeros(model.vocabulary_size)
@@ -145,7 +147,8 @@ def spliced(rng: random.Random, texts: list[str]) -> str:
 def captured(run: Run) -> list[Example]:
     """Features of sampled and of true sequences, made once for all drafters.
 
-    Samples follow texts that the target has not seen, as those of its users will be: it is surer of the ones that it has.
+    Samples follow texts that the target has not seen, as those of its users will be: it is surer of the ones that it
+    has.
     """
     stage, pipe = run.recipe["capture"], pipeline(run)
     pipe.target.min_query_len = 1

@@ -1,4 +1,6 @@
-"""The speech model: a voice and phonemes as prefix, then each phoneme once more before its codec tokens, one Llama over all, with VADUSA's heads."""
+"""The speech model: a voice and phonemes as prefix, then each phoneme once more before its codec tokens, one Llama over
+all, with VADUSA's heads.
+"""
 
 import random
 from collections import Counter
@@ -42,7 +44,9 @@ def phoneme_tokenizer(alphabet: list[str], voices: list[str]) -> PreTrainedToken
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """One training sequence: who speaks, prompt ids, and what is said: codec tokens, a mark where each phoneme begins, the end."""
+    """One training sequence: who speaks, prompt ids, and what is said: codec tokens, a mark where each phoneme begins,
+    the end.
+    """
 
     voice: str
     prompt: list[int]
@@ -68,9 +72,10 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (input ids, labels), labels -100 on prompts and padding.
 
-    Sequences are padded to the least of `widths` that holds them (few shapes for a compiled model) and batched with their like,
-    about `tokens` places a batch. In half of the rows a share of the input codes, uniform in [0, noise], is replaced by other codes.
-    A voice with n sequences is drawn in proportion to n^balance: 1 draws all sequences alike, 0 all voices.
+    Sequences are padded to the least of `widths` that holds them (few shapes for a compiled model) and batched with
+    their like, about `tokens` places a batch. In half of the rows a share of the input codes, uniform in [0, noise], is
+    replaced by other codes. A voice with n sequences is drawn in proportion to n^balance: 1 draws all sequences alike,
+    0 all voices.
     """
     chance, dice = random.Random(seed), torch.Generator().manual_seed(seed)
     rooms: list[list[Spoken]] = [[] for _ in widths]
@@ -117,7 +122,9 @@ class JointModel(nn.Module):
         self.heads = nn.ModuleList(ResidualHead(language.config.hidden_size) for _ in range(heads))
 
     def terms(self, body, batch: tuple[Tensor, Tensor], weight: float, decay: float) -> dict[str, Tensor]:
-        """Cross entropy of the next token plus weight * sum_k decay^k that of head k = 1, 2, ..., k places further; nats a token."""
+        """Cross entropy of the next token plus weight * sum_k decay^k that of head k = 1, 2, ..., k places further;
+        nats a token.
+        """
         ids, labels = (part.to(self.language.device) for part in batch)
         hidden = body(input_ids=ids, use_cache=False).last_hidden_state
         table = self.language.lm_head.weight[self.offset :]

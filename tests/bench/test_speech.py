@@ -69,7 +69,9 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
 
 
 def test_every_entrant(run, model: Path, tmp_path: Path) -> None:
-    """Every entrant has a row with all fields, in JSON, table and plot; lossless ones in fp64 say what plain decoding says."""
+    """Every entrant has a row with all fields, in JSON, table and plot; lossless ones in fp64 say what plain decoding
+    says.
+    """
     code, out, err = run("speech", "--model", model, "--prompts", 2, "--dtype", "fp64", "--out", "found")
     assert code == 0 and json.loads(out.splitlines()[-1])["written"] == "found"
     results = json.loads((tmp_path / "found" / "results.json").read_text())
@@ -220,7 +222,9 @@ class Deaf:
 
 
 def test_quality(model: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recordings, codec, plain decoding and each tolerance with six and four heads, in JSON, table and samples that say what they are."""
+    """Recordings, codec, plain decoding and each tolerance with six and four heads, in JSON, table and samples that say
+    what they are.
+    """
     monkeypatch.setattr(speech_quality, "Listener", Deaf)
     speech_quality.main(
         str(model),
@@ -262,7 +266,9 @@ def test_quality(model: Path, work: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_held_out(model: Path, work: Path) -> None:
-    """Voices take turns, no sentence comes twice, the other utterance is of the same voice, what was trained on is left out."""
+    """Voices take turns, no sentence comes twice, the other utterance is of the same voice, what was trained on is left
+    out.
+    """
     found = held_out(model, work / "data", None, 4)
     assert [one.voice for one, _ in found] == ["ada", "ben"] * 2 and len({one.text for one, _ in found}) == 4
     assert all(

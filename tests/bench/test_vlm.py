@@ -1,4 +1,6 @@
-"""The vision-language benchmark: every task and temperature, all entrants, fields and files; verify and the errors of both."""
+"""The vision-language benchmark: every task and temperature, all entrants, fields and files; verify and the errors of
+both.
+"""
 
 import json
 import shutil
@@ -42,7 +44,9 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
 
 
 def test_bench(run, model: Path) -> None:
-    """Six tables, each with plain decoding, transformers and every drafter; greedy rows of all lossless entrants have as many tokens."""
+    """Six tables, each with plain decoding, transformers and every drafter; greedy rows of all lossless entrants have
+    as many tokens.
+    """
     code, out, err = run("bench", "vlm", "--model", model, "--quick", "--dtype", "fp64", "--out", "found")
     assert code == 0, err
     found = json.loads(Path("found/results.json").read_text())

@@ -203,7 +203,7 @@ def speak(speech_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     from mmspec.pipelines import text_to_speech
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(text_to_speech, "Reader", lambda alphabet, longest: reader(frozenset(alphabet), longest))
+    monkeypatch.setattr(text_to_speech, "Phonemizer", lambda alphabet, longest: reader(frozenset(alphabet), longest))
 
     def call(
         *arguments: object, model: Path = speech_folder, stdin: bytes = b"", dtype: str = "fp64"
@@ -272,7 +272,9 @@ def test_text_from_elsewhere(speak, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [[], ["--stream"]])
 def test_standard_output(speak, tmp_path: Path, how: list[str]) -> None:
-    """`-o -` writes a WAV to standard output and nothing else, which libsndfile and Python's wave read; all talk goes to standard error."""
+    """`-o -` writes a WAV to standard output and nothing else, which libsndfile and Python's wave read; all talk goes
+    to standard error.
+    """
     code, out, err = speak("Hello there. And you?", "-o", "-", "--seed", 4, *how)
     assert code == 0 and "lossless" in err
     assert out[:4] == b"RIFF" and out[8:16] == b"WAVEfmt " and out.count(b"RIFF") == 1

@@ -126,7 +126,9 @@ def difference(codec: Codec, tokens: list[int], chunks: Tensor) -> float:
 
 @KINDS
 def test_round_trip(kind: str) -> None:
-    """Audio of three frames and a bit is four whole frames of tokens in their codebooks, and four frames of samples; rows are alone."""
+    """Audio of three frames and a bit is four whole frames of tokens in their codebooks, and four frames of samples;
+    rows are alone.
+    """
     it = codec(kind)
     assert isinstance(it, Codec)
     tokens = it.encode(audio(2, 3 * it.frame_samples + it.frame_samples // 2), it.sampling_rate)
@@ -211,7 +213,9 @@ def test_stream_of_xcodec2() -> None:
 
 @pytest.mark.parametrize("kind", CLOSE)
 def test_context(kind: str) -> None:
-    """A changed frame is heard in the frames whose context it is in, and beyond them no louder than the stated difference."""
+    """A changed frame is heard in the frames whose context it is in, and beyond them no louder than the stated
+    difference.
+    """
     it = codec(kind)
     before, after = it.context
     place, frames = after + 2, before + after + 12
@@ -225,7 +229,9 @@ def test_context(kind: str) -> None:
 
 
 class Sums:
-    """A codec whose sample is the sum of the tokens from two frames before to one after; it counts the frames it decodes."""
+    """A codec whose sample is the sum of the tokens from two frames before to one after; it counts the frames it
+    decodes.
+    """
 
     sampling_rate, vocabulary_size, frame_tokens, frame_samples, context = 8, 100, 2, 3, (2, 1)
 
@@ -248,7 +254,9 @@ class Sums:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 99), max_size=7), max_size=12), st.integers(1, 3))
 def test_stream_window(chunks: list[list[int]], hold: int) -> None:
-    """Any chunks, empty ones too: exact; no pass takes more than both contexts and the new frames; a last half frame is dropped."""
+    """Any chunks, empty ones too: exact; no pass takes more than both contexts and the new frames; a last half frame is
+    dropped.
+    """
     it = Sums()
     decoder, tokens = StreamDecoder(it, hold), [token for chunk in chunks for token in chunk]
     joined = torch.cat([*map(decoder.push, chunks), decoder.flush()])

@@ -1,4 +1,6 @@
-"""The demos in a real browser: every tab gives its result, stop works, bad input is told, visitors do not disturb each other."""
+"""The demos in a real browser: every tab gives its result, stop works, bad input is told, visitors do not disturb each
+other.
+"""
 
 import base64
 import io

@@ -23,7 +23,9 @@ from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equality(family: str, temperature: float, kind: str) -> None:
-    """Rows with images of different sizes, several or none, alone and in one batch, say what plain decoding says (fp64)."""
+    """Rows with images of different sizes, several or none, alone and in one batch, say what plain decoding says
+    (fp64).
+    """
     rows, target, sampling = (
         [asked(family, sizes, seed) for seed, sizes in enumerate(IMAGES)],
         VisionLanguageTarget(model(family)),
@@ -117,8 +119,9 @@ def test_rows_that_join_and_leave() -> None:
 @pytest.mark.parametrize("kind", ["decoupled", "few tokens"])
 @pytest.mark.parametrize(("temperature", "coupled"), [(0.0, True), (1.0, True), (1.0, False)])
 def test_the_tree_reads_its_own_path(temperature: float, coupled: bool, kind: str) -> None:
-    """Children of a node are the best by one pass over the committed sequence and the path to that node, whatever its siblings; with the
-    share of the noise that each depth is coupled by, if it is."""
+    """Children of a node are the best by one pass over the committed sequence and the path to that node, whatever its
+    siblings; with the share of the noise that each depth is coupled by, if it is.
+    """
     target, drafter = text_target(), built(**KINDS[kind], coupling=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     drafter.coupled = coupled
     drafted = torch.tensor(KINDS[kind].get("tokens", range(target.vocabulary_size)))
@@ -178,7 +181,9 @@ def test_a_prompt_of_one_token() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_processors(temperature: float) -> None:
-    """A repetition penalty reaches every place and the bonus token: equal to plain decoding, which differs from that without (fp64)."""
+    """A repetition penalty reaches every place and the bonus token: equal to plain decoding, which differs from that
+    without (fp64).
+    """
     target, row = VisionLanguageTarget(model("llava")), asked("llava", [(32, 32)])
     options = [SamplingOptions(temperature, top_k=30, repetition_penalty=penalty) for penalty in (1.8, 1.0)]
     plain, other = (

@@ -7,7 +7,9 @@ from mmspec.drafters.msd import ChatBatch, MsdDrafter, drafted_positions
 
 
 def test_steps_of_the_loss_are_paths() -> None:
-    """Step k's prediction at a place is what drafting gives after k places of its own predictions on true features before them."""
+    """Step k's prediction at a place is what drafting gives after k places of its own predictions on true features
+    before them.
+    """
     torch.manual_seed(0)
     drafter = MsdDrafter(hidden_size=16, intermediate_size=24, heads=2, kv_heads=2).double()
     rows, length = 2, 7

@@ -108,7 +108,9 @@ def test_tolerance_refuses_forbidden_tokens() -> None:
 
 @pytest.mark.parametrize("name", ["tolerance:8", "typical:1,1"])
 def test_lossy_rules_keep_protected_tokens(name: str) -> None:
-    """Where the target's own sample is a protected token, or a child is one, only the sample is accepted; elsewhere nothing changes."""
+    """Where the target's own sample is a protected token, or a child is one, only the sample is accepted; elsewhere
+    nothing changes.
+    """
     protected, met, exchanged = frozenset({1, 7}), 0, 0
     for seed in range(60):
         tree, _, gumbel_scores, noise, counts, _ = case = bench(seed)
@@ -135,7 +137,9 @@ def test_typical_threshold() -> None:
 
 
 def test_accepted_paths_are_paths() -> None:
-    """Every rule gives, per row, a path from the root down and one token for each of its nodes; accepted ones are the children's."""
+    """Every rule gives, per row, a path from the root down and one token for each of its nodes; accepted ones are the
+    children's.
+    """
     for name in ("exact", "rejection", "tolerance:4", "typical"):
         for seed in range(20):
             tree, *rest = bench(seed)

@@ -99,7 +99,9 @@ def check_rounds(
     st.sampled_from([1.0, 2.5]),
 )
 def test_cached_equals_uncached(seed: int, texts: list[list[int]], guidance: float) -> None:
-    """Ragged batches, random trees, random paths (rows may commit nothing), with and without guidance: equal to 1e-9 in fp64."""
+    """Ragged batches, random trees, random paths (rows may commit nothing), with and without guidance: equal to 1e-9 in
+    fp64.
+    """
     check_rounds(text_target(), seed, texts, 4, guidance)
 
 
@@ -215,7 +217,9 @@ def test_capacity_error() -> None:
 
 
 def test_memory_is_committed_plus_one_tree() -> None:
-    """The cache is allocated once, for prompt, new tokens and one tree, in whole blocks of slots, and nothing more however long it runs."""
+    """The cache is allocated once, for prompt, new tokens and one tree, in whole blocks of slots, and nothing more
+    however long it runs.
+    """
     target = text_target()
     length, nodes = 20, 6
     state = target.prefill(prompts([[1, 2, 3], [4, 5]]), length + nodes + 1)

@@ -59,7 +59,9 @@ def test_distant_seeds_differ(first: int, second: int) -> None:
 
 
 def test_order_and_batch_do_not_matter() -> None:
-    """A number depends on its own seed, position and token: not on its neighbours in the call, nor on the vocabulary's size."""
+    """A number depends on its own seed, position and token: not on its neighbours in the call, nor on the vocabulary's
+    size.
+    """
     block = numbers([7, 8, 9], [[4, 5, 6]] * 3, 50)
     torch.testing.assert_close(
         numbers([9, 7], [[6, 4], [5, 6]], 50), torch.stack([block[2, [2, 0]], block[0, [1, 2]]]), rtol=0, atol=0

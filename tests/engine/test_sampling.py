@@ -75,7 +75,9 @@ def test_logits_are_widened() -> None:
 
 @pytest.mark.parametrize("rule", ["exact", "rejection"])
 def test_repetition_penalty_with_an_offset(rule: str) -> None:
-    """Where prompt ids lie outside the generated vocabulary, a processor that reads the prefix sees the generated tokens alone."""
+    """Where prompt ids lie outside the generated vocabulary, a processor that reads the prefix sees the generated
+    tokens alone.
+    """
     target, penalty = image_target(), hf.RepetitionPenaltyLogitsProcessor(1.5)
     found = generate(
         target,

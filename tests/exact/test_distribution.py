@@ -97,7 +97,9 @@ def better_of_two(rng):
 
 
 def sample(rule: str, scheme) -> np.ndarray:
-    """How often the first two emitted tokens are each pair, one seed a row; each child of the root has children of its own."""
+    """How often the first two emitted tokens are each pair, one seed a row; each child of the root has children of its
+    own.
+    """
     rng = np.random.default_rng(1)
     tokens, parents, laws = [], [], []
     for _ in range(SAMPLES):

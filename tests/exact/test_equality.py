@@ -127,7 +127,9 @@ def test_seeds_matter_and_batch_order_does_not() -> None:
 def test_lower_precision_parts_only_at_near_ties(
     dtype: torch.dtype, noise: float, guidance: float, record_property
 ) -> None:
-    """fp32 and bf16: until the first mismatch the two runs see the same keys up to rounding, and there the margin is as small."""
+    """fp32 and bf16: until the first mismatch the two runs see the same keys up to rounding, and there the margin is as
+    small.
+    """
     target, length, same = image_target(dtype), GRID.tokens, 0
     for seed in range(4):
         for text in TEXTS:

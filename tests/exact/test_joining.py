@@ -16,7 +16,8 @@ TEXTS = [[1, 3, 4, 2], [1, 5, 2], [1, 2], [1, 6, 7, 4, 2], [1, 4, 2]]
 
 
 def shuffled(batch: Batch, asked: list, stop: Stop, seed: int) -> list[list[int]]:
-    """What rows say that join at random times and in random numbers, and leave when they have ended; some places are swapped.
+    """What rows say that join at random times and in random numbers, and leave when they have ended; some places are
+    swapped.
 
     Every second row has room for more than it says, so that caches and features of different sizes meet.
     """

@@ -30,7 +30,9 @@ def tone(seconds: float = 1.0, rate: int = RATE, height: float = 0.5) -> torch.T
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "A.WAV"])
 def test_round_trip(tmp_path: Path, name: str) -> None:
-    """Round trip: 16 bits of every sample, the rate, one channel and the metadata come back; nothing is left beside the file."""
+    """Round trip: 16 bits of every sample, the rate, one channel and the metadata come back; nothing is left beside the
+    file.
+    """
     facts = {"text": "naïve “café” \u0000\n日本", "seed": 7, "place": Path("x")}
     sound.save(tone(), RATE, tmp_path / name, facts)
     with soundfile.SoundFile(tmp_path / name) as file:
@@ -41,7 +43,9 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
 
 
 def test_ogg(tmp_path: Path) -> None:
-    """A minute of Vorbis, longer than libsndfile takes in one block, has the length, the metadata and nearly the samples."""
+    """A minute of Vorbis, longer than libsndfile takes in one block, has the length, the metadata and nearly the
+    samples.
+    """
     audio = tone(60)
     sound.save(audio, RATE, tmp_path / "a.ogg", {"seed": 7})
     with soundfile.SoundFile(tmp_path / "a.ogg") as file:
@@ -53,7 +57,9 @@ def test_ogg(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
 @pytest.mark.parametrize("length", [1, 20_000])
 def test_any_length(tmp_path: Path, name: str, length: int) -> None:
-    """One sample and one word, and a text of 100 kB as metadata, of which a WAV keeps the beginning and all other facts."""
+    """One sample and one word, and a text of 100 kB as metadata, of which a WAV keeps the beginning and all other
+    facts.
+    """
     facts = {"text": "söme wörds " * length, "seed": 7, "software": "torch 2"}
     sound.save(torch.zeros(length), RATE, tmp_path / name, facts)
     with soundfile.SoundFile(tmp_path / name) as file:
@@ -165,7 +171,9 @@ class Stream(io.BytesIO):
 
 
 def test_pipe() -> None:
-    """Nothing before the first chunk; then a header of unknown length and each chunk at once; readable once the lengths are filled in."""
+    """Nothing before the first chunk; then a header of unknown length and each chunk at once; readable once the lengths
+    are filled in.
+    """
     out = Stream()
     pipe = sound.Pipe(out, RATE)
     assert not out.getvalue()

@@ -181,7 +181,9 @@ def test_letters_of_several_bytes(pipe, monkeypatch) -> None:
 
 
 def test_round_trip(pipe, tmp_path: Path) -> None:
-    """A saved pipeline answers the same; drafters travel along; so does a folder of transformers itself, without an index."""
+    """A saved pipeline answers the same; drafters travel along; so does a folder of transformers itself, without an
+    index.
+    """
     pipe.save_pretrained(tmp_path / "saved")
     again = ImageTextToTextPipeline.from_pretrained(tmp_path / "saved", torch_dtype=torch.float64)
     assert (

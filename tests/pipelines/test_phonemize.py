@@ -1,4 +1,6 @@
-"""From text to phonemes: numbers and abbreviations, sentences and pauses, what cannot be said, and the text of every error."""
+"""From text to phonemes: numbers and abbreviations, sentences and pauses, what cannot be said, and the text of every
+error.
+"""
 
 import subprocess
 import sys
@@ -164,7 +166,9 @@ def test_wrapped_lines(reader: Phonemizer) -> None:
 
 
 def test_pauses(reader: Phonemizer) -> None:
-    """Longest after a paragraph, shorter after a sentence, none after the last; a piece with nothing to say gives its pause away."""
+    """Longest after a paragraph, shorter after a sentence, none after the last; a piece with nothing to say gives its
+    pause away.
+    """
     assert PARAGRAPH > SENTENCE > CLAUSE > WORD == 0
     for text in ("One. Two.\n\nThree.", "One. Two. !!\n\n***\n\nThree. ?!", "\n\n--\n\nOne. Two.\u2029Three."):
         assert [sentence.pause for sentence in reader.read(text).sentences] == [SENTENCE, PARAGRAPH, 0.0]
@@ -178,7 +182,9 @@ def test_last_stop(reader: Phonemizer) -> None:
 
 @pytest.mark.parametrize("longest", [40, 80, 180])
 def test_long_sentence(longest: int) -> None:
-    """Cut at clauses where there are some near the middle, else at words; nothing is lost, nothing is longer, the pauses are short."""
+    """Cut at clauses where there are some near the middle, else at words; nothing is lost, nothing is longer, the
+    pauses are short.
+    """
     reader = Phonemizer(longest=longest)
     reading = reader.read(LONG)
     assert " ".join(texts(reading)) == LONG
@@ -318,7 +324,9 @@ ANY = (
 @given(text=ANY)
 @settings(deadline=None, max_examples=400)
 def test_any_text(reader: Phonemizer, text: str) -> None:
-    """Any text is either refused or read: each sentence has a text and something to say, in the alphabet and not too long."""
+    """Any text is either refused or read: each sentence has a text and something to say, in the alphabet and not too
+    long.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

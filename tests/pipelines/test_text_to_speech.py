@@ -73,7 +73,9 @@ def force(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_output(pipe) -> None:
-    """One entry of everything for each sentence; the tokens, without the end, are codes; samples are finite, and ordinary tensors."""
+    """One entry of everything for each sentence; the tokens, without the end, are codes; samples are finite, and
+    ordinary tensors.
+    """
     out = pipe(LONG, seed=3)
     assert [one.text for one in out.sentences] == ["Hello there, how are you?", "I am fine.", "And you?"]
     assert len(out.tokens) == len(out.stats) == len(out.ended) == len(out.seeds) == 3
@@ -98,7 +100,9 @@ def plain(pipe):
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
 def test_equality(pipe, plain, name: str, temperature: float, penalty: float) -> None:
-    """The same seed gives the tokens of plain decoding with every drafter, with and without a repetition penalty (fp64)."""
+    """The same seed gives the tokens of plain decoding with every drafter, with and without a repetition penalty
+    (fp64).
+    """
     option, _, kind = name.rpartition(" ")
     drafter = drafters.load(kind, pipe.folder, pipe.target, **{option: 1}) if option else name
     found = pipe(TEXT, seed=4, drafter=drafter, temperature=temperature, repetition_penalty=penalty)
@@ -107,7 +111,9 @@ def test_equality(pipe, plain, name: str, temperature: float, penalty: float) ->
 
 
 def test_equality_could_fail(pipe, plain) -> None:
-    """The negative control: another seed, penalty, temperature or a lossy rule says something else; drafts were accepted."""
+    """The negative control: another seed, penalty, temperature or a lossy rule says something else; drafts were
+    accepted.
+    """
     wanted = plain(1.0, 1.0)
     assert len({str(tokens) for tokens in (wanted, plain(0.0, 1.0), plain(0.8, 1.0), plain(1.0, 1.5))}) == 4
     assert pipe(TEXT, seed=5).tokens != wanted
@@ -144,7 +150,9 @@ def test_chunks_without_context_differ(pipe, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_stream_to(pipe) -> None:
-    """A call can hand on its pieces as they come: none is empty, the first comes before the end, and they are the audio."""
+    """A call can hand on its pieces as they come: none is empty, the first comes before the end, and they are the
+    audio.
+    """
     pieces, seen = [], []
 
     def hear(piece) -> None:
@@ -232,7 +240,9 @@ def test_length_is_reported(pipe) -> None:
 
 
 def test_end_is_reported(pipe) -> None:
-    """The negative control: a sentence that ends by itself is not warned of, and its end token is no part of its tokens."""
+    """The negative control: a sentence that ends by itself is not warned of, and its end token is no part of its
+    tokens.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         out = pipe(TEXT, seed=4)
@@ -251,7 +261,9 @@ def test_stall_ends_a_sentence(pipe, force, monkeypatch, why: str, drafter: str)
 
 
 def test_stalled(pipe, monkeypatch) -> None:
-    """Silence and loops in the last two seconds (172 tokens) are found, whatever came before; less, or one token else, is none."""
+    """Silence and loops in the last two seconds (172 tokens) are found, whatever came before; less, or one token else,
+    is none.
+    """
     monkeypatch.setattr(pipe, "silence", frozenset({1, 2}))
     dice = random.Random(0)
     speech = [dice.randrange(3, 32) for _ in range(300)]
@@ -381,7 +393,9 @@ def test_lossy_rules_are_labelled(pipe, plain, rule: str, lossless: bool) -> Non
 
 
 def test_save_audio(pipe, tmp_path: Path) -> None:
-    """The file holds the samples in 16 bits, how they came about, and what was said about them; other endings are refused."""
+    """The file holds the samples in 16 bits, how they came about, and what was said about them; other endings are
+    refused.
+    """
     out = pipe(TEXT, seed=4, drafter="jacobi", acceptance="tolerance:3")
     out.save(tmp_path / "a.wav", of="a test")
     back, rate = soundfile.read(tmp_path / "a.wav", dtype="float32")
@@ -423,7 +437,9 @@ def test_round_trip(pipe, tmp_path: Path) -> None:
 
 
 def test_drafters_follow_the_weights(copy: Path, tmp_path: Path) -> None:
-    """Saved in another dtype, the weights have another name, and drafters of theirs know it: loading them does not warn."""
+    """Saved in another dtype, the weights have another name, and drafters of theirs know it: loading them does not
+    warn.
+    """
     config = copy / "drafters" / "vadusa" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"target": zoo.weights_hash(copy / "transformer")}))
     (copy / "README.md").write_text("card")
@@ -438,7 +454,9 @@ def test_drafters_follow_the_weights(copy: Path, tmp_path: Path) -> None:
 
 
 def test_precision(speech_folder: Path, pipe) -> None:
-    """The transformer takes the dtype, the codec stays in float32; settings may be overridden on loading; another dtype is a new target."""
+    """The transformer takes the dtype, the codec stays in float32; settings may be overridden on loading; another dtype
+    is a new target.
+    """
     found = TextToSpeechPipeline.from_pretrained(
         speech_folder, torch_dtype=torch.bfloat16, temperature=0.5, silence=[3]
     )
@@ -488,7 +506,9 @@ def test_piece_is_checked(pipe, piece) -> None:
 
 
 def test_pieces_wait_for_their_context(pipe) -> None:
-    """The first piece of a sentence has its right context and 0.3 s of speech, later ones 0.6 s; shorter ones are as short as asked."""
+    """The first piece of a sentence has its right context and 0.3 s of speech, later ones 0.6 s; shorter ones are as
+    short as asked.
+    """
     right, second = pipe.codec.context[1], 22050 / 256
     assert pipe.min_tokens_for_chunk(0) == right + round(0.3 * second) and pipe.min_tokens_for_chunk(40) == round(
         0.6 * second
@@ -653,7 +673,9 @@ def hub(pipe) -> TextToSpeechPipeline:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_hub_codec(hub, temperature: float) -> None:
-    """Frames of three tokens: each from its codebook, the end only between frames; equal with every drafter; chunks join to the whole."""
+    """Frames of three tokens: each from its codebook, the end only between frames; equal with every drafter; chunks
+    join to the whole.
+    """
     wanted = hub(TEXT, seed=2, drafter="none", temperature=temperature)
     assert len(wanted.tokens[0]) > 30 and all(token // 16 == place % 3 for place, token in enumerate(wanted.tokens[0]))
     assert wanted.ended != ["end"] or len(wanted.tokens[0]) % 3 == 0
@@ -741,7 +763,9 @@ def test_interleaved(mixed, temperature: float, penalty: float) -> None:
 
 
 def test_interleaved_law(mixed) -> None:
-    """As many marks as phonemes, and only then the end; a batch of different texts gives what each gives alone, with drafts too."""
+    """As many marks as phonemes, and only then the end; a batch of different texts gives what each gives alone, with
+    drafts too.
+    """
     texts = [TEXT, "And you?", "I am fine, thank you."]
     prompts, stop = mixed.encode_examples([{"prompt": text, "voice": "ben"} for text in texts])
     stop = replace(stop, length=400)
@@ -755,8 +779,9 @@ def test_interleaved_law(mixed) -> None:
 
 
 def test_interleaved_reads_its_phonemes(mixed) -> None:
-    """What the model reads in a mark's place is the phoneme that begins: greedy decoding is that of `transformers.generate` over the ids
-    themselves, and one pass over all of them gives the same features."""
+    """What the model reads in a mark's place is the phoneme that begins: greedy decoding is that of
+    `transformers.generate` over the ids themselves, and one pass over all of them gives the same features.
+    """
     prompts, stop = mixed.encode_examples([{"prompt": TEXT, "voice": "ada"}])
     greedy = said(mixed, sampling=SamplingOptions(0.0))
     start, target = len(prompts.conditional[0]), mixed.target

@@ -1,4 +1,6 @@
-"""A vision-language recipe, as small as it goes, from scenes to MSD; weights in blocks; scenes and the truth of their answers."""
+"""A vision-language recipe, as small as it goes, from scenes to MSD; weights in blocks; scenes and the truth of their
+answers.
+"""
 
 import json
 import random
@@ -159,7 +161,9 @@ def test_a_recipe_makes_a_model(rebuilt: Path, pipe: ImageTextToTextPipeline, te
 
 
 def test_training_and_the_processor_read_alike(pipe: ImageTextToTextPipeline) -> None:
-    """Ids and pixels of training are those of the shipped processor and template, with a picture and without, in several turns."""
+    """Ids and pixels of training are those of the shipped processor and template, with a picture and without, in
+    several turns.
+    """
     from PIL import Image
 
     known, image = (
@@ -184,7 +188,9 @@ def test_training_and_the_processor_read_alike(pipe: ImageTextToTextPipeline) ->
 
 
 def test_the_base_model_is_kept(rebuilt: Path, pipe: ImageTextToTextPipeline) -> None:
-    """Stored blocks are the source's own; loaded weights are those and the low-rank update, whose wide half is in blocks, too."""
+    """Stored blocks are the source's own; loaded weights are those and the low-rank update, whose wide half is in
+    blocks, too.
+    """
     from safetensors.torch import load_file
 
     smol, kinds = _tiny_source(pipe)
@@ -288,7 +294,9 @@ def test_scenes(studio: Studio) -> None:
 
 
 def test_answers_are_true(studio: Studio) -> None:
-    """What an answer says can be counted and found in the scene; yes and no are balanced; what a scene does not allow is not asked."""
+    """What an answer says can be counted and found in the scene; yes and no are balanced; what a scene does not allow
+    is not asked.
+    """
     cat, dog, apple = 0, 3, 7
     scene = Scene((Thing(cat, 0, 40), Thing(dog, 2, 40), Thing(dog + 1, 4, 40), Thing(apple, 7, 40)), "blue")
     chance = random.Random(0)
@@ -391,7 +399,9 @@ def test_template_is_smollms(tmp_path: Path) -> None:
 
 
 def test_training_reads_as_drafting_does(rebuilt: Path, pipe: ImageTextToTextPipeline) -> None:
-    """What the drafter predicts while it drafts is what it predicts of the captured chat in training: no position is shifted."""
+    """What the drafter predicts while it drafts is what it predicts of the captured chat in training: no position is
+    shifted.
+    """
     target, drafter = pipe.target, load("msd", pipe.folder, pipe.target)
     row = json.loads((rebuilt / "out" / "prompts.jsonl").read_text().splitlines()[0])
     prompts = pipe.encode_examples([row])[0]

@@ -38,7 +38,9 @@ def test_scores() -> None:
 
 
 def test_the_commonest_answer(studio: Studio) -> None:
-    """The name that the question gives is taken out before answers are counted, and put back: yes and no are even, colours a sixth."""
+    """The name that the question gives is taken out before answers are counted, and put back: yes and no are even,
+    colours a sixth.
+    """
     assert masked("How many dogs?", "There are two dogs.", studio.names) == ("There are two {many}.", "dog", "dogs")
     assert masked("Is there a red heart?", "No, there is no red heart.", studio.names)[0] == "No, there is no {one}."
     found = {

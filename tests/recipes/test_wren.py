@@ -1,4 +1,6 @@
-"""A speech recipe, as small as it goes, from real recordings to drafters; how recordings continue, and what training reads."""
+"""A speech recipe, as small as it goes, from real recordings to drafters; how recordings continue, and what training
+reads.
+"""
 
 import json
 from pathlib import Path
@@ -112,7 +114,9 @@ def test_vadusa_takes_the_jointly_trained_heads(rebuilt: Path) -> None:
 
 
 def test_recordings_continue(rebuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recording that stopped half-way goes on where its list ends; fewer sentences are its first; other sentences begin anew."""
+    """A recording that stopped half-way goes on where its list ends; fewer sentences are its first; other sentences
+    begin anew.
+    """
     monkeypatch.setattr(voices, "sentences", lambda folder, count, seed: LINES[:count])
     whole = build(rebuilt / "work" / "data", {"heart": 8}, 4)["heart"]
     rows = (rebuilt / "work" / "data" / "heart.jsonl").read_text().splitlines(True)
@@ -139,7 +143,9 @@ def test_recorded_speech_is_trimmed() -> None:
 
 
 def test_onsets(rebuilt: Path) -> None:
-    """Each phoneme has a place in its recording, in order, and its sound is there: vowels are louder than stops; 0.1 s later they are not."""
+    """Each phoneme has a place in its recording, in order, and its sound is there: vowels are louder than stops; 0.1 s
+    later they are not.
+    """
     loud: dict[int, dict[str, list[float]]] = {0: {}, RATE // 10: {}}
     for one in build(rebuilt / "work" / "data", {"heart": 8}, 4)["heart"]:
         assert len(one.onsets) == len(one.phonemes) and one.onsets == sorted(one.onsets)
@@ -166,7 +172,9 @@ def test_made_sentences() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_batches(noise: float) -> None:
-    """Labels are what is said and the end, inputs are padded to a width; noise changes codes among the inputs only, into other codes."""
+    """Labels are what is said and the end, inputs are padded to a width; noise changes codes among the inputs only,
+    into other codes.
+    """
     found = [
         Spoken("ada", [1, 4, 7, 2], torch.tensor([32, *[row % 30] * (4 + row), 31], dtype=torch.int16))
         for row in range(20)
@@ -203,7 +211,9 @@ def test_balance(balance: float, share: float) -> None:
 
 
 def test_heads_look_further_ahead(rebuilt: Path) -> None:
-    """The loss of head k is over the code k + 1 places on: codes that can be told only from the place before cost it nothing."""
+    """The loss of head k is over the code k + 1 places on: codes that can be told only from the place before cost it
+    nothing.
+    """
     pipe = TextToSpeechPipeline.from_pretrained(rebuilt / "out")
     model = JointModel(pipe.transformer, len(pipe.tokenizer), 2)
     ids = torch.tensor([[1, 5, 2, *[len(pipe.tokenizer) + code for code in (3, 4, 5, 6)]]])
@@ -225,14 +235,18 @@ def test_heads_look_further_ahead(rebuilt: Path) -> None:
 
 
 def test_marked() -> None:
-    """A mark stands before the codes from each place on, as many at one place as there are; no code is lost, and the end is last."""
+    """A mark stands before the codes from each place on, as many at one place as there are; no code is lost, and the
+    end is last.
+    """
     codes = torch.tensor([5, 6, 7, 8])
     assert marked(codes, torch.tensor([0, 2, 2]), 9).tolist() == [10, 5, 6, 10, 10, 7, 8, 9]
     assert marked(codes, torch.tensor([1, 4]), 9).tolist() == [5, 10, 6, 7, 8, 10, 9]
 
 
 def test_phoneme_tokenizer() -> None:
-    """One token a phoneme between marks, the voice one token; letters it does not know are unknown, none is split off or joined."""
+    """One token a phoneme between marks, the voice one token; letters it does not know are unknown, none is split off
+    or joined.
+    """
     text = phoneme_tokenizer(["a", "b", " "], ["ada"])
     names = text.convert_ids_to_tokens(text("<ada>ab a").input_ids)
     assert names == ["<bos>", "<ada>", "a", "b", " ", "a", "<speech>"]

@@ -1,4 +1,7 @@
-"""The server: OpenAI's own client gets what the pipelines give, and everything wrong gets a clear answer. A real process serves."""
+"""The server: OpenAI's own client gets what the pipelines give, and everything wrong gets a clear answer.
+
+A real process serves.
+"""
 
 import base64
 import io
@@ -122,7 +125,9 @@ def test_images_as_they_are_drawn(client, pipes) -> None:
 
 @pytest.mark.filterwarnings("ignore:sentence")
 def test_speech(client, pipes) -> None:
-    """WAV and PCM in chunks, FLAC in one piece: the samples of the pipeline, but for the last bit where the server's thread sums otherwise."""
+    """WAV and PCM in chunks, FLAC in one piece: the samples of the pipeline, but for the last bit where the server's
+    thread sums otherwise.
+    """
     soundfile = pytest.importorskip("soundfile")
     pipe = pipes["text-to-speech"]
     wanted = np.concatenate([chunk.audio.numpy() for chunk in pipe.stream(TEXT, seed=5, voice="ben")])
@@ -504,7 +509,9 @@ def test_fetching(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_described(address: str) -> None:
-    """Requests made up from the OpenAPI description, right and wrong: answers are as described, and never a server error."""
+    """Requests made up from the OpenAPI description, right and wrong: answers are as described, and never a server
+    error.
+    """
     seen = []
     for found in schemathesis.openapi.from_url(f"{address}/openapi.json").get_all_operations():
         operation = found.ok()
@@ -565,7 +572,9 @@ def test_a_model_folder_that_vanishes(folders, tmp_path: Path) -> None:
 
 
 def test_memory_comes_back(folders, tmp_path: Path) -> None:
-    """After many requests at once the server holds about what it held after the first ones, once each of its threads has worked."""
+    """After many requests at once the server holds about what it held after the first ones, once each of its threads
+    has worked.
+    """
     from mmspec.bench.serving import memory, server
 
     with server("--models", folders[0], "--rows", "8") as (address, pid):

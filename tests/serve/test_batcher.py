@@ -79,7 +79,9 @@ def test_speech_sentence_by_sentence(speech_folder: Path, monkeypatch: pytest.Mo
 
 
 def test_rows_share_passes(pipe, batcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls of one law, by copies of the pipeline as the server makes them, are in one batch; calls of another in another."""
+    """Calls of one law, by copies of the pipeline as the server makes them, are in one batch; calls of another in
+    another.
+    """
     sizes = set()
     honest = type(pipe.target).forward
 

@@ -81,7 +81,9 @@ def test_greedy_equals_transformers_generate(text: list[int], penalty: float) ->
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str) -> None:
-    """The laws of a family's model are its own (biases, scales, caps and windows of the model included), or it is refused."""
+    """The laws of a family's model are its own (biases, scales, caps and windows of the model included), or it is
+    refused.
+    """
     model = tiny_family(name)
     logits: list[torch.Tensor] = []
 
@@ -124,7 +126,9 @@ def test_guidance_mixes_before_anything_else() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_logits_of_any_number_of_nodes(dtype: torch.dtype) -> None:
-    """Logits are those of plain products, in float32 or wider; of a head of 16 bits on x86 the same bits for any number of nodes."""
+    """Logits are those of plain products, in float32 or wider; of a head of 16 bits on x86 the same bits for any number
+    of nodes.
+    """
     chance = torch.Generator().manual_seed(0)
     head, nodes = torch.randn(300, 48, generator=chance).to(dtype), torch.randn(33, 48, generator=chance).to(dtype)
     project = OutputHead(head)
@@ -136,7 +140,9 @@ def test_logits_of_any_number_of_nodes(dtype: torch.dtype) -> None:
 
 
 def test_rows_ahead_stay_within_the_table() -> None:
-    """A drafter that looks beyond the last position, for a row that is ahead of the others, asks for no position that the model lacks."""
+    """A drafter that looks beyond the last position, for a row that is ahead of the others, asks for no position that
+    the model lacks.
+    """
     model = tiny_family("OPT")
     target = CausalTarget(model)
     length = model.config.max_position_embeddings - 4

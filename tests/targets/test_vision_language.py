@@ -1,4 +1,6 @@
-"""Vision-language targets: plain decoding is transformers' own, drafted or not, with images of any size, several, or none."""
+"""Vision-language targets: plain decoding is transformers' own, drafted or not, with images of any size, several, or
+none.
+"""
 
 import pytest
 import torch
@@ -34,7 +36,9 @@ def test_greedy_equals_transformers_generate(family: str, sizes: list[tuple[int,
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batches_equal_singles(family: str, temperature: float) -> None:
-    """Rows with images of different sizes, several or none, give in one batch what each gives alone, drafted or not (fp64)."""
+    """Rows with images of different sizes, several or none, give in one batch what each gives alone, drafted or not
+    (fp64).
+    """
     rows, target, sampling = (
         [asked(family, sizes, seed) for seed, sizes in enumerate(IMAGES)],
         VisionLanguageTarget(model(family)),

@@ -7,7 +7,9 @@ from mmspec.train.calibrate import fit_calibration
 
 
 def test_coupling_is_what_the_target_makes_of_the_noise() -> None:
-    """Where the drafter knows the target's p the noise decides (1); where the target is certain of what it does not, nothing (0)."""
+    """Where the drafter knows the target's p the noise decides (1); where the target is certain of what it does not,
+    nothing (0).
+    """
     generator = torch.Generator().manual_seed(0)
     log_p = torch.log_softmax(torch.randn(512, 64, generator=generator), -1)
     noise = -torch.log(-torch.log(torch.rand(512, 64, generator=generator)))

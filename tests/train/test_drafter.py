@@ -93,7 +93,9 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
 
 
 def test_captured_features_predicted_the_tokens(examples) -> None:
-    """Every feature's guided logits and the sequence's own noise give the token (the end of rows is forced by the target)."""
+    """Every feature's guided logits and the sequence's own noise give the token (the end of rows is forced by the
+    target).
+    """
     from mmspec.drafters.examples import guide
     from mmspec.engine.noise import Noise
 
@@ -108,7 +110,9 @@ def test_captured_features_predicted_the_tokens(examples) -> None:
 
 
 def test_a_new_drafter_is_a_file_and_a_line(examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registered by one entry, a class is trained, calibrated, saved, loaded by name, and gives the tokens of plain decoding."""
+    """Registered by one entry, a class is trained, calibrated, saved, loaded by name, and gives the tokens of plain
+    decoding.
+    """
     module = ModuleType("their_package")
     module.GuessingDrafter = GuessingDrafter
     monkeypatch.setitem(sys.modules, "their_package", module)

@@ -50,7 +50,8 @@ class Accepted:
 
 @runtime_checkable
 class AcceptanceRule(Protocol):
-    """Which path of a draft tree is kept, and the bonus token that follows it. A frozen dataclass; its fields are its options.
+    """Which path of a draft tree is kept, and the bonus token that follows it. A frozen dataclass; its fields are its
+    options.
 
     `needs_draft_probs` asks drafters to sample trees and to say from which distributions.
     """
@@ -77,7 +78,8 @@ class AcceptanceRule(Protocol):
         counts: list[int],
         protected: frozenset[int],
     ) -> Accepted:
-        """`scores` are processed logits, `gumbel_scores` the same plus Gumbel noise, `counts` the tokens each row has so far.
+        """`scores` are processed logits, `gumbel_scores` the same plus Gumbel noise, `counts` the tokens each row has
+        so far.
 
         `protected` tokens say where others belong, such as the end of a row: lossy rules accept neither such a token
         in another's place nor another in its place.
@@ -102,7 +104,8 @@ def follow(
     order: Int[Tensor, "row node"],
     samples: Int[Tensor, "row node"],
 ) -> Accepted:
-    """From the root down, go to the `acceptable` child of the lowest `order` (the first of equals) as long as there is one.
+    """From the root down, go to the `acceptable` child of the lowest `order` (the first of equals) as long as there is
+    one.
 
     The path ends with the target's own sample at its last node.
     """

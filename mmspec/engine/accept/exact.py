@@ -13,7 +13,9 @@ from mmspec.engine.tree import DraftTree
 
 @dataclass(frozen=True)
 class Exact:
-    """LOSSLESS. Accept the child that is the target's own sample, argmax log p + g: the same seed gives the same tokens."""
+    """LOSSLESS. Accept the child that is the target's own sample, argmax log p + g: the same seed gives the same
+    tokens.
+    """
 
     needs_draft_probs: ClassVar[bool] = False
     usage: ClassVar[str] = ""

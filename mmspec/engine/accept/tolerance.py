@@ -16,8 +16,8 @@ from mmspec.errors import MmspecError
 class Tolerance:
     """LOSSY for tau > 1. Accept a child among the tau best of log p + g, i.e. among tau samples without replacement.
 
-    The best-ranked one is taken if there are several. tau = 1 is `Exact`. That protected tokens are not exchanged is our
-    choice, not the paper's.
+    The best-ranked one is taken if there are several. tau = 1 is `Exact`. That protected tokens are not exchanged is
+    our choice, not the paper's.
     """
 
     tau: int = 2
