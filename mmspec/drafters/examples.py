@@ -41,7 +41,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Examples padded on the right, on the target's device, features in float32."""
+    """Examples padded on the right, on one device."""
 
     tokens: Int[Tensor, "row token"]
     features: Float[Tensor, "row branch token width"]
@@ -54,12 +54,12 @@ class Batch:
         return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
 
 
-def pad(examples: Sequence[Example], device: torch.device) -> Batch:
-    """A batch of examples."""
+def pad(examples: Sequence[Example], device: torch.device, dtype: torch.dtype | None = None) -> Batch:
+    """A batch of examples, features in `dtype` or as they were captured."""
     features = [example.features.transpose(0, 1) for example in examples]
     return Batch(
         pad_sequence([example.tokens for example in examples], batch_first=True).to(device),
-        pad_sequence(features, batch_first=True).transpose(1, 2).to(device).float(),
+        pad_sequence(features, batch_first=True).transpose(1, 2).contiguous().to(device, dtype),
         torch.tensor([example.guidance for example in examples], device=device),
         torch.tensor([len(example.tokens) for example in examples], device=device),
     )

@@ -239,7 +239,7 @@ class HawkPathDrafter(TrainedDrafter):
         return {"loss": total, "first": terms[0].detach(), "last": terms[-1].detach()}
 
     def predictions(self, target: Target, example: Example) -> list[DepthPredictions]:
-        batch = pad([example], target.device)
+        batch = pad([example], target.device, torch.float32)
         anchors = torch.arange(1, len(example.tokens), device=target.device)[None]
         return [
             DepthPredictions(positions[valid], torch.log_softmax(guide(logits.float(), batch.guidance), -1)[valid])

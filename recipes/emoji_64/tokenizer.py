@@ -32,8 +32,8 @@ def patches(images: Tensor, size: int) -> Tensor:
 def nearest(points: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest codebook entry (L2) of each point, `*shape feature` to `*shape`."""
     flat = points.reshape(-1, points.shape[-1])
-    found = torch.cat([torch.cdist(part, codebook).argmin(1) for part in flat.split(8192)])
-    return found.view(points.shape[:-1])
+    index = torch.cat([torch.cdist(part, codebook).argmin(1) for part in flat.split(8192)])
+    return index.view(points.shape[:-1])
 
 
 def learn_codebook(
@@ -41,13 +41,13 @@ def learn_codebook(
 ) -> Tensor:
     """k-means over distinct patches of pictures on every background; the flat backgrounds keep entries of their own."""
     rng = np.random.default_rng(seed)
-    chosen = []
+    parts = []
     for colour in BACKGROUNDS:
         rows = rng.permutation(len(rgba))[: max(1, len(rgba) // 2 if colour == "white" else len(rgba) // 8)]
         images = to_tensor(np.stack([compose(rgba[row], colour) for row in rows]))
-        found = patches(images, size).flatten(0, 2)
-        chosen.append(found[found.std(1) > 0.01])
-    points = torch.cat(chosen)
+        vectors = patches(images, size).flatten(0, 2)
+        parts.append(vectors[vectors.std(1) > 0.01])
+    points = torch.cat(parts)
     points = points[torch.from_numpy(rng.permutation(len(points))[:samples])]
     flat = torch.stack(
         [

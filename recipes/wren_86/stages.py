@@ -22,89 +22,97 @@ from mmspec.train.drafter import train_drafters
 from mmspec.train.run import Run
 from recipes.wren_86.codec import encode_utterances, mels, train_codec
 from recipes.wren_86.data import Utterance, build
-from recipes.wren_86.target import Spoken, held_out_loss, marked, phoneme_tokenizer, train_target
+from recipes.wren_86.target import SpeechSequence, held_out_loss, insert_marks, phoneme_tokenizer, train_target
 
 console = Console(stderr=True)
 
 
 def utterances(run: Run, held_out: bool) -> list[Utterance]:
-    """Every voice's utterances that are (not) held out."""
-    spoken = build(run.work / "data", **run.recipe["data"])
-    return [one for voice in spoken.values() for one in voice if one.held_out == held_out]
+    """The utterances of every voice that are held out, or those that are not."""
+    speech_sequences = build(run.work / "data", **run.recipe["data"])
+    return [utterance for voice in speech_sequences.values() for utterance in voice if utterance.held_out == held_out]
 
 
 def data(run: Run) -> None:
     """Speak the sentences; write those that are held out."""
-    kept = utterances(run, False)
-    seconds: Counter[str] = Counter()
-    for one in kept:
-        seconds[one.voice] += one.end - one.start
+    samples: Counter[str] = Counter()
+    for utterance in utterances(run, False):
+        samples[utterance.voice] += utterance.end - utterance.start
     run.out.mkdir(parents=True, exist_ok=True)
-    rows = [json.dumps({"prompt": one.text, "voice": one.voice, "held_out": True}) for one in utterances(run, True)]
-    (run.out / "prompts.jsonl").write_text("\n".join(rows) + "\n")
-    console.print(", ".join(f"{voice} {total / RATE / 3600:.2f} h" for voice, total in seconds.items()))
+    lines = [
+        json.dumps({"prompt": utterance.text, "voice": utterance.voice, "held_out": True}) + "\n"
+        for utterance in utterances(run, True)
+    ]
+    (run.out / "prompts.jsonl").write_text("".join(lines))
+    console.print(", ".join(f"{voice} {count / RATE / 3600:.2f} h" for voice, count in samples.items()))
 
 
 def codec(run: Run) -> None:
     """Train the codec on part of the recordings; weights, the vocoder's too, are stored in float16."""
     stage = run.recipe["codec"]
-    each: Counter[str] = Counter()
-    chosen = []
-    for one in utterances(run, False):
-        each[one.voice] += 1
-        if each[one.voice] <= stage["utterances"]:
-            chosen.append(one)
+    counts: Counter[str] = Counter()
+    training = []
+    for utterance in utterances(run, False):
+        counts[utterance.voice] += 1
+        if counts[utterance.voice] <= stage["utterances"]:
+            training.append(utterance)
     checkpoint = run.file("codec", run.recipe["data"], stage["model"])
-    model = train_codec(run.work / "data", chosen, stage, run.budget(stage), checkpoint, device=run.device)
+    model = train_codec(run.work / "data", training, stage, run.budget(stage), checkpoint, device=run.device)
     model.half().save_pretrained(run.out / "codec")
     (run.out / "codec" / "README.md").unlink(missing_ok=True)  # the hub's empty card
 
 
 def tokens(run: Run) -> list[tuple[Utterance, Tensor]]:
     """Every utterance and its tokens, made once for this codec."""
-    found = [*utterances(run, False), *utterances(run, True)]
+    every = [*utterances(run, False), *utterances(run, True)]
     path = run.file("tokens", run.recipe["data"], zoo.weights_hash(run.out / "codec"))
     if not path.exists():
-        coded = encode_utterances(MelCodec.from_pretrained(run.out / "codec").float().eval(), run.work / "data", found)
-        write_atomically(path, partial(torch.save, coded))
-    return list(zip(found, torch.load(path, weights_only=True), strict=True))
+        codes = encode_utterances(MelCodec.from_pretrained(run.out / "codec").float().eval(), run.work / "data", every)
+        write_atomically(path, partial(torch.save, codes))
+    return list(zip(every, torch.load(path, weights_only=True), strict=True))
 
 
-def spoken(run: Run) -> tuple[list[tuple[Utterance, Spoken]], PreTrainedTokenizerFast]:
-    """Training sequences and the phoneme tokenizer."""
+def speech_sequences(run: Run) -> tuple[list[tuple[Utterance, SpeechSequence]], PreTrainedTokenizerFast]:
+    """Every utterance with its sequence for training, and the phoneme tokenizer."""
     coded, shape = tokens(run), run.recipe["codec"]["model"]
     text = phoneme_tokenizer(
-        sorted({letter for one, _ in coded for letter in one.phonemes}), list(run.recipe["data"]["voices"])
+        sorted({letter for utterance, _ in coded for letter in utterance.phonemes}), list(run.recipe["data"]["voices"])
     )
 
-    def sequence(one: Utterance, codes: Tensor) -> Spoken:
-        places = (torch.tensor(one.onsets) / (HOP * shape["stride"])).round().long()
-        return Spoken(
-            one.voice,
-            text(f"<{one.voice}>{one.phonemes}").input_ids,
-            marked(codes.long(), places, shape["codes"]).short(),
+    def sequence(utterance: Utterance, codes: Tensor) -> SpeechSequence:
+        onsets = (torch.tensor(utterance.onsets) / (HOP * shape["stride"])).round().long()
+        return SpeechSequence(
+            utterance.voice,
+            text(f"<{utterance.voice}>{utterance.phonemes}").input_ids,
+            insert_marks(codes.long(), onsets, shape["codes"]).short(),
         )
 
-    return [(one, sequence(one, codes)) for one, codes in coded], text
+    return [(utterance, sequence(utterance, codes)) for utterance, codes in coded], text
 
 
 def target(run: Run) -> None:
     """Train the decoder-only model and VADUSA's heads with it; weights are stored in bfloat16."""
     stage = run.recipe["target"]
-    found, text = spoken(run)
+    sequences, text = speech_sequences(run)
     checkpoint = run.file(
         "target", run.recipe["data"], zoo.weights_hash(run.out / "codec"), {k: stage[k] for k in ("model", "heads")}
     )
-    seen, codes = [one for said, one in found if not said.held_out], run.recipe["codec"]["model"]["codes"]
-    model = train_target(seen, text, codes, stage, run.budget(stage), checkpoint, device=run.device)
+    training = [sequence for utterance, sequence in sequences if not utterance.held_out]
+    held_out = [sequence for utterance, sequence in sequences if utterance.held_out]
+    codes = run.recipe["codec"]["model"]["codes"]
+    model = train_target(training, text, codes, stage, run.budget(stage), checkpoint, device=run.device)
     model = model.float()
-    console.print(
-        f"held out: {held_out_loss(model, text, codes, [one for said, one in found if said.held_out]):.4f} nats a token"
-    )
+    console.print(f"held out: {held_out_loss(model, text, codes, held_out):.4f} nats a token")
     text.save_pretrained(run.out / "tokenizer")
     model.language.bfloat16().save_pretrained(run.out / "transformer")
     torch.save(model.heads.state_dict(), run.work / "heads.pt")
-    ratio = torch.tensor([len(one.tokens) / len(said.phonemes) for said, one in found if len(said.phonemes) >= 20])
+    ratio = torch.tensor(
+        [
+            len(sequence.tokens) / len(utterance.phonemes)
+            for utterance, sequence in sequences
+            if len(utterance.phonemes) >= 20
+        ]
+    )
     index = {
         "_class_name": "TextToSpeechPipeline",
         "transformer": ["transformers", "LlamaForCausalLM"],
@@ -119,13 +127,12 @@ def target(run: Run) -> None:
 
 
 def silent_codes(run: Run, quieter: float = 3.0) -> list[int]:
-    """Codes whose frames are, on average, among the quietest: mean log-mel at most `quieter` nats above the quietest
-    code's.
-    """
+    """Codes of silence: those whose mean log-mel level is at most `quieter` nats above that of the quietest code."""
     model = MelCodec.from_pretrained(run.out / "codec").float().eval()
-    some = [(one, codes) for one, codes in tokens(run) if one.held_out]
+    pairs = [(utterance, codes) for utterance, codes in tokens(run) if utterance.held_out]
     total, count = torch.zeros(model.vocabulary_size), torch.zeros(model.vocabulary_size)
-    for mel, (_, codes) in zip(mels(model, run.work / "data", [one for one, _ in some]), some, strict=True):
+    spectrograms = mels(model, run.work / "data", [utterance for utterance, _ in pairs])
+    for mel, (_, codes) in zip(spectrograms, pairs, strict=True):
         level = mel.mean(0).unflatten(0, (-1, model.stride)).mean(1)
         total.index_add_(0, codes.long(), level)
         count.index_add_(0, codes.long(), torch.ones_like(level))
@@ -134,7 +141,7 @@ def silent_codes(run: Run, quieter: float = 3.0) -> list[int]:
 
 
 def pipeline(run: Run) -> TextToSpeechPipeline:
-    """The model as far as it is trained."""
+    """The pipeline of the model that the run has made so far."""
     return TextToSpeechPipeline.from_pretrained(run.out.absolute(), torch_dtype=torch.bfloat16).to(run.device or "cpu")
 
 
@@ -153,7 +160,7 @@ def captured(run: Run) -> list[Example]:
     stage, pipe = run.recipe["capture"], pipeline(run)
     pipe.target.min_query_len = 1
     rng = random.Random(0)
-    training = [(utterance, sequence) for utterance, sequence in spoken(run)[0] if not utterance.held_out]
+    training = [(utterance, sequence) for utterance, sequence in speech_sequences(run)[0] if not utterance.held_out]
     phonemes = [utterance.phonemes for utterance, _ in training]
     texts = sorted((spliced(rng, phonemes) for _ in range(stage["sampled"])), key=len)
     taken = sorted((rng.choice(training)[1] for _ in range(stage["taken"])), key=lambda row: len(row.tokens))
@@ -170,7 +177,7 @@ def captured(run: Run) -> list[Example]:
     ]
     data = [(Prompts([row.prompt for row in part]), [row.tokens.long() for row in part]) for part in batches(taken)]
     stop = pipe.stop(max(len(sequence.tokens) for _, sequence in training))
-    return capture(pipe.target, sampled, stop, data, run.file("captured", pipe.target.weights_hash, stage))
+    return capture(pipe.target, sampled, stop, data, run.file("examples", pipe.target.weights_hash, stage))
 
 
 def drafters(run: Run, only: str | None = None) -> None:

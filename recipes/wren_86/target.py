@@ -1,6 +1,5 @@
-"""The speech model: a voice and phonemes as prefix, then each phoneme once more before its codec tokens, one Llama over
-all, with VADUSA's heads.
-"""
+"""The speech model: one Llama over a prefix of voice and phonemes and then, for each phoneme, that phoneme and its
+codec tokens; VADUSA's heads are trained with it."""
 
 import random
 from collections import Counter
@@ -43,24 +42,23 @@ def phoneme_tokenizer(alphabet: list[str], voices: list[str]) -> PreTrainedToken
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """One training sequence: who speaks, prompt ids, and what is said: codec tokens, a mark where each phoneme begins,
-    the end.
-    """
+class SpeechSequence:
+    """One training sequence: the voice, prompt ids, and generated tokens: codec tokens, a mark where each phoneme
+    begins, and the end."""
 
     voice: str
     prompt: list[int]
     tokens: Tensor
 
 
-def marked(codes: Int[Tensor, "code"], places: Int[Tensor, "phoneme"], end: int) -> Int[Tensor, "token"]:
-    """`codes` with a mark, `end + 1`, before those from each of `places` on, and the end."""
-    order = torch.cat([2 * places, 2 * torch.arange(len(codes)) + 1]).argsort(stable=True)
-    return torch.cat([torch.cat([torch.full_like(places, end + 1), codes])[order], torch.tensor([end])])
+def insert_marks(codes: Int[Tensor, "code"], positions: Int[Tensor, "phoneme"], end: int) -> Int[Tensor, "token"]:
+    """`codes` with a mark, the token `end + 1`, inserted at each of `positions`, and the token `end` after them."""
+    order = torch.cat([2 * positions, 2 * torch.arange(len(codes)) + 1]).argsort(stable=True)
+    return torch.cat([torch.cat([torch.full_like(positions, end + 1), codes])[order], torch.tensor([end])])
 
 
 def batches(
-    found: list[Spoken],
+    sequences: list[SpeechSequence],
     offset: int,
     end: int,
     phonemes: Bool[Tensor, "id"],
@@ -73,40 +71,42 @@ def batches(
     """Endless (input ids, labels), labels -100 on prompts and padding.
 
     Sequences are padded to the least of `widths` that holds them (few shapes for a compiled model) and batched with
-    their like, about `tokens` places a batch. In half of the rows a share of the input codes, uniform in [0, noise], is
-    replaced by other codes. A voice with n sequences is drawn in proportion to n^balance: 1 draws all sequences alike,
-    0 all voices.
+    their like, about `tokens` positions a batch. In half of the rows a share of the input codes, uniform in [0, noise],
+    is replaced by other codes. A voice with n sequences is drawn in proportion to n^balance: 1 draws all sequences
+    alike, 0 all voices.
     """
-    chance, dice = random.Random(seed), torch.Generator().manual_seed(seed)
-    rooms: list[list[Spoken]] = [[] for _ in widths]
-    for one in found:
-        room = next((i for i, width in enumerate(widths) if len(one.prompt) + len(one.tokens) <= width), None)
-        if room is not None:
-            rooms[room].append(one)
-    heard = Counter(one.voice for one in found)
-    weights = [[heard[one.voice] ** (balance - 1) for one in room] for room in rooms]
-    shares = [sum(room) * width for room, width in zip(weights, widths)]
-    every = torch.cat([one.tokens[:-1] for one in found]).long()
-    every = every[every < end]
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    buckets: list[list[SpeechSequence]] = [[] for _ in widths]
+    for sequence in sequences:
+        bucket = next(
+            (i for i, width in enumerate(widths) if len(sequence.prompt) + len(sequence.tokens) <= width), None
+        )
+        if bucket is not None:
+            buckets[bucket].append(sequence)
+    counts = Counter(sequence.voice for sequence in sequences)
+    weights = [[counts[sequence.voice] ** (balance - 1) for sequence in bucket] for bucket in buckets]
+    shares = [sum(bucket) * width for bucket, width in zip(weights, widths)]
+    all_codes = torch.cat([sequence.tokens[:-1] for sequence in sequences]).long()
+    all_codes = all_codes[all_codes < end]
     while True:
-        room = chance.choices(range(len(widths)), shares)[0]
-        rows = chance.choices(rooms[room], weights[room], k=max(1, tokens // widths[room]))
-        ids = torch.zeros(len(rows), widths[room], dtype=torch.long)
+        bucket = rng.choices(range(len(widths)), shares)[0]
+        rows = rng.choices(buckets[bucket], weights[bucket], k=max(1, tokens // widths[bucket]))
+        ids = torch.zeros(len(rows), widths[bucket], dtype=torch.long)
         labels = torch.full_like(ids, -100)
-        for row, one in enumerate(rows):
-            prompt, said = torch.tensor(one.prompt), one.tokens.long()
-            begin, last = len(prompt), len(prompt) + len(said)
-            labels[row, begin:last] = said
-            if noise and chance.random() < 0.5:
-                wrong = (torch.rand(len(said), generator=dice) < chance.random() * noise) & (said < end)
-                said = torch.where(wrong, every[torch.randint(len(every), said.shape, generator=dice)], said)
-            ids[row, :last] = torch.cat(
-                [prompt, substitute_phonemes(prompt[phonemes[prompt]], said, said + offset, end + 1)]
-            )
+        for row, sequence in enumerate(rows):
+            prompt, generated = torch.tensor(sequence.prompt), sequence.tokens.long()
+            begin, last = len(prompt), len(prompt) + len(generated)
+            labels[row, begin:last] = generated
+            if noise and rng.random() < 0.5:
+                wrong = (torch.rand(len(generated), generator=generator) < rng.random() * noise) & (generated < end)
+                others = all_codes[torch.randint(len(all_codes), generated.shape, generator=generator)]
+                generated = torch.where(wrong, others, generated)
+            spoken = substitute_phonemes(prompt[phonemes[prompt]], generated, generated + offset, end + 1)
+            ids[row, :last] = torch.cat([prompt, spoken])
         yield ids, labels
 
 
-def phoneme_mask(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def phoneme_mask(tokenizer: PreTrainedTokenizerBase) -> Bool[Tensor, "id"]:
     """Which ids of a tokenizer are phonemes."""
     mask = torch.zeros(len(tokenizer), dtype=torch.bool)
     mask[list(phoneme_ids(tokenizer))] = True
@@ -122,17 +122,16 @@ class JointModel(nn.Module):
         self.heads = nn.ModuleList(ResidualHead(language.config.hidden_size) for _ in range(heads))
 
     def terms(self, body, batch: tuple[Tensor, Tensor], weight: float, decay: float) -> dict[str, Tensor]:
-        """Cross entropy of the next token plus weight * sum_k decay^k that of head k = 1, 2, ..., k places further;
-        nats a token.
-        """
+        """Cross entropy of the next token, plus weight * sum_k decay^k times that of head k = 1, 2, ... for the token k
+        positions later; in nats a token."""
         ids, labels = (part.to(self.language.device) for part in batch)
         hidden = body(input_ids=ids, use_cache=False).last_hidden_state
         table = self.language.lm_head.weight[self.offset :]
 
         def error(hidden: Tensor, ahead: int) -> Tensor:
-            wanted = labels[:, ahead:]
-            kept = wanted != -100
-            return F.cross_entropy(F.linear(hidden[:, :-ahead][kept], table).float(), wanted[kept])
+            targets = labels[:, ahead:]
+            learnt = targets != -100
+            return F.cross_entropy(F.linear(hidden[:, :-ahead][learnt], table).float(), targets[learnt])
 
         own = error(hidden, 1)
         aside = [error(head(hidden), k + 2) for k, head in enumerate(self.heads)]
@@ -145,7 +144,7 @@ class JointModel(nn.Module):
 
 
 def train_target(
-    found: list[Spoken],
+    sequences: list[SpeechSequence],
     tokenizer: PreTrainedTokenizerFast,
     codes: int,
     config: dict,
@@ -154,7 +153,7 @@ def train_target(
     seed: int = 0,
     device: str | None = None,
 ) -> JointModel:
-    """Train the decoder over `len(tokenizer) + codes + 2` tokens, and its heads; `checkpoint` is written and resumed."""
+    """Train the decoder over `len(tokenizer) + codes + 2` tokens, and its heads; resumes from `checkpoint`."""
     torch.manual_seed(seed)
     special = dict(
         bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=len(tokenizer) + codes
@@ -162,13 +161,13 @@ def train_target(
     language = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer) + codes + 2, **special, **config["model"]))
     model = JointModel(language, len(tokenizer), config["heads"])
     phonemes = phoneme_mask(tokenizer)
-    chosen = optimizers(model, config["lr"], config.get("weight_decay", 0.01), config.get("muon_lr"))
+    optimizer = optimizers(model, config["lr"], config.get("weight_decay", 0.01), config.get("muon_lr"))
     body = torch.compile(language.model, dynamic=False) if config.get("compile") else language.model
 
-    def source(step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def make_batches(step: int) -> Iterator[tuple[Tensor, Tensor]]:
         noise, balance = config.get("noise", 0.0), config.get("balance", 1.0)
         return batches(
-            found,
+            sequences,
             len(tokenizer),
             codes,
             phonemes,
@@ -182,18 +181,28 @@ def train_target(
     def loss(model: JointModel, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return model.terms(body, batch, config["head_weight"], config["head_decay"])
 
-    return fit("target", model, source, loss, chosen, budget, checkpoint, device=device)
+    return fit("target", model, make_batches, loss, optimizer, budget, checkpoint, device=device)
 
 
 @torch.inference_mode()
-def held_out_loss(model: JointModel, tokenizer: PreTrainedTokenizerFast, codes: int, found: list[Spoken]) -> float:
+def held_out_loss(
+    model: JointModel, tokenizer: PreTrainedTokenizerFast, codes: int, sequences: list[SpeechSequence]
+) -> float:
     """Cross entropy of the next token on sequences that were not trained on, nats a token."""
     total = count = 0.0
-    for one in found:
+    for sequence in sequences:
         batch = batches(
-            [one], len(tokenizer), codes, phoneme_mask(tokenizer), [len(one.prompt) + len(one.tokens)], 1, 0.0, 1.0, 0
+            [sequence],
+            len(tokenizer),
+            codes,
+            phoneme_mask(tokenizer),
+            [len(sequence.prompt) + len(sequence.tokens)],
+            1,
+            0.0,
+            1.0,
+            0,
         )
         ids, labels = (part.to(model.language.device) for part in next(batch))
-        total += float(model.terms(model.language.model, (ids, labels), 0.0, 1.0)["own"]) * len(one.tokens)
-        count += len(one.tokens)
+        total += float(model.terms(model.language.model, (ids, labels), 0.0, 1.0)["own"]) * len(sequence.tokens)
+        count += len(sequence.tokens)
     return total / count

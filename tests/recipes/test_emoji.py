@@ -13,7 +13,6 @@ from mmspec.drafters import load
 from mmspec.engine.loop import Stop, generate
 from mmspec.errors import MmspecError
 from mmspec.pipelines.text_to_image import TextToImagePipeline
-from mmspec.train.loop import Budget, fit, optimizers
 from mmspec.train.recipe import train
 from recipes.emoji_64.data import BACKGROUNDS, build, caption
 from recipes.emoji_64.target import CodeSet, sequences, train_text_tokenizer
@@ -39,6 +38,7 @@ def recipe() -> dict:
     }
     drafter = {"batch": 2, "lr": 1e-3, "budget": BUDGET}
     return {
+        "module": "recipes.emoji_64.stages",
         "data": {"size": 16, "words": 1, "categories": ["Animals & Nature"]},
         "tokenizer": {
             "patch": 2,
@@ -136,22 +136,13 @@ def test_other_settings_are_another_file(rebuilt: Path) -> None:
     assert len(set((rebuilt / "work").glob("target-*.pt")) - before) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "stages", "message"),
-    [
-        (None, None, "no recipe at .*: give the path of a recipe.yaml"),
-        ("data: [", None, "is not valid YAML"),
-        ("data: {}", None, "lacks tokenizer, target, capture, drafters, pipeline"),
-        ("whole", ["data", "traget"], "unknown stage 'traget': did you mean 'target'"),
-        ("whole", ["drafters.hwak"], "unknown stage 'drafters.hwak': did you mean 'drafters.hawk'"),
-    ],
-)
-def test_recipes_that_do_not_work(tmp_path: Path, text: str | None, stages: list[str] | None, message: str) -> None:
-    path = tmp_path / "recipe.yaml"
-    if text:
-        path.write_text(yaml.safe_dump(recipe()) if text == "whole" else text)
-    with pytest.raises(MmspecError, match=message):
-        train(path, tmp_path / "work", tmp_path / "out", stages=stages)
+def test_end_of_row_tokens_are_refused(tmp_path: Path) -> None:
+    """The tokenizer and target of this recipe know none."""
+    settings = recipe()
+    settings["pipeline"]["end_of_row"] = True
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(MmspecError, match="recipe.yaml: training makes no end-of-row tokens: set pipeline.end_of_row"):
+        train(tmp_path / "recipe.yaml", tmp_path / "work", tmp_path / "out")
 
 
 def test_build_chooses_names(tmp_path: Path) -> None:
@@ -193,38 +184,3 @@ def test_sequences(noise: float, tmp_path: Path) -> None:
     assert share == 0 if noise == 0 else 0.02 < share < 0.3
     unconditional = text("").input_ids
     assert any(row[: len(unconditional)].tolist() == unconditional for row in ids)
-
-
-def test_fit_stops_at_its_budget_and_resumes(tmp_path: Path) -> None:
-    """Two halves, the second on a fresh model, draw as many batches as they have steps, and end where one run ends."""
-    drawn = []
-
-    def batches(seed: int):
-        while True:
-            drawn.append(seed)
-            yield torch.ones(2, 4)
-
-    def loss(model: torch.nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"loss": model(batch).square().mean()}
-
-    def run(steps: int, path: Path, seed: int) -> torch.nn.Module:
-        torch.manual_seed(seed)
-        model = torch.nn.Linear(4, 4)
-        budget = Budget(steps, warmup=1e-9)
-        return fit("linear", model, batches, loss, optimizers(model, 1e-2), budget, path, device="cpu")
-
-    run(2, tmp_path / "halves.pt", 0)
-    resumed = run(5, tmp_path / "halves.pt", 1)
-    assert drawn == [0, 0, 2, 2, 2] and torch.load(tmp_path / "halves.pt", weights_only=True)["step"] == 5
-    started = run(2, tmp_path / "fresh.pt", 0)
-    other = run(5, tmp_path / "other.pt", 1)
-    assert (resumed.weight - started.weight).abs().max() < 0.1 < (resumed.weight - other.weight).abs().max()
-
-
-@pytest.mark.parametrize("progress", [0.0, 0.03, 0.5, 1.0])
-def test_schedule(progress: float) -> None:
-    """Up in three per cent of the time, down to two per cent at the end."""
-    rate = Budget(10).rate(progress)
-    assert rate == pytest.approx(
-        {0.0: 0.0, 0.03: 1.0, 0.5: 0.02 + 0.49 * (1 + np.cos(np.pi * 0.47 / 0.97)), 1.0: 0.02}[progress]
-    )

@@ -16,8 +16,8 @@ pytest.importorskip("inflect")
 from mmspec.errors import MmspecError
 from recipes.emoji_64.data import Picture
 from recipes.magpie_135 import judge as answers
-from recipes.magpie_135.data import KINDS, Studio
 from recipes.magpie_135.judge import majority, masked, questions, score
+from recipes.magpie_135.questions import KINDS, Studio
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,7 @@ def test_scores() -> None:
 
 def test_the_commonest_answer(studio: Studio) -> None:
     """The name that the question gives is taken out before answers are counted, and put back: yes and no are even,
-    colours a sixth.
-    """
+    colours a sixth."""
     assert masked("How many dogs?", "There are two dogs.", studio.names) == ("There are two {many}.", "dog", "dogs")
     assert masked("Is there a red heart?", "No, there is no red heart.", studio.names)[0] == "No, there is no {one}."
     found = {
@@ -50,6 +49,7 @@ def test_the_commonest_answer(studio: Studio) -> None:
     assert 0.4 < found["presence"] < 0.65 and found["background"] < 0.4 and found["what"] < 0.4
 
 
+@pytest.mark.slow
 def test_run(vision_folder: Path, tmp_path: Path) -> None:
     """Every kind has its four figures, shares of one; the report is written."""
     folder = Path(shutil.copytree(vision_folder, tmp_path / "model"))
@@ -60,7 +60,7 @@ def test_run(vision_folder: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers, "KINDS", kinds)
         patch.setattr(answers, "majority", lambda *given: 0.5)
-        patch.setattr(answers.smollm, "alone", lambda folder: llama(60, torch.float32))
+        patch.setattr(answers.smollm, "load", lambda folder: llama(60, torch.float32))
         answers.main(str(folder), tmp_path / "work", tmp_path / "out", questions_a_kind=2, batch=2)
     report = json.loads((tmp_path / "out" / "answers.json").read_text())
     assert report["text"]["own"] > 0 and report["text"]["ours"] > 0 and report["text"]["said"]

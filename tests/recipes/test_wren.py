@@ -19,8 +19,8 @@ from mmspec.train.recipe import train
 from mmspec.train.run import Run
 from recipes.wren_86 import codec
 from recipes.wren_86 import data as voices
-from recipes.wren_86.data import build, made, recording, spoken
-from recipes.wren_86.target import JointModel, Spoken, batches, marked, phoneme_tokenizer
+from recipes.wren_86.data import build, recording, speech_span, synthetic_sentence
+from recipes.wren_86.target import JointModel, SpeechSequence, batches, insert_marks, phoneme_tokenizer
 
 LINES = [
     f"{one} {other}."
@@ -41,7 +41,7 @@ def recipe() -> dict:
     }
     learning = {"lr": 1e-3, "budget": BUDGET}
     return {
-        "task": "text-to-speech",
+        "module": "recipes.wren_86.stages",
         "data": {"voices": {"heart": 8}, "held_out": 4},
         "codec": learning
         | {"utterances": 6, "crop": 16, "batch": 2}
@@ -138,8 +138,8 @@ def test_recordings_continue(rebuilt: Path, tmp_path: Path, monkeypatch: pytest.
 def test_recorded_speech_is_trimmed() -> None:
     """Silence at both ends is cut to 0.08 s; speech that is all silence, or ends at once, stays as it is."""
     speech = torch.cat([torch.zeros(9000), torch.full((500,), 0.5), torch.zeros(9000)])
-    assert spoken(speech) == (9000 - 1764, 9499 + 1764) and spoken(torch.zeros(100)) == (0, 100)
-    assert spoken(torch.full((500,), 0.5)) == (0, 500)
+    assert speech_span(speech) == (9000 - 1764, 9499 + 1764) and speech_span(torch.zeros(100)) == (0, 100)
+    assert speech_span(torch.full((500,), 0.5)) == (0, 500)
 
 
 def test_onsets(rebuilt: Path) -> None:
@@ -164,7 +164,7 @@ def test_made_sentences() -> None:
     import random
 
     chance = random.Random(0)
-    found = {made(chance) for _ in range(400)}
+    found = {synthetic_sentence(chance) for _ in range(400)}
     assert len(found) > 380
     for mark in ("$", "?", ":", "%", "Mr.", "Dr.", "o'clock"):
         assert any(mark in line for line in found)
@@ -176,11 +176,11 @@ def test_batches(noise: float) -> None:
     into other codes.
     """
     found = [
-        Spoken("ada", [1, 4, 7, 2], torch.tensor([32, *[row % 30] * (4 + row), 31], dtype=torch.int16))
+        SpeechSequence("ada", [1, 4, 7, 2], torch.tensor([32, *[row % 30] * (4 + row), 31], dtype=torch.int16))
         for row in range(20)
     ]
     letters = torch.arange(8) >= 5
-    found.append(Spoken("ada", [1, 2], torch.zeros(100, dtype=torch.int16)))  # fits no width
+    found.append(SpeechSequence("ada", [1, 2], torch.zeros(100, dtype=torch.int16)))  # fits no width
     known = {tuple(one.tokens.tolist()) for one in found[:-1]}
     source = batches(found, 8, 31, letters, [16, 32], 64, noise, 1.0, seed=0)
     widths, wrong, total = set(), 0, 0
@@ -201,7 +201,7 @@ def test_balance(balance: float, share: float) -> None:
     """A voice with a tenth of the sequences is drawn as often as its count to this power says."""
     counts = {"ada": 90, "ben": 10}
     found = [
-        Spoken(voice, [mark, 2], torch.full((6,), row, dtype=torch.int16))
+        SpeechSequence(voice, [mark, 2], torch.full((6,), row, dtype=torch.int16))
         for mark, (voice, count) in enumerate(counts.items(), 4)
         for row in range(count)
     ]
@@ -239,8 +239,8 @@ def test_marked() -> None:
     end is last.
     """
     codes = torch.tensor([5, 6, 7, 8])
-    assert marked(codes, torch.tensor([0, 2, 2]), 9).tolist() == [10, 5, 6, 10, 10, 7, 8, 9]
-    assert marked(codes, torch.tensor([1, 4]), 9).tolist() == [5, 10, 6, 7, 8, 10, 9]
+    assert insert_marks(codes, torch.tensor([0, 2, 2]), 9).tolist() == [10, 5, 6, 10, 10, 7, 8, 9]
+    assert insert_marks(codes, torch.tensor([1, 4]), 9).tolist() == [5, 10, 6, 7, 8, 10, 9]
 
 
 def test_phoneme_tokenizer() -> None:
