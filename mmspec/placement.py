@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision, from the names that users type."""
+"""The device and the dtype of a model, from the names that users type."""
 
 import torch
 
@@ -8,42 +8,43 @@ DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, 
 
 
 def dtype_of(name: str | torch.dtype) -> torch.dtype:
-    """`dtype_of("bf16")`; torch's own names and dtypes pass too."""
+    """The dtype of a short name such as `"bf16"`, of torch's own name, or of a dtype itself; MmspecError for others."""
     if isinstance(name, torch.dtype):
         if name not in DTYPES.values():
             raise MmspecError(f"dtype {name} is not supported: use one of {', '.join(DTYPES)}")
         return name
-    full = {str(value).removeprefix("torch."): value for value in DTYPES.values()}
-    found = DTYPES.get(str(name)) or full.get(str(name))
-    if found is None:
+    torch_names = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+    dtype = DTYPES.get(str(name)) or torch_names.get(str(name))
+    if dtype is None:
         raise unknown("dtype", name, DTYPES)
-    return found
+    return dtype
 
 
 def device_of(name: str | torch.device | None) -> torch.device:
-    """`device_of("cuda:1")`, checked to exist here; None is the first GPU if there is one, else the CPU."""
+    """The device of a name such as `"cuda:1"`, checked to exist here; None is the first GPU, or the CPU without one."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise unknown("device", str(name), available()) from None
-    if device.type not in {torch.device(one).type for one in available()}:
-        raise MmspecError(f"device '{device}' is not available here: use one of {', '.join(available())}")
+        raise unknown("device", str(name), available_devices()) from None
+    if device.type not in {torch.device(available).type for available in available_devices()}:
+        raise MmspecError(f"device '{device}' is not available here: use one of {', '.join(available_devices())}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MmspecError(
-            f"device '{device}' does not exist: this machine has {torch.cuda.device_count()} GPU(s), counted from cuda:0"
+            f"device '{device}' does not exist: this machine has {torch.cuda.device_count()} GPU(s), "
+            "counted from cuda:0"
         )
     return device
 
 
-def available() -> list[str]:
-    """Names of the devices of this machine."""
+def available_devices() -> list[str]:
+    """The names of the devices of this machine."""
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def check_pair(device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse what the device cannot compute in."""
+    """Raise MmspecError if the device cannot compute in the dtype."""
     if device.type == "mps" and dtype == torch.float64:
         raise MmspecError("fp64 does not run on mps: use --device cpu, or fp32")

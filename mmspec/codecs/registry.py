@@ -30,7 +30,12 @@ def load(folder: Path, entry: object, source: Path) -> Codec:
     if kind not in kinds():
         raise unknown("codec kind", kind, kinds())
     module, _, name = kinds()[kind].partition(":")
-    cls: type[SavedCodec] = getattr(import_module(module), name)
+    try:
+        cls: type[SavedCodec] = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise MmspecError(
+            f"codec {kind!r} needs {error.name}: mmspec's own codecs come with pip install 'mmspec[speech]'"
+        ) from None
     if kind == "hub" and not {"codebooks", "context"} <= options.keys():
         raise MmspecError(f"{source}: codec is {entry!r}, not its codebooks and context: restore the file")
     try:
