@@ -24,6 +24,8 @@ pytest.importorskip("matplotlib")
 
 from mmspec.bench import speech  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {
     *"label setting drafter acceptance lossless dtype device batch guidance tokens tokens_per_second".split(),
     *"mean_acceptance_length nodes_per_round cache_bytes seconds speedup efficiency".split(),

@@ -13,6 +13,8 @@ from mmspec import cli
 
 pytest.importorskip("matplotlib")
 
+pytestmark = pytest.mark.slow
+
 LINES = [
     {"prompt": "what is this?", "kind": "what", "image": "samples/0.png"},
     {"prompt": "describe it.", "kind": "describe", "image": "samples/1.png"},

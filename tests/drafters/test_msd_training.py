@@ -1,9 +1,12 @@
 """Training of MSD: the loss follows paths, and only positions of answers count."""
 
+import pytest
 import torch
 from transformers import DynamicCache
 
 from mmspec.drafters.msd import ChatBatch, MsdDrafter, drafted_positions
+
+pytestmark = pytest.mark.slow
 
 
 def test_steps_of_the_loss_are_paths() -> None:

@@ -18,6 +18,8 @@ from recipes.emoji_64.data import BACKGROUNDS, build, caption
 from recipes.emoji_64.target import CodeSet, sequences, train_text_tokenizer
 from recipes.emoji_64.tokenizer import learn_codebook, nearest, patches, to_tensor
 
+pytestmark = pytest.mark.slow
+
 BUDGET = {"steps": 3, "minutes": 5}
 
 

@@ -30,6 +30,8 @@ from recipes.magpie_135.dialogue import TEMPLATE, encode, make_processor
 from recipes.magpie_135.scenes import SIZE
 from recipes.magpie_135.vision import pixels
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pipe(magpie: Path) -> ImageTextToTextPipeline:

@@ -19,6 +19,8 @@ from recipes.magpie_135 import judge as answers
 from recipes.magpie_135.judge import majority, masked, questions, score
 from recipes.magpie_135.questions import KINDS, Studio
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def studio() -> Studio:

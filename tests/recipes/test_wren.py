@@ -22,6 +22,8 @@ from recipes.wren_86 import data as voices
 from recipes.wren_86.data import build, recording, speech_span, synthetic_sentence
 from recipes.wren_86.target import JointModel, SpeechSequence, batches, insert_marks, phoneme_tokenizer
 
+pytestmark = pytest.mark.slow
+
 LINES = [
     f"{one} {other}."
     for one in ("Red apples", "Two birds", "The old men")
