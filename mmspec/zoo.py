@@ -65,7 +65,8 @@ def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> P
     if path.is_dir():
         if not (path / INDEX).is_file() and not (allow_transformers and (path / "config.json").is_file()):
             raise MmspecError(
-                f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec train"
+                f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec "
+                "train"
             )
         return path
     if path.exists():
@@ -73,7 +74,8 @@ def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> P
     if not HUB_ID.fullmatch(str(name)) or path.parent.is_dir():
         if "/" in str(name):
             raise MmspecError(
-                f"no folder {path}: give a model folder, a hub id such as owner/name, or one of {', '.join(known) or 'none bundled'}"
+                f"no folder {path}: give a model folder, a hub id such as owner/name, or one of "
+                f"{', '.join(known) or 'none bundled'}"
             )
         raise unknown("model", str(name), known)
     return download(str(name), **hub)
@@ -88,7 +90,8 @@ def download(name: str, **hub: Any) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, **hub))
     except Exception as error:  # the hub client's errors follow its HTTP library, which differs between versions
         raise MmspecError(
-            f"could not fetch model {name!r} from the hub ({_first_line(error)}): check the name and the network, or give a local folder"
+            f"could not fetch model {name!r} from the hub ({_first_line(error)}): check the name and the network, "
+            "or give a local folder"
         ) from None
 
 
@@ -166,7 +169,8 @@ def check_report(report: dict, file: Path, config: Path, kind: str) -> None:
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise MmspecError(
-                f"{file} holds the weights of another model ({key.split('_')[0]}: {shown}): {config} describes a {kind}; restore the file"
+                f"{file} holds the weights of another model ({key.split('_')[0]}: {shown}): {config} describes a "
+                f"{kind}; restore the file"
             )
 
 

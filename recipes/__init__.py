@@ -1,4 +1,6 @@
-"""How the bundled models were made: data, tokenizers, targets, drafters, and what judges them. Not part of the wheel."""
+"""How the bundled models were made: data, tokenizers, targets, drafters, and what judges them. Not part of the
+wheel.
+"""
 
 # Modules of stages by task, for recipes that do not name their module.
 BY_TASK = {

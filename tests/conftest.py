@@ -145,7 +145,8 @@ def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     text.add_special_tokens({"additional_special_tokens": marks[4:]})
     template = (
-        "<s>{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{% if part.type == 'image' %}<image>{% else %}"
+        "<s>{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{% if part.type == 'image' %}<image>{% "
+        "else %}"
         "{{ part.text | lower }}{% endif %}{% endfor %}{% if m.role == 'assistant' %}<end>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )

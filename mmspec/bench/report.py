@@ -74,7 +74,8 @@ def markdown(results: dict) -> str:
         rows = ["| grid | drafter | rounds | ms per round | of it ours | cache MB |", "|---|---|---|---|---|---|"]
         for found in results["growth"]:
             rows.append(
-                f"| {found['side']}×{found['side']} | {found['drafter']} | {found['rounds']} | {found['ms_per_round']:.2f} "
+                f"| {found['side']}×{found['side']} | {found['drafter']} | {found['rounds']} | "
+                f"{found['ms_per_round']:.2f} "
                 f"| {found['ours_ms_per_round']:.2f} | {found['cache_bytes'] / 1e6:.1f} |"
             )
         parts += ["## Growth with tokens, random weights, bf16, guidance 2", "\n".join(rows)]

@@ -125,13 +125,16 @@ def markdown(results: dict) -> str:
     )
     origin = ", ".join(f"{key} {value}" for key, value in results["provenance"].items())
     lines = [
-        f"| {row['rows']} | {row['clients']} | {row['requests']} | {row['errors']} | {row['different']} | {row['pictures_per_second']:.2f} "
-        f"| {row['tokens_per_second']:.0f} | {row['p50']:.2f} s | {row['p95']:.2f} s | {row['mean_acceptance_length']:.2f} |"
+        f"| {row['rows']} | {row['clients']} | {row['requests']} | {row['errors']} | {row['different']} | "
+        f"{row['pictures_per_second']:.2f} "
+        f"| {row['tokens_per_second']:.0f} | {row['p50']:.2f} s | {row['p95']:.2f} s | "
+        f"{row['mean_acceptance_length']:.2f} |"
         for row in results["rows"]
     ]
     table = "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines])
     levels = ", ".join(f"{size / 1e6:.0f} MB" for size in results["memory"])
-    return f"# Server under load, {results['model']}, {results['dtype']}\n\n{origin}\n\n{table}\n\nMemory of the server before and after each line: {levels}\n"
+    title = f"# Server under load, {results['model']}, {results['dtype']}"
+    return f"{title}\n\n{origin}\n\n{table}\n\nMemory of the server before and after each line: {levels}\n"
 
 
 def main(

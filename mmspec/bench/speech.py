@@ -141,7 +141,9 @@ def speak(
 def speak_by_transformers(
     pipe: TextToSpeechPipeline, model: Transformers, prompts: Prompts, length: int, seed: int
 ) -> SpeechRun:
-    """The same by `transformers.generate`, which gives all tokens at once: its first samples are there with the last."""
+    """The same by `transformers.generate`, which gives all tokens at once: its first samples are there with
+    the last.
+    """
     done = model(prompts, length, seed)
     decoding, audio = decode_audio(pipe, [pipe.codes(one) for one in done.tokens])
     return SpeechRun(

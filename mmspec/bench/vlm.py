@@ -119,7 +119,9 @@ def answer_by_transformers(
 
 
 def questions(folder: Path) -> list[dict]:
-    """A model's own list, `prompts.jsonl`; where it has none, that of the bundled model, pictures by their full paths."""
+    """A model's own list, `prompts.jsonl`; where it has none, that of the bundled model, pictures by their
+    full paths.
+    """
     source = folder if (folder / zoo.PROMPTS).exists() else zoo.resolve(BUNDLED)
     return [
         line | ({"image": str((source / line["image"]).absolute())} if line.get("image") else {})

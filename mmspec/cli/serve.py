@@ -70,7 +70,8 @@ class Serve:
         near = frozenset({"localhost", "127.0.0.1", "[::1]"}) if ipaddress.ip_address(host).is_loopback else frozenset()
         app = application(Serving(pipes, limits, key, self.allow_urls, near))
         console.print(
-            f"mmspec: serving {', '.join(pipes)} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)",
+            f"mmspec: serving {', '.join(pipes)} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C "
+            "ends it)",
             soft_wrap=True,
         )
         options = dict(log_level="warning" if self.quiet else "info", timeout_graceful_shutdown=30, server_header=False)

@@ -99,8 +99,10 @@ class Encodec(Family):
         config = self.config
         if config.normalize or config.chunk_length_s is not None or config.norm_type != "weight_norm":
             raise MmspecError(
-                f"this EncodecModel scales or normalises whole pieces of audio (normalize={config.normalize}, chunk_length_s="
-                f"{config.chunk_length_s}, norm_type={config.norm_type!r}), which tokens do not carry: use one such as facebook/encodec_24khz"
+                f"this EncodecModel scales or normalises whole pieces of audio (normalize={config.normalize}, "
+                "chunk_length_s="
+                f"{config.chunk_length_s}, norm_type={config.norm_type!r}), which tokens do not carry: use one such "
+                "as facebook/encodec_24khz"
             )
         return config.num_quantizers, config.codebook_size, config.hop_length
 
@@ -210,7 +212,8 @@ class HubCodec:
         self.frame_tokens = self.family.codebooks if codebooks is None else codebooks
         if not 1 <= self.frame_tokens <= self.family.codebooks:
             raise MmspecError(
-                f"codebooks is {codebooks}, and this {type(model).__name__} has {self.family.codebooks}: take 1 to all of them"
+                f"codebooks is {codebooks}, and this {type(model).__name__} has {self.family.codebooks}: take 1 to "
+                "all of them"
             )
         self.sampling_rate, self.frame_samples = model.config.sampling_rate, self.family.frame_samples
         self.vocabulary_size = self.frame_tokens * self.family.codes
@@ -283,6 +286,7 @@ class HubCodec:
             row, book, frame = bad[0].tolist()
             place, first = frame * self.frame_tokens + book, book * self.family.codes
             raise MmspecError(
-                f"token {int(tokens[row, place])} at place {place} is not in codebook {book}, whose tokens are {first} to "
+                f"token {int(tokens[row, place])} at place {place} is not in codebook {book}, whose tokens are "
+                f"{first} to "
                 f"{first + self.family.codes - 1}: give the tokens of a frame in codebook order"
             )

@@ -17,7 +17,8 @@ TABS: dict[str, tuple[Callable[[Stage], None], str]] = {
 }
 
 # Stays readable at the width of a phone.
-STYLE = ".gradio-container { max-width: 1200px !important } @media (max-width: 640px) { .gradio-container { padding: 4px !important } }"
+STYLE = """.gradio-container { max-width: 1200px !important }
+@media (max-width: 640px) { .gradio-container { padding: 4px !important } }"""
 
 
 def build(stage: Stage, tabs: list[str] | None = None) -> gr.Blocks:

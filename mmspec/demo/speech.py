@@ -48,7 +48,9 @@ WAKE = """
   window.mmspec = {next: 0, played: 0, context: new AudioContext()};
 }
 """
-HUSH = "() => { if (window.mmspec && window.mmspec.context) { window.mmspec.context.close(); window.mmspec.played = Infinity; } }"
+HUSH = """() => {
+    if (window.mmspec && window.mmspec.context) { window.mmspec.context.close(); window.mmspec.played = Infinity; }
+}"""
 
 # Pieces in one message.
 REPEATED = 8
@@ -132,7 +134,10 @@ def tab(stage: Stage) -> None:
                 first, out = max(0, len(told) - REPEATED), chunk.output
                 message = json.dumps({"rate": rate, "first": first, "pieces": told[first:]})
                 spent = sum(stats.total for stats in out.stats)
-                line = f"{out.seconds:.1f} s of speech after {spent:.1f} s of work; the first sound came after {out.first_audio:.2f} s"
+                line = (
+                    f"{out.seconds:.1f} s of speech after {spent:.1f} s of work; "
+                    f"the first sound came after {out.first_audio:.2f} s"
+                )
                 yield message, line, player.numbers(out.total), gr.skip()
             if out is None:
                 yield gr.skip(), "Stopped.", gr.skip(), gr.skip()

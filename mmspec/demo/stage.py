@@ -29,7 +29,9 @@ WAITING = 64
 
 @dataclass
 class Player:
-    """A model that is shown, plain decoding's tokens per second here by number of CFG branches, and visitors' sessions."""
+    """A model that is shown, plain decoding's tokens per second here by number of CFG branches, and visitors'
+    sessions.
+    """
 
     model: HostedModel
     plain: dict[int, float]

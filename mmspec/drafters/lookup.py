@@ -32,7 +32,9 @@ class LookupDrafter(Drafter):
         return chain(state.roots, nodes, lengths)
 
     def _copy(self, history: list[int]) -> list[int]:
-        """What followed the longest suffix of a row that occurred before; prompt tokens outside the vocabulary end it."""
+        """What followed the longest suffix of a row that occurred before; prompt tokens outside the vocabulary
+        end it.
+        """
         for size in range(min(self.longest, len(history) - 1), 0, -1):
             suffix = history[-size:]
             for end in range(len(history) - 1, size - 1, -1):

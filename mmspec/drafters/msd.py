@@ -1,4 +1,6 @@
-"""MSD (arXiv 2505.14260): one decoder layer over the target's features, in which visual tokens skip the fusion of text."""
+"""MSD (arXiv 2505.14260): one decoder layer over the target's features, in which visual tokens skip the fusion
+of text.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,7 +124,9 @@ class MsdDrafter(TrainedDrafter):
         return torch.where(own[..., None], self.embed_tokens(tokens.where(own, 0)), target.embed(tokens))
 
     def head(self, target: Target) -> Float[Tensor, "drafted width"]:
-        """The rows of the target's output head that are drafted from: those of tokens that this drafter can read, too."""
+        """The rows of the target's output head that are drafted from: those of tokens that this drafter can
+        read, too.
+        """
         weight = target.head.weight
         if self.embed_tokens is not None:
             weight = weight[: self.embed_tokens.num_embeddings]

@@ -95,7 +95,8 @@ def by_name(name: str, folder: Path | None, target: Target, **options: object) -
     kind = "msd" if released else config.get("kind", name)
     if kind not in names():
         raise MmspecError(
-            f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are {', '.join(names())}"
+            f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are "
+            f"{', '.join(names())}"
         )
     cls = names()[kind].load()
     if not issubclass(cls, TrainedDrafter):
@@ -136,7 +137,8 @@ def _check_shape(name: str, config: dict, target: Target) -> None:
     for key, size in shape.items():
         if size is not None and key in config and config[key] not in (size, 0):
             raise MmspecError(
-                f"drafter {name!r} was trained for another target: its {key} is {config[key]}, this target's is {size}; "
+                f"drafter {name!r} was trained for another target: its {key} is {config[key]}, this target's is "
+                f"{size}; "
                 "train one for this target"
             )
 

@@ -93,7 +93,9 @@ class Noise:
         )
 
     def fresh(self, positions: list[list[int]], use: int, copies: int = 1) -> Float[Tensor, "row position copy vocab"]:
-        """Gumbel noise independent of `gumbel`, for sampling drafts and residuals: independent copies at each position."""
+        """Gumbel noise independent of `gumbel`, for sampling drafts and residuals: independent copies at each
+        position.
+        """
         u = uniforms(self.seeds, positions, self.vocabulary * copies, use, self.device)
         return to_gumbel(u).unflatten(2, (copies, self.vocabulary))
 

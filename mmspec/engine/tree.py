@@ -84,7 +84,9 @@ def chain(
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Children proposed for each node of a level, best first: tokens, the estimated probability of each being accepted."""
+    """Children proposed for each node of a level, best first: tokens, the estimated probability of each being
+    accepted.
+    """
 
     tokens: Int[Tensor, "row beam rank"]
     probs: Float[Tensor, "row beam rank"]

@@ -67,7 +67,8 @@ def comment(metadata: dict[str, object], room: int | None) -> str:
             del facts[key]
         else:
             raise MmspecError(
-                f"the metadata take {len(text)} characters and this format has room for {room}: give fewer, or write .flac"
+                f"the metadata take {len(text)} characters and this format has room for {room}: give fewer, or "
+                "write .flac"
             )
     return json.dumps(facts, default=str)
 

@@ -59,5 +59,6 @@ def task_of(folder: Path) -> str:
         if path.endswith(f":{name}"):
             return task
     raise MmspecError(
-        f"{folder / zoo.INDEX} names {name!r}, which is no pipeline of mmspec: give a model for one of {', '.join(TASKS)}"
+        f"{folder / zoo.INDEX} names {name!r}, which is no pipeline of mmspec: give a model for one of "
+        f"{', '.join(TASKS)}"
     )

@@ -67,7 +67,8 @@ def _read_part(part: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
         source = pictures.pop(0)
     if kind not in ("image", "image_url") or source is None:
         raise MmspecError(
-            f"a part of a message is text or an image with its source, not {part!r:.80}: videos and sounds are not supported"
+            f"a part of a message is text or an image with its source, not {part!r:.80}: videos and sounds are not "
+            "supported"
         )
     return {"type": "image", "image": media.read(source)}
 

@@ -103,7 +103,9 @@ class TextToSpeechOutput:
 
 @dataclass(frozen=True, slots=True)
 class AudioChunk:
-    """Audio that was just verified and decoded, of the sentence with that number; `output` is all that there is so far."""
+    """Audio that was just verified and decoded, of the sentence with that number; `output` is all that there
+    is so far.
+    """
 
     audio: Float[Tensor, "sample"]
     sentence: int

@@ -100,7 +100,9 @@ class Phonemizer:
         self.known = frozenset(latin | marks)
 
     def read(self, text: str) -> PhonemizedText:
-        """Sentences with something to say in each; warns of what cannot be said, refuses a text in which nothing can."""
+        """Sentences with something to say in each; warns of what cannot be said, refuses a text in which
+        nothing can.
+        """
         try:
             text.encode()
         except UnicodeEncodeError:

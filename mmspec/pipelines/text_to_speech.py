@@ -177,7 +177,9 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
 
     @property
     def spare_tokens(self) -> int:
-        """Tokens that a sentence may take beside those of its phonemes: a second's, most of which a short word needs."""
+        """Tokens that a sentence may take beside those of its phonemes: a second's, most of which a short word
+        needs.
+        """
         return self.stall.window // 2
 
     def longest(self, phonemes: str) -> int:
@@ -384,6 +386,7 @@ def _check_parts(
         )
     if interleaved and codec.frame_tokens > 1:
         raise MmspecError(
-            f"interleaved is set, and the codec has {codec.frame_tokens} tokens a frame: give one of a single token, or "
+            f"interleaved is set, and the codec has {codec.frame_tokens} tokens a frame: give one of a single "
+            "token, or "
             "leave it out"
         )

@@ -150,7 +150,8 @@ def read_chat(serving: Serving, messages: list[Message]) -> list[dict]:
             if pixels > serving.limits.pixels or pictures > serving.limits.pictures:
                 raise Refusal(
                     400,
-                    f"{pictures} pictures with {pixels} pixels are too much: at most {serving.limits.pictures} of them, "
+                    f"{pictures} pictures with {pixels} pixels are too much: at most {serving.limits.pictures} of "
+                    "them, "
                     f"with {serving.limits.pixels} pixels in all",
                 )
             parts.append({"type": "image", "image": media.read(data)})

@@ -16,7 +16,9 @@ from mmspec.targets.head import OutputHead
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The raster that tokens fill: `height` rows of `width` codes, each closed by an end-of-row token if there is one."""
+    """The raster that tokens fill: `height` rows of `width` codes, each closed by an end-of-row token if there
+    is one.
+    """
 
     height: int
     width: int

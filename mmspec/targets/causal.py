@@ -134,7 +134,8 @@ class CausalTarget:
             raise MmspecError("a prompt has no tokens: give at least a beginning-of-sequence token")
         if any(prompt[-1] != other[-1] for prompt, other in zip(prompts.conditional, prompts.unconditional or [])):
             raise MmspecError(
-                "a prompt and its unconditional twin differ in their last token: both streams read one tree, so they must "
+                "a prompt and its unconditional twin differ in their last token: both streams read one tree, so "
+                "they must "
                 "end alike"
             )
         rows, longest, most = len(prompts.conditional), max(map(len, sequences)), self.max_positions

@@ -1,4 +1,6 @@
-"""What is not understood is refused: models are looked at, and tried against their own forward, before they are used."""
+"""What is not understood is refused: models are looked at, and tried against their own forward, before they
+are used.
+"""
 
 import random
 from typing import TYPE_CHECKING
@@ -41,12 +43,14 @@ def refuse(model: PreTrainedModel) -> None:
     for scale in LOGIT_SCALES:
         if getattr(config, scale, None) not in (None, 1, 1.0):
             raise MmspecError(
-                f"{name} rescales its logits ({scale}), which is not supported: use a model that does not, such as Llama"
+                f"{name} rescales its logits ({scale}), which is not supported: use a model that does not, such as "
+                "Llama"
             )
     attention = getattr(model.config, "_attn_implementation", None)
     if attention not in (None, "sdpa", "eager"):
         raise MmspecError(
-            f"attention {attention!r} does not take tree masks: load the model with attn_implementation='sdpa' or 'eager'"
+            f"attention {attention!r} does not take tree masks: load the model with attn_implementation='sdpa' or "
+            "'eager'"
         )
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("longrope", "dynamic") or getattr(config, "alibi", False) or getattr(config, "attn_config", None):
@@ -72,7 +76,8 @@ def refuse_other_heads(model: PreTrainedModel, families: tuple[str, ...] = ()) -
     names = {kind.__name__ for kind in type(model).__mro__}
     if names.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) and model.config.model_type not in families:
         raise MmspecError(
-            f"{type(model).__name__} is no causal language model of transformers: it may generate by another head or other "
+            f"{type(model).__name__} is no causal language model of transformers: it may generate by another head "
+            "or other "
             "positions than those of its text, so it is refused; use one of the families in docs/adding-a-target.md"
         )
 

@@ -52,7 +52,8 @@ class VisionLanguageTarget(CausalTarget):
     def __init__(self, model: PreTrainedModel, weights_hash: str = "", check: bool = True):
         if model.config.model_type not in FAMILIES:
             raise MmspecError(
-                f"{type(model).__name__} is no vision-language model that mmspec reads: use one of {', '.join(FAMILIES)}"
+                f"{type(model).__name__} is no vision-language model that mmspec reads: use one of "
+                f"{', '.join(FAMILIES)}"
             )
         super().__init__(model, weights_hash=weights_hash, check=check)
 

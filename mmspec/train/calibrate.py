@@ -19,7 +19,9 @@ Observations = tuple[int, Tensor, Tensor, Tensor, Tensor]
 
 
 def calibration_nll(log_q: Tensor, noise: Tensor, sampled: Tensor) -> Tensor:
-    """Cross entropy of softmax(beta (log q + lambda g)) against what was sampled, for every pair of `CALIBRATION_GRID`."""
+    """Cross entropy of softmax(beta (log q + lambda g)) against what was sampled, for every pair of
+    `CALIBRATION_GRID`.
+    """
     losses = [
         -torch.log_softmax(beta * (log_q + share * noise), -1).gather(1, sampled[:, None]).sum()
         for share, beta in CALIBRATION_GRID

@@ -114,7 +114,8 @@ def train_drafter(
 
     Where the two differ, they are of the same prompts in the same order.
 
-    `stage` is the drafter's part of a recipe: kind, model (options of `build`), batch, lr, muon_lr, vocabulary (how many
+    `stage` is the drafter's part of a recipe: kind, model (options of `build`), batch, lr, muon_lr, vocabulary (how
+    many
     tokens it drafts from), stages, and the class's `loss_options`. It begins with `initial` weights if given.
     """
     torch.manual_seed(stage.get("seed", 0))

@@ -45,7 +45,9 @@ def train_text_tokenizer(prompts: list[str], vocabulary: int) -> PreTrainedToken
 
 @dataclass(frozen=True, slots=True)
 class CodeSet:
-    """Training pictures as codes: `codes[picture, variant]` is on `backgrounds[picture][variant]`, variant 0 on white."""
+    """Training pictures as codes: `codes[picture, variant]` is on `backgrounds[picture][variant]`, variant 0
+    on white.
+    """
 
     pictures: list[Picture]
     codes: Tensor

@@ -13,7 +13,9 @@ from mmspec.errors import MmspecError
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("samples", [0, 1, 200, 256, 257, 385, 1000, 5000])
 def test_mel_codec_has_whole_frames(stride: int, samples: int) -> None:
-    """Any audio, however short, is its whole frames of tokens and back; nothing is nothing; other tokens are refused."""
+    """Any audio, however short, is its whole frames of tokens and back; nothing is nothing; other tokens are
+    refused.
+    """
     from mmspec.codecs.mel import MelCodec
 
     torch.manual_seed(0)

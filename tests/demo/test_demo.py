@@ -235,7 +235,8 @@ def test_phone(browser, address: str) -> None:
             assert page.evaluate("document.documentElement.scrollWidth") <= 391
             for control in panel.locator("button:visible, input:visible, textarea:visible").all():
                 assert control.evaluate(
-                    "e => (e.innerText || e.ariaLabel || e.title || (e.labels && e.labels[0] && e.labels[0].innerText) || e.placeholder || e.type === 'file')"
+                    "e => (e.innerText || e.ariaLabel || e.title || (e.labels && e.labels[0] && "
+                    "e.labels[0].innerText) || e.placeholder || e.type === 'file')"
                 ), control.evaluate("e => e.outerHTML")
 
 

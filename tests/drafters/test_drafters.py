@@ -102,7 +102,9 @@ def shift(offset: int) -> ResidualHead:
 
 @pytest.mark.parametrize("count", [4, 11])
 def test_heads_draft_the_places_they_are_trained_for(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After tokens 0, 1, ..., count - 1 perfect heads propose count, count + 1, count + 2, the vertical one included."""
+    """After tokens 0, 1, ..., count - 1 perfect heads propose count, count + 1, count + 2, the vertical one
+    included.
+    """
     target = text_target(64)
     monkeypatch.setattr(target, "logits", lambda hidden, positions=None: 20 * hidden, raising=False)
     state = target.prefill(prompts(TEXTS[:1]), 80, True)

@@ -41,7 +41,9 @@ def test_names_carry_their_options() -> None:
 ERRORS = {
     "exakt": "unknown acceptance 'exakt': did you mean 'exact'? known are exact, rejection, tolerance, typical",
     "": "unknown acceptance '': known are exact, rejection, tolerance, typical",
-    "tolerance:two": "acceptance 'tolerance:two': what follows the colon must be numbers, as in 'tolerance:3' or 'typical:0.3,0.09'",
+    "tolerance:two": (
+        "acceptance 'tolerance:two': what follows the colon must be numbers, as in 'tolerance:3' or 'typical:0.3,0.09'"
+    ),
     "exact:1": "acceptance 'exact' takes no options: give 'exact' alone",
     "rejection:0.5": "acceptance 'rejection' takes no options: give 'rejection' alone",
     "tolerance:0": "acceptance 'tolerance:0': tolerance takes one whole number from 1 to 64, as in 'tolerance:3'",

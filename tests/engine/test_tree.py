@@ -96,7 +96,9 @@ def read(tree: DraftTree, row: int) -> list[tuple[int, ...]]:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 3), st.integers(1, 12))
 def test_the_most_probable_nodes_are_kept(seed: int, rows: int, height: int, budget: int) -> None:
-    """With a beam that cuts nothing, the tree is the brute-force best of all paths, sorted, connected, within budget."""
+    """With a beam that cuts nothing, the tree is the brute-force best of all paths, sorted, connected, within
+    budget.
+    """
     vocabulary = 3
     probs = table(seed, vocabulary)
     tree = built(probs, rows, vocabulary, height, vocabulary**height, budget)

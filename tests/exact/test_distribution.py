@@ -1,4 +1,6 @@
-"""Distribution: what a rule emits follows the target's law; a biased use of the same rule is caught by the same test."""
+"""Distribution: what a rule emits follows the target's law; a biased use of the same rule is caught by the
+same test.
+"""
 
 from dataclasses import replace
 
@@ -189,7 +191,9 @@ def joint_law(target: CausalTarget, sampling: SamplingOptions) -> np.ndarray:
 
 
 def loop_pvalue(name: str, rule: str, sampling: SamplingOptions, careless: bool = False) -> float:
-    """Chi-square of tokens two and three of the whole loop, over 400 seeds in one batch, against the model's own law."""
+    """Chi-square of tokens two and three of the whole loop, over 400 seeds in one batch, against the model's
+    own law.
+    """
     target, rows = CausalTarget(llama(9), range(3, 9)), 400
     guesser = built() if name == "msd" else drafter(name, target)
     if careless:
@@ -220,7 +224,9 @@ def test_whole_loop_keeps_the_law(name: str, rule: str, sampling: SamplingOption
 
 @pytest.mark.parametrize("name", ["jacobi", "vadusa", "msd"])
 def test_a_lossy_rule_in_the_loop_is_caught(name: str) -> None:
-    """Negative control of the whole loop: where few tokens are drafted, tolerance bends the law, and this test sees it."""
+    """Negative control of the whole loop: where few tokens are drafted, tolerance bends the law, and this test
+    sees it.
+    """
     assert loop_pvalue(name, "tolerance:3", SamplingOptions(1.0), careless=True) < 1e-4
 
 

@@ -70,7 +70,9 @@ def test_processors_that_read_the_prefix(name: str, temperature: float) -> None:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("temperature", [0, 0.7, 1])
 def test_deep_accepts_in_random_trees(temperature: float, guidance: float, seed: int) -> None:
-    """Random trees that know most answers: long paths through scattered nodes are compacted, and the tokens stay equal."""
+    """Random trees that know most answers: long paths through scattered nodes are compacted, and the tokens
+    stay equal.
+    """
     target, sampling, length, wanted = case("image", temperature, guidance, "plain")
     oracle = OracleDrafter(wanted, target.vocabulary_size, seed=seed)
     found = generate(target, prompts(guidance=guidance), 3, Stop(length), oracle, sampling=sampling, seeds=5)

@@ -224,7 +224,9 @@ def test_own_phonemes(reader: Phonemizer, text: str, phonemes: str) -> None:
 
 
 def test_unsaid(reader: Phonemizer) -> None:
-    """What cannot be said is left out, named once and in order, in one line; marks and format characters are no loss."""
+    """What cannot be said is left out, named once and in order, in one line; marks and format characters are
+    no loss.
+    """
     with pytest.warns(UserWarning) as caught:
         reading = reader.read("Hi 😀 日本 \u200bthere😀! שלום️ e\u0301\u0323")
     assert reading.unsaid == ["😀", "日", "本", "ש", "ל", "ו", "ם"]
@@ -293,7 +295,10 @@ def test_missing_hibari(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_import_is_free() -> None:
     """Neither hibari nor onnxruntime is loaded before a Reader is made."""
-    code = "import sys, mmspec.pipelines.phonemize; print([name for name in ('hibari', 'onnxruntime', 'numpy', 'torch') if name in sys.modules])"
+    code = (
+        "import sys, mmspec.pipelines.phonemize; "
+        "print([name for name in ('hibari', 'onnxruntime', 'numpy', 'torch') if name in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
@@ -310,8 +315,10 @@ def test_time(reader: Phonemizer, unit: str) -> None:
 
 
 WORDS = st.sampled_from(
-    "the to used No. Dr. U.S. p.m. e.g. http:// www. x.com a@b.co 10 2024 1,000 3.14 1/2 10:30 $ £ € % # & @ * _ - — … ... ' '' \" “ ” ( ) [ ] "
-    "[a](/b/) [a](b) ½ ⁵ ° km lbs st th 's 'd ing II XIV Chapter Henry Jan 5th million k ? . , ; : \\ | ^ ~ < = + 00 n't Sept. :) \n \n\n \r "
+    "the to used No. Dr. U.S. p.m. e.g. http:// www. x.com a@b.co 10 "
+    "2024 1,000 3.14 1/2 10:30 $ £ € % # & @ * _ - — … ... ' '' \" “ ” ( ) [ ] "
+    "[a](/b/) [a](b) ½ ⁵ ° km lbs st th "
+    "'s 'd ing II XIV Chapter Henry Jan 5th million k ? . , ; : \\ | ^ ~ < = + 00 n't Sept. :) \n \n\n \r "
     "a.b.c A.B. aBC ß İ ŉ ﬁ ʃ ˈ 日 א ٣ ② Ⅳ ™ µ \u0301 \u200d \u00ad \x00 \u2028 😀".split(" ")
 )
 ANY = (

@@ -48,7 +48,9 @@ def test_long_text(pipe) -> None:
 
 
 def test_endless_sentence(pipe) -> None:
-    """A sentence with more phonemes than the model has positions for is cut into parts that fit, and all of it is read."""
+    """A sentence with more phonemes than the model has positions for is cut into parts that fit, and all of it
+    is read.
+    """
     text = "This sentence, which is long, goes on and on, as some do, " * 6 + "and ends."
     pipe.phonemizer.read(text)
     parts = pipe.phonemizer.read(text).sentences

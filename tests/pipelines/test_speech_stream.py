@@ -12,7 +12,9 @@ pytest.importorskip("soundfile")
 
 @pytest.mark.parametrize("piece", [0.01, 0.06, 0.2, None])
 def test_chunks_join_to_the_whole(pipe, piece: float | None) -> None:
-    """Chunks joined are the whole call's audio to 1e-5 of its loudest sample, whatever their size; tokens are the same."""
+    """Chunks joined are the whole call's audio to 1e-5 of its loudest sample, whatever their size; tokens are
+    the same.
+    """
     whole = pipe(LONG, seed=3)
     chunks = list(pipe.stream(LONG, seed=3, piece=piece))
     joined = torch.cat([chunk.audio for chunk in chunks])

@@ -72,7 +72,9 @@ def test_voices(pipe) -> None:
 
 
 def test_seeds(pipe) -> None:
-    """Sentence i has seed + i, alone as in a text; a list gives each its own; without one, torch's own generator draws."""
+    """Sentence i has seed + i, alone as in a text; a list gives each its own; without one, torch's own
+    generator draws.
+    """
     text = "Hello there. And you?"
     out = pipe(text, seed=4)
     assert out.seeds == [4, 5] and out.tokens == pipe(TEXT, seed=4).tokens + pipe("And you?", seed=5).tokens

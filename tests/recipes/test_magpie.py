@@ -170,7 +170,9 @@ def test_template_is_smollms(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_reads_as_drafting_does(magpie: Path, pipe: ImageTextToTextPipeline) -> None:
-    """What the drafter predicts while it drafts is what it predicts of the captured chat in training: no position is shifted."""
+    """What the drafter predicts while it drafts is what it predicts of the captured chat in training: no position is
+    shifted.
+    """
     target, drafter = pipe.target, load("msd", pipe.folder, pipe.target)
     row = json.loads((magpie / "out" / "prompts.jsonl").read_text().splitlines()[0])
     prompts = pipe.encode_examples([row])[0]

@@ -72,7 +72,9 @@ def recipe() -> dict:
 
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `recipe.yaml`, the work folder and the model that it made; only what would be fetched is replaced."""
+    """A folder with `recipe.yaml`, the work folder and the model that it made; only what would be fetched is
+    replaced.
+    """
     folder = tmp_path_factory.mktemp("speech")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe()))
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +85,9 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_recipe_makes_a_voice(rebuilt: Path) -> None:
-    """Everything is in the folder, the end is a token of the model, and all drafters give the tokens of plain decoding."""
+    """Everything is in the folder, the end is a token of the model, and all drafters give the tokens of plain
+    decoding.
+    """
     pipe = TextToSpeechPipeline.from_pretrained(rebuilt / "out", torch_dtype=torch.float64)
     assert (
         pipe.interleaved
@@ -104,7 +108,9 @@ def test_a_recipe_makes_a_voice(rebuilt: Path) -> None:
 
 
 def test_vadusa_takes_the_jointly_trained_heads(rebuilt: Path) -> None:
-    """Its weights are those that were trained with the target, and its accuracies are shares of what calibration saw."""
+    """Its weights are those that were trained with the target, and its accuracies are shares of what
+    calibration saw.
+    """
     pipe = TextToSpeechPipeline.from_pretrained(rebuilt / "out")
     drafter = load("vadusa", pipe.folder, pipe.target)
     trained = torch.load(rebuilt / "work" / "heads.pt", weights_only=True)

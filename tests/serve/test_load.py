@@ -62,7 +62,9 @@ def test_a_client_that_leaves(address: str) -> None:
 
 
 def test_key_and_time_and_queue(folders, tmp_path: Path) -> None:
-    """With a key, none and a wrong one are 401; with no queue a second request is 429; one that takes too long is 504."""
+    """With a key, none and a wrong one are 401; with no queue a second request is 429; one that takes too long
+    is 504.
+    """
     options = ("--models", folders[1], "--timeout", "12", "--rows", "1", "--queue", "0", "--text", "20000")
     with serving(tmp_path / "log", *options, key=KEY) as address:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}):

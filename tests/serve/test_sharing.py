@@ -84,7 +84,9 @@ def test_fresh_drafters_share_weights_alone() -> None:
 
 
 def test_processors_are_not_taken_for_each_other(batcher) -> None:
-    """Two callers suppress different tokens, whose long lists look alike when printed: nobody gets a forbidden token."""
+    """Two callers suppress different tokens, whose long lists look alike when printed: nobody gets a forbidden
+    token.
+    """
     even, odd = ([token for token in range(40) if token % 2 == rest] for rest in (0, 1))
     suppressed = [even * 60, odd * 60]
     processors = [SuppressTokensLogitsProcessor(tokens) for tokens in suppressed]

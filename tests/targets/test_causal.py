@@ -103,7 +103,9 @@ def test_families(name: str) -> None:
 
 
 def test_streams_must_share_their_last_token() -> None:
-    """Both streams read the same tree, whose root is the prompt's last token: prompts that end differently are refused."""
+    """Both streams read the same tree, whose root is the prompt's last token: prompts that end differently are
+    refused.
+    """
     with pytest.raises(MmspecError, match="last token"):
         text_target().prefill(Prompts([[1, 2]], [[1, 3]], 3.0), 5)
 
