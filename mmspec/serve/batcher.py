@@ -7,6 +7,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Condition, Thread
 
+from torch import nn
+
 from mmspec import drafters
 from mmspec.drafters.base import Drafter
 from mmspec.engine.accept import AcceptanceRule
@@ -14,7 +16,7 @@ from mmspec.engine.cost import Cost, measured
 from mmspec.engine.loop import Batch, Round, Stop
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
-from mmspec.errors import MmspecError
+from mmspec.errors import MmspecError, short
 from mmspec.memory import release_free_memory
 from mmspec.pipelines.solo import Run
 from mmspec.targets.base import Prompts, Target
@@ -72,9 +74,17 @@ def batch_key(drafter: str, sampling: SamplingOptions, rule: AcceptanceRule, pro
 
 
 def fresh(drafter: Drafter) -> Drafter:
-    """A drafter of the same settings for another batch: weights are shared, all other attributes are its own."""
-    weights = [*drafter.parameters(), *drafter.buffers()] if isinstance(drafter, drafters.TrainedDrafter) else []
-    return copy.deepcopy(drafter, {id(tensor): tensor for tensor in weights})
+    """A drafter of the same settings for another batch: parameters are shared, all other attributes are its own.
+
+    Raises MmspecError for a drafter that cannot be copied.
+    """
+    parameters = drafter.parameters() if isinstance(drafter, nn.Module) else ()
+    try:
+        return copy.deepcopy(drafter, {id(tensor): tensor for tensor in parameters})
+    except TypeError as error:
+        raise MmspecError(
+            f"drafter {drafter.name!r} cannot be copied for another batch ({short(error)}): give it a __deepcopy__"
+        ) from None
 
 
 class Batcher:
@@ -233,15 +243,15 @@ class Batcher:
         """
         shared = self._batches.get(job.batch_key)
         present = shared is not None
-        if shared is None:
-            shared = SharedBatch(Batch(self.target, fresh(self.drafters[job.drafter]), job.sampling, job.rule))
         try:
+            if shared is None:
+                shared = SharedBatch(Batch(self.target, fresh(self.drafters[job.drafter]), job.sampling, job.rule))
             result = shared.batch.join(job.prompts, job.seeds, job.stop)
             self._tell_cost(shared.batch)
         except Exception as error:
             self._taken -= len(job.seeds)
             self._fail([job], error)
-            if present and shared.batch.rows is None:
+            if present and shared and shared.batch.rows is None:
                 self._lose(job.batch_key, error)
             return
         job.stats.begin(shared.batch.drafter.name, job.rule.name, job.rule.lossless, len(job.seeds))

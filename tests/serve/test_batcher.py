@@ -220,12 +220,10 @@ def test_newcomers_do_not_stop_the_others() -> None:
     over = threading.Event()
 
     def call(length: int, seed: int) -> GenerationStats:
-        stats, run = GenerationStats(), batcher(None, "none", None, length)
+        text = prompts([[1, 3, 4]])
+        stats, run = GenerationStats(), batcher(target, None, "none", text, length)
         law = dict(sampling=SamplingOptions(1.0), rule=acceptance("exact"), stats=stats)
-        assert (
-            sum(len(step.tokens[0]) for step in run(prompts([[1, 3, 4]]), 1, Stop(length), seeds=[seed], **law))
-            == length
-        )
+        assert sum(len(step.tokens[0]) for step in run(text, 1, Stop(length), seeds=[seed], **law)) == length
         return stats
 
     def short(seed: int) -> int:

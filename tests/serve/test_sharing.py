@@ -1,6 +1,7 @@
 """What concurrent batches must not share: a drafter's state, and another caller's processors."""
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mmspec.engine.loop import Stop
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.engine.tree import chain
+from mmspec.errors import MmspecError
 from mmspec.serve.batcher import Batcher, batch_key, fresh
 
 LENGTH = 30
@@ -81,6 +83,24 @@ def test_fresh_drafters_share_weights_alone() -> None:
     assert all(a is b for a, b in zip(heads.parameters(), copy.parameters(), strict=True))
     assert copy.widths == heads.widths and copy.widths is not heads.widths
     assert fresh(ListingDrafter()).rows is not fresh(ListingDrafter()).rows
+
+
+class LockedDrafter(ListingDrafter):
+    """Holds what cannot be copied."""
+
+    name = "locked"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = Lock()
+
+
+def test_a_drafter_that_cannot_be_copied(batcher) -> None:
+    """Its caller is told, and the batcher serves others."""
+    batcher.drafters["locked"] = LockedDrafter()
+    with pytest.raises(MmspecError, match="drafter 'locked' cannot be copied for another batch"):
+        run(batcher, "locked", [[1, 3]], SamplingOptions(1.0), 0)
+    assert run(batcher, "none", [[1, 3]], SamplingOptions(1.0), 0)
 
 
 def test_processors_are_not_taken_for_each_other(batcher) -> None:
