@@ -1,6 +1,7 @@
 """Write docs/api.md from docstrings: python docs/make_api.py"""
 
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def signature(thing: object) -> str:
     """Parameters without annotations, as a reader types them."""
     parameters = [name for name in inspect.signature(thing).parameters.values() if name.name not in ("self", "cls")]
     stripped = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
-    return str(inspect.Signature(stripped))
+    return re.sub(r"<[^>]+>( at \w+>)?", "...", str(inspect.Signature(stripped)))
 
 
 def entry(name: str, thing: object, level: int) -> list[str]:
