@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -78,7 +77,7 @@ def draw(address: str, number: int) -> tuple[str, float, dict]:
             time.sleep(float(error.headers["Retry-After"]))
 
 
-def measure(address: str, clients: int, requests: int, wanted: list[str]) -> dict[str, Any]:
+def measure(address: str, clients: int, requests: int, wanted: list[str]) -> dict:
     """`requests` pictures asked for by `clients` at once, each compared with what one client got alone."""
     latencies, errors, wrong, lengths, tokens = [], 0, 0, [], 0
     began = time.perf_counter()
@@ -153,7 +152,7 @@ def main(
     rows: how many pictures share a pass; 1 is one after the other.
     pictures: how many different ones are asked for; each client asks for at least one.
     """
-    results: dict[str, Any] = {
+    results: dict = {
         "model": model,
         "dtype": dtype,
         "provenance": provenance("cpu"),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 
@@ -46,7 +45,7 @@ PROMPTS = (
 )
 
 # The drafter's option that leaves four of more heads unused: the draft is as deep as there are horizontal heads.
-FOUR_HEADS: dict[str, Any] = {"horizontal": [0, 1, 2, 3]}
+FOUR_HEADS: dict = {"horizontal": [0, 1, 2, 3]}
 
 CASES = (
     Case("AR, our loop", "none"),
@@ -151,7 +150,7 @@ def speak_by_transformers(
     )
 
 
-def speech_fields(label: str, found: Sequence[SpeechRun]) -> dict[str, Any]:
+def speech_fields(label: str, found: Sequence[SpeechRun]) -> dict:
     """What rows of speech have beside the others' fields: seconds of computing (tokens and decoding) per second of
     audio, mean seconds to the first samples, and how rows ended.
     """

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -34,7 +34,7 @@ class Case:
     label: str
     drafter: str
     rule: str = "exact"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
 
 
 class Transformers:
@@ -188,7 +188,7 @@ def sweep(
             report.write(out, results)
 
 
-def new_results(suite: str, model: str, device: str) -> dict[str, Any]:
+def new_results(suite: str, model: str, device: str) -> dict:
     """A suite's results before its first row."""
     origin = {"suite": suite, "model": model, "provenance": provenance(device)}
     return origin | {"rows": [], "ablations": [], "growth": [], "memory": []}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,7 +72,7 @@ def answer(
 ) -> AnswerRun:
     """By the loop."""
     stats, first, rows = GenerationStats(), 0.0, len(prompts.conditional)
-    law: dict[str, Any] = dict(sampling=sampling, seeds=seed, rule=rule, stats=stats)
+    law: dict = dict(sampling=sampling, seeds=seed, rule=rule, stats=stats)
     for _ in stream(pipe.target, prompts, rows, Stop(length, pipe.ends), drafter, **law):
         first = first or stats.total
     return AnswerRun(stats, first)
@@ -104,7 +103,7 @@ def answer_by_transformers(
     if "pixel_values" in given:
         given["pixel_values"] = given["pixel_values"].to(pipe.transformer.dtype)
     clock = FirstTokenStreamer()
-    law: dict[str, Any] = (
+    law: dict = (
         dict(do_sample=False) if sampling.greedy else dict(do_sample=True, temperature=sampling.temperature, top_k=0)
     )
     law |= dict(top_p=1.0, repetition_penalty=1.0)  # whatever the model's own generation config says
@@ -154,7 +153,7 @@ def run_setting(
         )
         for label, answers in turns.items():
             firsts = [each.first for each in answers if each.first is not None]
-            own: dict[str, Any] = {"temperature": temperature, "task": task}
+            own: dict = {"temperature": temperature, "task": task}
             own["seconds_to_first_token"] = sum(firsts) / len(firsts) if firsts else None
             if label == ASSISTED:  # transformers does not say how many of its guesses were accepted
                 own["mean_acceptance_length"] = None

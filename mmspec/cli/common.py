@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -43,7 +43,7 @@ class SamplingFlags:
     """
 
     @property
-    def sampling_kwargs(self) -> dict[str, Any]:
+    def sampling_kwargs(self) -> dict:
         """These options, without the seed, as a pipeline takes them."""
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "drafter")
         return {name: getattr(self, name) for name in names} | {"acceptance": self.rule}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -57,7 +57,7 @@ class Image(SamplingFlags, ModelFlags):
         with Progress(*columns, console=console, disable=self.quiet or not console.is_terminal, transient=True) as bar:
             task = bar.add_task("", total=grid.tokens)
 
-            def show(pipe: TextToImagePipeline, step: int, position: int, seen: dict[str, Any]) -> None:
+            def show(pipe: TextToImagePipeline, step: int, position: int, seen: dict) -> None:
                 bar.update(task, completed=position)
 
             output = pipe(

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.progress import BarColumn, Progress, TextColumn
@@ -78,7 +78,7 @@ class Speak(SamplingFlags, ModelFlags):
         with Progress(*columns, console=console, disable=self.quiet or not console.is_terminal, transient=True) as bar:
             task = bar.add_task("", total=None, seconds=0.0)
 
-            def show(pipe: TextToSpeechPipeline, step: int, position: int, seen: dict[str, Any]) -> None:
+            def show(pipe: TextToSpeechPipeline, step: int, position: int, seen: dict) -> None:
                 so_far: TextToSpeechOutput = seen["output"]
                 seconds = position * token_samples / so_far.sampling_rate
                 bar.update(task, total=len(so_far.sentences), completed=len(so_far.ended), seconds=seconds)
@@ -118,7 +118,7 @@ class Speak(SamplingFlags, ModelFlags):
             )
         return 0
 
-    def _read_arguments(self) -> tuple[str, bool, dict[str, Any]]:
+    def _read_arguments(self) -> tuple[str, bool, dict]:
         """The text, whether sound goes to standard output, and the options, checked before anything is loaded."""
         from mmspec import files
         from mmspec.cli.source import read_text

@@ -115,9 +115,9 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
     def calibrated(self, accuracies: list[list[float]]) -> None:
         """`accuracies[depth][rank]` is how often that candidate was right: to be kept by drafters that use it."""
 
-    def constructor_arguments(self) -> dict[str, Any]:
+    def constructor_arguments(self) -> dict:
         """What the saved config.json holds beside the kind: the constructor's arguments, calibrated values included."""
-        arguments: dict[str, Any] = dict(cast(dict, self._hub_mixin_config or {}))
+        arguments: dict = dict(cast(dict, self._hub_mixin_config or {}))
         present = {"beta", "coupling", "greedy", "accuracies"} & arguments.keys()
         return arguments | {name: getattr(self, name) for name in present} | {"target": self.target_hash}
 

@@ -71,7 +71,7 @@ class MsdDrafter(TrainedDrafter):
         super().__init__(target, depth, beta, coupling, beam=4, ranks=4)
         self.greedy = greedy or [1.0] * depth
         self.decoupled, self.depth = decoupled, depth
-        shape: dict[str, Any] = dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=1)
+        shape: dict = dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=1)
         shape |= dict(
             num_attention_heads=heads, num_key_value_heads=kv_heads, rms_norm_eps=eps, attn_implementation="sdpa"
         )

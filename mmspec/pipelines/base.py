@@ -28,7 +28,7 @@ from mmspec.targets.causal import CausalTarget
 AnyTarget = TypeVar("AnyTarget", bound=CausalTarget)
 
 # diffusers' signature: the pipeline or session, the number of the round, the position, and what there is to see.
-StepCallback = Callable[[Any, int, int, dict[str, Any]], Any]
+StepCallback = Callable[[Any, int, int, dict], Any]
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -85,7 +85,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
         """The transformer as the loop sees it; `weights_hash` names its weights."""
 
     @abstractmethod
-    def encode_examples(self, rows: list[dict[str, Any]]) -> tuple[Prompts, Stop]:
+    def encode_examples(self, rows: list[dict]) -> tuple[Prompts, Stop]:
         """Lines of `prompts.jsonl` as rows of one batch, and when a row ends."""
 
     @abstractmethod
@@ -139,7 +139,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
 
     def read_options(self, options: GenerateOptions) -> tuple[SamplingOptions, str | Drafter, AcceptanceRule]:
         """How to sample, what to draft with, and how to accept; the model's defaults where nothing is said."""
-        sampling: dict[str, Any] = dict(options)
+        sampling: dict = dict(options)
         drafter, rule = sampling.pop("drafter", None), acceptance(sampling.pop("acceptance", "exact"))
         if sampling.get("temperature") is None:
             sampling["temperature"] = self.temperature
@@ -173,9 +173,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
 
     @classmethod
     @abstractmethod
-    def load_parts(
-        cls, folder: Path, index: dict[str, Any], dtype: torch.dtype, given: dict[str, Any]
-    ) -> dict[str, Any]:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, given: dict) -> dict:
         """The components that are not `given`."""
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
@@ -195,7 +193,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
             (folder / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
         rename_target(folder, self.target.weights_hash)
 
-    def describe_parts(self) -> dict[str, Any] | None:
+    def describe_parts(self) -> dict | None:
         """What the index says beside the settings; None for a pipeline that writes its index itself."""
         return {}
 
@@ -213,7 +211,7 @@ def model_class(entry: Any, source: Path) -> type[PreTrainedModel]:
     return found
 
 
-def load_transformer(folder: Path, index: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+def load_transformer(folder: Path, index: dict, dtype: torch.dtype) -> PreTrainedModel:
     """The model in `folder/transformer`, of the class that the index names."""
     kind = model_class(index.get("transformer"), folder / zoo.INDEX)
     return zoo.load_component(folder, "transformer", kind, dtype=dtype)

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 from mmspec.errors import MmspecError
 from mmspec.media import image as media
 
-Chat: TypeAlias = list[dict[str, Any]]
+Chat: TypeAlias = list[dict]
 
 
 def as_chats(images: Any, text: Any) -> list[Chat]:
@@ -33,7 +33,7 @@ def as_chats(images: Any, text: Any) -> list[Chat]:
     return [read_chat([{"role": "user", "content": parts}], [])]
 
 
-def read_chat(messages: Any, pictures: list[Any]) -> Chat:
+def read_chat(messages: Any, pictures: list) -> Chat:
     """Messages checked, each with a list of parts; images without a source are taken from the front of `pictures`."""
     if (
         not isinstance(messages, list)
@@ -46,14 +46,14 @@ def read_chat(messages: Any, pictures: list[Any]) -> Chat:
     chat: Chat = []
     for message in messages:
         content = message["content"]
-        parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts: list[dict] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list | tuple) or not all(isinstance(part, dict) for part in parts):
             raise MmspecError(f"the content of a message is a string or a list of parts, not {content!r:.60}")
         chat.append({"role": message["role"], "content": [_read_part(part, pictures) for part in parts]})
     return chat
 
 
-def _read_part(part: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
+def _read_part(part: dict, pictures: list) -> dict:
     """A part of a message: text, or a picture that is read from its source."""
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
@@ -73,9 +73,9 @@ def _read_part(part: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
     return {"type": "image", "image": media.read(source)}
 
 
-def example_chat(row: dict[str, Any], folder: Any) -> Chat:
+def example_chat(row: dict, folder: Any) -> Chat:
     """A line of `prompts.jsonl`: turns before it, its question, and its picture in the first message."""
-    messages: list[dict[str, Any]] = [
+    messages: list[dict] = [
         {"role": role, "content": text}
         for turn in row.get("before", [])
         for role, text in zip(("user", "assistant"), turn)

@@ -53,10 +53,8 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         self._begin()
 
     @classmethod
-    def load_parts(
-        cls, folder: Path, index: dict[str, Any], dtype: torch.dtype, given: dict[str, Any]
-    ) -> dict[str, Any]:
-        parts: dict[str, Any] = {}
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, given: dict) -> dict:
+        parts: dict = {}
         if "processor" not in given:
             path = folder / "processor" if (folder / "processor").is_dir() else folder
             try:
@@ -106,7 +104,7 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
                 f"the model's processor refuses the chat ({short(error)}): check roles and pictures"
             ) from None
 
-    def encode_examples(self, rows: list[dict[str, Any]]) -> tuple[VisualPrompts, Stop]:
+    def encode_examples(self, rows: list[dict]) -> tuple[VisualPrompts, Stop]:
         folder = self.folder or Path()
         return self.encode([example_chat(row, folder) for row in rows]), Stop(self.max_new_tokens, self.ends)
 

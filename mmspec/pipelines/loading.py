@@ -4,7 +4,7 @@ import inspect
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -20,7 +20,7 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_down
 COMPANIONS = ("README.md", "recipe.yaml", zoo.PROMPTS)
 
 
-def open_folder(cls: "type[Pipeline]", model: str | Path, options: dict[str, Any]) -> tuple[Path, torch.dtype, dict]:
+def open_folder(cls: "type[Pipeline]", model: str | Path, options: dict) -> tuple[Path, torch.dtype, dict]:
     """The folder of a model for a pipeline class, the dtype that `options` ask for, and its index (empty without one).
 
     Options that `from_pretrained` honours itself are taken out of `options`; any that `cls` does not know is refused.

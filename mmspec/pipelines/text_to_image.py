@@ -92,10 +92,8 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         return Grid(self.config.grid_height, self.config.grid_width, self.config.end_of_row)
 
     @classmethod
-    def load_parts(
-        cls, folder: Path, index: dict[str, Any], dtype: torch.dtype, given: dict[str, Any]
-    ) -> dict[str, Any]:
-        parts: dict[str, Any] = {}
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, given: dict) -> dict:
+        parts: dict = {}
         if "tokenizer" not in given:
             parts["tokenizer"] = load_tokenizer(folder)
         if "transformer" not in given:
@@ -136,7 +134,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
                 )
         return Prompts(ids, [empty] * len(ids) if guidance_scale != 1 else None, float(guidance_scale))
 
-    def encode_examples(self, rows: list[dict[str, Any]]) -> tuple[Prompts, Stop]:
+    def encode_examples(self, rows: list[dict]) -> tuple[Prompts, Stop]:
         """See `Pipeline`; each row has its unconditional prompt."""
         return self.encode([row["prompt"] for row in rows], 0.0), Stop(self.grid.tokens)
 

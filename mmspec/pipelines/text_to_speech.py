@@ -93,10 +93,8 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         self._begin()
 
     @classmethod
-    def load_parts(
-        cls, folder: Path, index: dict[str, Any], dtype: torch.dtype, given: dict[str, Any]
-    ) -> dict[str, Any]:
-        parts: dict[str, Any] = {}
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, given: dict) -> dict:
+        parts: dict = {}
         if "tokenizer" not in given:
             parts["tokenizer"] = load_tokenizer(folder)
         if "transformer" not in given:
@@ -105,7 +103,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             parts["codec"] = registry.load(folder / "codec", index.get("codec"), folder / zoo.INDEX)
         return parts
 
-    def describe_parts(self) -> dict[str, Any]:
+    def describe_parts(self) -> dict:
         return {"silence": sorted(self.silence), "codec": registry.describe(self.codec)}
 
     def save_parts(self, folder: Path, **options: Any) -> None:
@@ -153,7 +151,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         with self._tokenizer_lock:
             return Prompts([list(self.tokenizer(f"<{voice}>{text}").input_ids) for text in phonemes])
 
-    def encode_examples(self, rows: list[dict[str, Any]]) -> tuple[Prompts, Stop]:
+    def encode_examples(self, rows: list[dict]) -> tuple[Prompts, Stop]:
         """See `Pipeline`; each line is one sentence, and voices take turns where a line names none."""
         texts = [self.phonemizer.read(row["prompt"]).sentences for row in rows]
         phonemes = [" ".join(sentence.phonemes for sentence in sentences) for sentences in texts]

@@ -31,6 +31,6 @@ class SamplingFields(StrictModel):
     acceptance: str = "exact"
 
     @property
-    def sampling_kwargs(self) -> dict[str, Any]:
+    def sampling_kwargs(self) -> dict:
         """These fields as a pipeline takes them."""
         return self.model_dump(include=set(SamplingFields.model_fields))
