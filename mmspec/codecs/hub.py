@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchaudio
@@ -235,7 +234,7 @@ class HubCodec:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, codebooks: int | None = None, context: Sequence[int] | None = None, **options: Any
+        cls, name: str | Path, codebooks: int | None = None, context: Sequence[int] | None = None, **options: object
     ) -> "HubCodec":
         """A codec by folder or hub id; `options` go to the model's own from_pretrained."""
         if Path(name).is_dir() and not options:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -284,7 +283,7 @@ class MsdDrafter(TrainedDrafter):
         return self
 
     @classmethod
-    def build(cls, target: Target, **options: Any) -> "MsdDrafter":
+    def build(cls, target: Target, **options: object) -> "MsdDrafter":
         """A drafter whose layer has the shape of the target's."""
         text = target.model.config.get_text_config()
         shape = {
@@ -307,7 +306,7 @@ class MsdDrafter(TrainedDrafter):
         noise: float = 0.05,
         feature: float = 1.0,
         soft: float = 0.1,
-        **options: Any,
+        **options: object,
     ) -> dict[str, Tensor]:
         """SmoothL1 of the predicted features and soft cross entropy of their distributions, where they predict answers.
 

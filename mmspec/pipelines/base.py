@@ -28,7 +28,7 @@ from mmspec.targets.causal import CausalTarget
 AnyTarget = TypeVar("AnyTarget", bound=CausalTarget)
 
 # diffusers' signature: the pipeline or session, the number of the round, the position, and what there is to see.
-StepCallback = Callable[[Any, int, int, dict], Any]
+StepCallback = Callable[..., dict | None]
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -150,7 +150,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
         return (session.runner or self.runner)(self.target, self.folder, drafter, prompts, length)
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, **options: Any) -> Self:
+    def from_pretrained(cls, model: str | Path, **options: object) -> Self:
         """Load a bundled name, a folder or a hub id; `torch_dtype` (or `dtype`) is the transformer's.
 
         Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are
@@ -176,7 +176,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
     def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, given: dict) -> dict:
         """The components that are not `given`."""
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, **options: object) -> None:
         """Save all components and copy what else the model's folder holds: drafters, card, recipe."""
         described = self.describe_parts()
         folder = Path(save_directory)
@@ -198,7 +198,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
         return {}
 
     @abstractmethod
-    def save_parts(self, folder: Path, **options: Any) -> None:
+    def save_parts(self, folder: Path, **options: object) -> None:
         """Write the components."""
 
 
@@ -217,7 +217,7 @@ def load_transformer(folder: Path, index: dict, dtype: torch.dtype) -> PreTraine
     return zoo.load_component(folder, "transformer", kind, dtype=dtype)
 
 
-def deprecated_callback(callback: Callable[[Any], Any] | None) -> None:
+def deprecated_callback(callback: Callable[[Any], object] | None) -> None:
     """Warn of the callback that 0.1 had."""
     if callback is not None:
         warnings.warn("callback is deprecated: use callback_on_step_end", DeprecationWarning, stacklevel=3)

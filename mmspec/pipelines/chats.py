@@ -8,7 +8,7 @@ from mmspec.media import image as media
 Chat: TypeAlias = list[dict]
 
 
-def as_chats(images: Any, text: Any) -> list[Chat]:
+def as_chats(images: object, text: object) -> list[Chat]:
     """A question, a chat or a list of either as chats whose pictures are PIL images in RGB.
 
     Raises MmspecError for what is no chat, and for pictures without a place in it.
@@ -33,7 +33,7 @@ def as_chats(images: Any, text: Any) -> list[Chat]:
     return [read_chat([{"role": "user", "content": parts}], [])]
 
 
-def read_chat(messages: Any, pictures: list) -> Chat:
+def read_chat(messages: object, pictures: list) -> Chat:
     """Messages checked, each with a list of parts; images without a source are taken from the front of `pictures`."""
     if (
         not isinstance(messages, list)

@@ -67,7 +67,7 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
             parts["transformer"] = load_transformer(folder, dtype)
         return parts
 
-    def save_parts(self, folder: Path, **options: Any) -> None:
+    def save_parts(self, folder: Path, **options: object) -> None:
         self.processor.save_pretrained(folder / "processor")
         self.transformer.save_pretrained(folder / "transformer", **options)
         # The folder may have held a quantised model, which this one is no longer.
@@ -110,8 +110,8 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
 
     def stream(  # type: ignore[override]
         self,
-        images: Any = None,
-        text: Any = None,
+        images: object = None,
+        text: object = None,
         *,
         seed: int | list[int] | None = None,
         max_new_tokens: int | None = None,
@@ -166,13 +166,13 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
 
     def __call__(  # type: ignore[override]
         self,
-        images: Any = None,
-        text: Any = None,
+        images: object = None,
+        text: object = None,
         *,
         seed: int | list[int] | None = None,
         max_new_tokens: int | None = None,
         callback_on_step_end: StepCallback | None = None,
-        callback: Callable[[TextChunk], Any] | None = None,
+        callback: Callable[[TextChunk], object] | None = None,
         session: Session | None = None,
         **options: Unpack[GenerateOptions],
     ) -> ImageTextToTextOutput:

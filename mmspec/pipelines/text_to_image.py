@@ -106,7 +106,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
     def describe_parts(self) -> None:
         """diffusers writes the index."""
 
-    def save_parts(self, folder: Path, **options: Any) -> None:
+    def save_parts(self, folder: Path, **options: object) -> None:
         DiffusionPipeline.save_pretrained(self, folder, **options)
 
     def to(self, *args: Any, **kwargs: Any) -> "TextToImagePipeline":

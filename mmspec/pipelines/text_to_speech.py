@@ -106,7 +106,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
     def describe_parts(self) -> dict:
         return {"silence": sorted(self.silence), "codec": registry.describe(self.codec)}
 
-    def save_parts(self, folder: Path, **options: Any) -> None:
+    def save_parts(self, folder: Path, **options: object) -> None:
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.transformer.save_pretrained(folder / "transformer", **options)
         registry.save(self.codec, folder / "codec")
@@ -200,7 +200,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         voice: str | None = None,
         seed: int | list[int] | None = None,
         callback_on_step_end: StepCallback | None = None,
-        callback: Callable[[TextToSpeechOutput], Any] | None = None,
+        callback: Callable[[TextToSpeechOutput], object] | None = None,
         piece: float | None = CHUNK,
         session: Session | None = None,
         **options: Unpack[GenerateOptions],
@@ -320,9 +320,9 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         *,
         voice: str | None = None,
         seed: int | list[int] | None = None,
-        stream_to: Callable[[Tensor], Any] | None = None,
+        stream_to: Callable[[Tensor], object] | None = None,
         callback_on_step_end: StepCallback | None = None,
-        callback: Callable[[TextToSpeechOutput], Any] | None = None,
+        callback: Callable[[TextToSpeechOutput], object] | None = None,
         session: Session | None = None,
         **options: Unpack[GenerateOptions],
     ) -> TextToSpeechOutput:
