@@ -18,6 +18,8 @@ from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])

@@ -12,6 +12,8 @@ from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [[1, 3, 4, 2], [1, 5, 2], [1, 2], [1, 6, 7, 4, 2], [1, 4, 2]]
 
 

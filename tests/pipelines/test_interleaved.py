@@ -20,6 +20,8 @@ from mmspec.train.capture import read_features
 
 pytest.importorskip("soundfile")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])

@@ -13,6 +13,8 @@ from mmspec.targets.speech import SpeechTarget
 
 pytest.importorskip("soundfile")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def force(monkeypatch: pytest.MonkeyPatch):

@@ -13,6 +13,8 @@ from serve_cases import PROMPT, TEXT, chat, pixels
 pytest.importorskip("fastapi")
 openai = pytest.importorskip("openai")
 
+pytestmark = pytest.mark.slow
+
 
 def test_images(client, pipes) -> None:
     """The pictures are those of the pipeline, pixel by pixel, and statistics come with them."""
