@@ -17,10 +17,10 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 from mmspec.bench import report
+from mmspec.cli.common import run_function
 from mmspec.errors import MmspecError
 from mmspec.serve.batcher import IDLE
 from mmspec.versions import provenance
@@ -148,9 +148,9 @@ def main(
     load.json and load.md.
 
     Args:
-    clients: how many ask at once.
-    rows: how many pictures share a pass; 1 is one after the other.
-    pictures: how many different ones are asked for; each client asks for at least one.
+        clients: how many ask at once.
+        rows: how many pictures share a pass; 1 is one after the other.
+        pictures: how many different ones are asked for; each client asks for at least one.
     """
     results: dict = {
         "model": model,
@@ -175,8 +175,4 @@ def main(
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        tyro.cli(main)
-    except MmspecError as error:
-        console.print(f"error: {error}", markup=False, soft_wrap=True)
-        raise SystemExit(2) from None
+    run_function(main)

@@ -1,5 +1,6 @@
 """What the commands share: options, the console, devices and dtypes by name, quiet libraries, summaries, suites."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -113,6 +114,17 @@ def quiet_libraries() -> None:
         console.print(f"mmspec: warning: {message}", markup=False, soft_wrap=True)
 
     warnings.showwarning = show
+
+
+def run_function(main: Callable[..., None]) -> None:
+    """Run a function as a command of its own, its parameters as flags; MmspecError is printed and exits 2."""
+    import tyro
+
+    try:
+        tyro.cli(main)
+    except MmspecError as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        raise SystemExit(2) from None
 
 
 def software() -> str:

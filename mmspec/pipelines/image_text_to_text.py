@@ -180,16 +180,15 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
 
         Args:
             images: a PIL image, a path, a URL, bytes, or a list of them; or a chat, or a list of chats, as
-            transformers'
-        pipeline takes them:
-        `[{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": "..."}]}]`.
+                transformers' pipeline takes them:
+                `[{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": "..."}]}]`.
             text: the question about the images, or about nothing seen; a list of questions, one for each image; or a
-        chat, or a list of chats, whose parts `{"type": "image"}` stand for the images, one after the other. An
-        answer at the end of a chat is gone on with.
+                chat, or a list of chats, whose parts `{"type": "image"}` stand for the images, one after the other. An
+                answer at the end of a chat is gone on with.
             seed: chat i uses seed + i; a list gives each its own; drawn if None.
             max_new_tokens: the most tokens of an answer; the model's default if None.
             callback_on_step_end: called as (pipe, step, position, {"output", "tokens", "new", "stats"}) after each
-        round; it may set `pipe.interrupt = True` to stop, and what was said is kept.
+                round; it may set `pipe.interrupt = True` to stop, and what was said is kept.
             callback: deprecated; called with each round's `TextChunk`.
             options: see `GenerateOptions`.
         """

@@ -217,12 +217,12 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         Args:
             prompt: what to draw; a list makes a batch.
             seed: row i uses seed + i; a list gives each row its own. The same seed gives the same picture with any
-            drafter.
+                drafter.
             generator: where seeds are drawn from instead: one generator, or one for each row.
             guidance_scale: how closely to follow the prompt, 0 to 20; 1 is no guidance. The model's default if None.
             output_type: "pil", "np" (`row height width 3` in 0..1) or "pt" (`row 3 height width` in 0..1).
             callback_on_step_end: called as (pipe, step, position, {"tokens", "new", "stats"}) after each round; it may
-        set `pipe.interrupt = True` to stop, and positions not yet drawn stay grey.
+                set `pipe.interrupt = True` to stop, and positions not yet drawn stay grey.
             options: see `GenerateOptions`.
         """
         if output_type not in ("pil", "np", "pt"):

@@ -241,17 +241,17 @@ class Batcher:
 
         If that fails midway, the batch and all in it are lost.
         """
-        shared = self._batches.get(job.batch_key)
-        present = shared is not None
+        present = self._batches.get(job.batch_key)
         try:
-            if shared is None:
-                shared = SharedBatch(Batch(self.target, fresh(self.drafters[job.drafter]), job.sampling, job.rule))
+            shared = present or SharedBatch(
+                Batch(self.target, fresh(self.drafters[job.drafter]), job.sampling, job.rule)
+            )
             result = shared.batch.join(job.prompts, job.seeds, job.stop)
             self._tell_cost(shared.batch)
         except Exception as error:
             self._taken -= len(job.seeds)
             self._fail([job], error)
-            if present and shared and shared.batch.rows is None:
+            if present and present.batch.rows is None:
                 self._lose(job.batch_key, error)
             return
         job.stats.begin(shared.batch.drafter.name, job.rule.name, job.rule.lossless, len(job.seeds))

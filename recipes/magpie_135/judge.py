@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-import tyro
 import yaml
 from PIL import Image
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.progress import track
 from torch.nn.functional import cross_entropy
 
 from mmspec.bench import report
+from mmspec.cli.common import run_function
 from mmspec.errors import MmspecError
 from mmspec.pipelines.chats import as_chats
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
@@ -184,7 +184,7 @@ def main(
     Writes answers.json and answers.md.
 
     Args:
-    work: the folder that `mmspec train --work` used (pictures).
+        work: the folder that `mmspec train --work` used (pictures).
     """
     folder = resolve(model)
     try:
@@ -214,8 +214,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except MmspecError as error:
-        console.print(f"error: {error}", markup=False, soft_wrap=True)
-        raise SystemExit(2) from None
+    run_function(main)

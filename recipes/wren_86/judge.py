@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from mmspec import drafters, zoo
 from mmspec.bench import report
 from mmspec.bench.speech import FOUR_HEADS
+from mmspec.cli.common import run_function
 from mmspec.codecs.mel import RATE, MelCodec
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.heads import HeadDrafter
@@ -223,11 +223,11 @@ def main(
     `mmspec[speech,eval]`.
 
     Args:
-    work: the folder that `mmspec train --work` used (recordings); the measures' weights are fetched to it.
-    voice: the only voice; voices take turns if left out.
-    drafter: vadusa and jacobi if the model has VADUSA's heads, else the model's default.
-    temperature: the model's own if left out.
-    samples: how many sentences are kept to be heard; of lossless rows only plain decoding's.
+        work: the folder that `mmspec train --work` used (recordings); the measures' weights are fetched to it.
+        voice: the only voice; voices take turns if left out.
+        drafter: vadusa and jacobi if the model has VADUSA's heads, else the model's default.
+        temperature: the model's own if left out.
+        samples: how many sentences are kept to be heard; of lossless rows only plain decoding's.
     """
     folder, data = zoo.resolve(model), work / "data"
     chosen = held_out(folder, data, voice, sentences)
@@ -310,8 +310,4 @@ def slug(label: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except MmspecError as error:
-        console.print(f"error: {error}", markup=False, soft_wrap=True)
-        raise SystemExit(2) from None
+    run_function(main)

@@ -98,6 +98,11 @@ def add_gumbel(
     return scores + gumbel.to(scores.dtype).gather(1, index)
 
 
+def is_protected(tokens: Int[Tensor, "*shape"], protected: frozenset[int]) -> Bool[Tensor, "*shape"]:
+    """Which tokens are among those that lossy rules do not exchange."""
+    return torch.isin(tokens, torch.tensor(sorted(protected), dtype=torch.long, device=tokens.device))
+
+
 def follow(
     tree: DraftTree,
     acceptable: Bool[Tensor, "row node"],

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from mmspec.engine.accept.base import Accepted, follow
+from mmspec.engine.accept.base import Accepted, follow, is_protected
 from mmspec.engine.noise import Noise
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
@@ -48,9 +47,8 @@ class Tolerance:
     ) -> Accepted:
         best = gumbel_scores.topk(min(self.tau, scores.shape[2]), dim=2).indices
         samples = best[..., 0]
-        guarded = torch.tensor(sorted(protected), dtype=torch.long, device=scores.device)
-        allowed = scores.gather(2, best).isfinite() & ~torch.isin(best, guarded)
-        allowed &= ~torch.isin(samples, guarded)[..., None]
+        guarded = is_protected(best, protected)
+        allowed = scores.gather(2, best).isfinite() & ~guarded & ~guarded[..., :1]
         allowed[..., 0] = True
         parents = tree.parents.clamp(min=0)[:, :, None].expand(-1, -1, best.shape[2])
         matches = (tree.tokens[:, :, None] == best.gather(1, parents)) & allowed.gather(1, parents)

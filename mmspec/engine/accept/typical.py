@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmspec.engine.accept.base import Accepted, follow
+from mmspec.engine.accept.base import Accepted, follow, is_protected
 from mmspec.engine.noise import Noise
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
@@ -51,8 +51,7 @@ class Typical:
         parents = tree.parents.clamp(min=0)
         expected = samples.gather(1, parents)
         child_p = p.flatten(1).gather(1, parents * p.shape[2] + tree.tokens.clamp(min=0))
-        guarded = torch.tensor(sorted(protected), dtype=torch.long, device=scores.device)
-        exchanged = torch.isin(tree.tokens, guarded) | torch.isin(expected, guarded)
+        exchanged = is_protected(tree.tokens, protected) | is_protected(expected, protected)
         acceptable = (child_p > floor.gather(1, parents)) & ((tree.tokens == expected) | ~exchanged)
         # The rank of each node by falling probability, the last of equals first.
         order = child_p.flip(1).argsort(dim=1, descending=True, stable=True).argsort(1).flip(1)
