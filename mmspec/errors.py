@@ -8,11 +8,11 @@ class MmspecError(ValueError):
     """What was given, what was expected, what to do; the CLI prints it and exits 2."""
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> MmspecError:
+def unknown(kind: str, name: object, names: Iterable[str]) -> MmspecError:
     """`unknown("drafter", "hwak", [...])`: an error that names the near matches and then all of them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    names = sorted(names)
+    similar = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
     return MmspecError(f"unknown {kind} {name!r}: {hint}known are {', '.join(names) or 'none'}")
 
 

@@ -198,9 +198,9 @@ def _check(
     """Raise MmspecError for wrong arguments, before any model is loaded."""
     for dtype in dtypes:
         check_pair(device_of(device), dtype_of(dtype))
-    known = {*drafters.names(), *zoo.drafters(folder)}
+    available = {*drafters.names(), *zoo.drafters(folder)}
     for name in names:
-        if name not in known:
-            raise unknown("drafter", name, known)
+        if name not in available:
+            raise unknown("drafter", name, available)
     for guidance in guidances or ():
         ImageRequest([row["prompt"] for row in prompts], seeds, None, 1, guidance)

@@ -57,11 +57,11 @@ def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> P
     With `allow_transformers` it may be a folder of transformers too, which have a config.json and no index of parts.
     """
     try:
-        known, path = bundled(), Path(name).expanduser()
+        names, path = bundled(), Path(name).expanduser()
     except RuntimeError as error:
         raise MmspecError(f"no folder {name}: {error}") from None
-    if isinstance(name, str) and name in known:
-        return known[name].folder
+    if isinstance(name, str) and name in names:
+        return names[name].folder
     if path.is_dir():
         if not (path / INDEX).is_file() and not (allow_transformers and (path / "config.json").is_file()):
             raise MmspecError(
@@ -75,9 +75,9 @@ def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> P
         if "/" in str(name):
             raise MmspecError(
                 f"no folder {path}: give a model folder, a hub id such as owner/name, or one of "
-                f"{', '.join(known) or 'none bundled'}"
+                f"{', '.join(names) or 'none bundled'}"
             )
-        raise unknown("model", str(name), known)
+        raise unknown("model", str(name), names)
     return download(str(name), **hub)
 
 
@@ -97,32 +97,32 @@ def download(name: str, **hub: Any) -> Path:
 
 def prompts(folder: Path, *fields: str) -> list[dict]:
     """The lines of a model's own list of prompts, `prompts.jsonl`; each has a prompt and the `fields`."""
-    wanted = ("prompt", *fields)
+    required = ("prompt", *fields)
     try:
-        found = [
-            {**row, **{name: row[name] for name in wanted}}
+        lines = [
+            {**row, **{name: row[name] for name in required}}
             for row in map(json.loads, (folder / PROMPTS).read_text().splitlines())
         ]
     except (OSError, ValueError, KeyError, TypeError):
-        found = []
-    if not found:
-        line = ", ".join(f'"{name}": ...' for name in wanted)
+        lines = []
+    if not lines:
+        line = ", ".join(f'"{name}": ...' for name in required)
         raise MmspecError(f"{folder / PROMPTS} must hold a line {{{line}}} for each prompt: restore it")
-    return found
+    return lines
 
 
 def read_index(folder: Path) -> dict:
     """`model_index.json` as data."""
     path = folder / INDEX
     try:
-        found = json.loads(path.read_text())
+        index = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
-    if not isinstance(found, dict):
+    if not isinstance(index, dict):
         raise MmspecError(
-            f"{path} must hold a JSON object, not a {type(found).__name__}: restore it from the model's source"
+            f"{path} must hold a JSON object, not a {type(index).__name__}: restore it from the model's source"
         )
-    return found
+    return index
 
 
 def check_weights(path: Path) -> None:

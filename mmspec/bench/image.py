@@ -91,28 +91,28 @@ def run_setting(
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     target, guidance = pipe.target, pipe.config.guidance_scale
 
-    def asked(turn: int) -> tuple[Prompts, int]:
+    def job(turn: int) -> tuple[Prompts, int]:
         texts = [PROMPTS[(turn * batch + i) % len(PROMPTS)] for i in range(batch)]
         return pipe.encode(texts, guidance), target.grid.tokens
 
-    choose_min_query_len(target, *asked(0))
-    field = runners(cases, folder, target, *asked(0), partial(draw, target))
+    choose_min_query_len(target, *job(0))
+    entrants = runners(cases, folder, target, *job(0), partial(draw, target))
     if batch == 1 and cases is not ABLATIONS:
         transformers = Transformers(target)
-        field.insert(1, (transformers.label, lambda *job: transformers(*job).stats))
+        entrants.insert(1, (transformers.label, lambda *arguments: transformers(*arguments).stats))
     title, rows = (
         f"{dtype}, batch {batch}, guidance {guidance:g}, T = 1, passes of {target.min_query_len} nodes or more",
         [],
     )
-    for label, found in run_in_turns(field, asked, repeats, batch, seed, title).items():
-        seconds = sum(stats.total for stats in found) / sum(len(stats.runs) for stats in found)
-        rows.append(row(label, title, found, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
+    for label, runs in run_in_turns(entrants, job, repeats, batch, seed, title).items():
+        seconds = sum(stats.total for stats in runs) / sum(len(stats.runs) for stats in runs)
+        rows.append(row(label, title, runs, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
     return compare(rows)
 
 
 def growth(folder: Path, device: str, sides: tuple[int, ...] = (16, 24, 32)) -> list[dict]:
     """Seconds per token as the grid grows, on random weights of the model's own configuration, AR and jacobi."""
-    found = []
+    lines = []
     codes = json.loads((folder / "vqvae" / "config.json").read_text())["num_vq_embeddings"]
     for side in sides:
         config = LlamaConfig.from_pretrained(folder / "transformer", max_position_embeddings=side * side + 128)
@@ -131,19 +131,19 @@ def growth(folder: Path, device: str, sides: tuple[int, ...] = (16, 24, 32)) -> 
                 drafters.load(name, None, target),
                 seeds=0,
             ).stats
-            ours = (stats.seconds["draft"] + stats.seconds["accept"] + stats.seconds["other"]) / stats.rounds
-            found.append(
+            own_seconds = (stats.seconds["draft"] + stats.seconds["accept"] + stats.seconds["other"]) / stats.rounds
+            lines.append(
                 {
                     "side": side,
                     "drafter": name,
                     "tokens": stats.tokens,
                     "rounds": stats.rounds,
                     "ms_per_round": 1e3 * stats.total / stats.rounds,
-                    "ours_ms_per_round": 1e3 * ours,
+                    "ours_ms_per_round": 1e3 * own_seconds,
                     "cache_bytes": stats.cache_bytes,
                 }
             )
-    return found
+    return lines
 
 
 def peak(folder: Path, drafter: str, device: str, seed: int) -> int:
@@ -163,12 +163,12 @@ def peak(folder: Path, drafter: str, device: str, seed: int) -> int:
 
 def memory(folder: Path, device: str, seed: int) -> list[dict]:
     """Peak memory of each drafter beside plain AR."""
-    found: list[dict] = []
+    lines: list[dict] = []
     for name in drafters.usable(folder):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             used = pool.submit(peak, folder, name, device, seed).result()
-        found.append({"drafter": name, "peak_bytes": used, "over_ar": used / found[0]["peak_bytes"] if found else 1.0})
-    return found
+        lines.append({"drafter": name, "peak_bytes": used, "over_ar": used / lines[0]["peak_bytes"] if lines else 1.0})
+    return lines
 
 
 def run(

@@ -25,7 +25,7 @@ FIRST = "first token"
 SPOKEN = ("real-time factor, whole", "first audio, streamed", "ended by itself")
 
 
-def known(value: float | None, form: str, unit: str = "") -> str:
+def formatted(value: float | None, form: str, unit: str = "") -> str:
     """A number, or a dash where there is none."""
     return "–" if value is None else f"{value:{form}}{unit}"
 
@@ -34,24 +34,24 @@ def line(row: dict) -> list[str]:
     """One table line; the time split is in per cent of the whole."""
     total = sum(row["seconds"].values())
     split = [f"{100 * row['seconds'][key] / total:.0f} %" for key in ("draft", "target", "accept", "other")]
-    spoken = []
+    extra = []
     if "ended" in row:
         ended = f"{row['ended'].get('end', 0)} of {sum(row['ended'].values())}"
-        spoken = [f"{row['real_time_factor']:.2f}", f"{row['seconds_to_first_audio']:.2f} s", ended]
+        extra = [f"{row['real_time_factor']:.2f}", f"{row['seconds_to_first_audio']:.2f} s", ended]
     if "seconds_to_first_token" in row:
-        spoken = [known(row["seconds_to_first_token"], ".3f", " s")]
+        extra = [formatted(row["seconds_to_first_token"], ".3f", " s")]
     return [
         row["label"],
         row["acceptance"],
         "yes" if row["lossless"] else "**no**",
         f"{row['tokens_per_second']:.0f}",
-        known(row["mean_acceptance_length"], ".2f"),
+        formatted(row["mean_acceptance_length"], ".2f"),
         f"{row['nodes_per_round']:.1f}",
         f"{row['speedup']:.2f}×",
-        known(row["efficiency"], ".2f"),
+        formatted(row["efficiency"], ".2f"),
         *split,
-        known(row["cache_bytes"] / 1e6 or None, ".1f"),
-        *spoken,
+        formatted(row["cache_bytes"] / 1e6 or None, ".1f"),
+        *extra,
     ]
 
 
@@ -72,18 +72,18 @@ def markdown(results: dict) -> str:
         parts += [f"## Ablations, {results['ablations'][0]['dtype']}, batch 1", table(results["ablations"])]
     if results["growth"]:
         rows = ["| grid | drafter | rounds | ms per round | of it ours | cache MB |", "|---|---|---|---|---|---|"]
-        for found in results["growth"]:
+        for line in results["growth"]:
             rows.append(
-                f"| {found['side']}×{found['side']} | {found['drafter']} | {found['rounds']} | "
-                f"{found['ms_per_round']:.2f} "
-                f"| {found['ours_ms_per_round']:.2f} | {found['cache_bytes'] / 1e6:.1f} |"
+                f"| {line['side']}×{line['side']} | {line['drafter']} | {line['rounds']} | "
+                f"{line['ms_per_round']:.2f} "
+                f"| {line['ours_ms_per_round']:.2f} | {line['cache_bytes'] / 1e6:.1f} |"
             )
         parts += ["## Growth with tokens, random weights, bf16, guidance 2", "\n".join(rows)]
     if results["memory"]:
         rows = ["| drafter | peak MB | over AR |", "|---|---|---|"]
         rows += [
-            f"| {found['drafter']} | {found['peak_bytes'] / 1e6:.0f} | {found['over_ar']:.2f}× |"
-            for found in results["memory"]
+            f"| {line['drafter']} | {line['peak_bytes'] / 1e6:.0f} | {line['over_ar']:.2f}× |"
+            for line in results["memory"]
         ]
         parts += ["## Peak memory, one picture, bf16, a process each", "\n".join(rows)]
     return "\n\n".join(parts) + "\n"

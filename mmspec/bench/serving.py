@@ -37,14 +37,14 @@ def server(*options: str) -> Iterator[tuple[str, int]]:
     with TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stderr=log, text=True)
         try:
-            found = None
-            while not found and process.poll() is None:
+            match = None
+            while not match and process.poll() is None:
                 time.sleep(0.2)
                 log.seek(0)
-                found = re.search(r"at (http://\S+)", said := log.read())
-            if not found:
-                raise MmspecError(f"the server did not start: {said[-500:]}")
-            yield found[1], process.pid
+                match = re.search(r"at (http://\S+)", output := log.read())
+            if not match:
+                raise MmspecError(f"the server did not start: {output[-500:]}")
+            yield match[1], process.pid
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
@@ -53,8 +53,8 @@ def server(*options: str) -> Iterator[tuple[str, int]]:
 def memory(pid: int) -> int:
     """Resident bytes of a server's process once it has seen that there is nothing to do."""
     time.sleep(2 * IDLE)
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) * 1024 if found else 0
+    match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(match[1]) * 1024 if match else 0
 
 
 def draw(address: str, number: int) -> tuple[str, float, dict]:
@@ -64,25 +64,27 @@ def draw(address: str, number: int) -> tuple[str, float, dict]:
     body = {"prompt": PROMPTS[number % len(PROMPTS)], "seed": number}
     began = time.perf_counter()
     while True:
-        asked = Request(
+        request = Request(
             f"{address}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}
         )
         try:
-            with urlopen(asked, timeout=600) as answer:
-                found = json.load(answer)
-            return found["data"][0]["b64_json"], time.perf_counter() - began, found["metrics"]["speculative_decoding"]
+            with urlopen(request, timeout=600) as answer:
+                reply = json.load(answer)
+            return reply["data"][0]["b64_json"], time.perf_counter() - began, reply["metrics"]["speculative_decoding"]
         except HTTPError as error:
             if error.code != 429:
                 raise
             time.sleep(float(error.headers["Retry-After"]))
 
 
-def measure(address: str, clients: int, requests: int, wanted: list[str]) -> dict:
+def measure(address: str, clients: int, requests: int, references: list[str]) -> dict:
     """`requests` pictures asked for by `clients` at once, each compared with what one client got alone."""
     latencies, errors, wrong, lengths, tokens = [], 0, 0, [], 0
     began = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        for number, call in enumerate([pool.submit(draw, address, number % len(wanted)) for number in range(requests)]):
+        for number, call in enumerate(
+            [pool.submit(draw, address, number % len(references)) for number in range(requests)]
+        ):
             try:
                 picture, seconds, stats = call.result()
             except (OSError, HTTPException):
@@ -91,7 +93,7 @@ def measure(address: str, clients: int, requests: int, wanted: list[str]) -> dic
             latencies.append(seconds)
             lengths.append(stats["mean_acceptance_length"])
             tokens += stats["tokens"]
-            wrong += picture != wanted[number % len(wanted)]
+            wrong += picture != references[number % len(references)]
     spent = time.perf_counter() - began
     if not latencies:
         raise MmspecError(f"all of {requests} requests failed: look at what the server says")
@@ -160,14 +162,14 @@ def main(
         "memory": [],
     }
     out.mkdir(parents=True, exist_ok=True)
-    wanted: list[str] = []
+    references: list[str] = []
     for most in rows:
         with server("--models", model, "--dtype", dtype, "--rows", str(most), "--queue", "64") as (address, pid):
-            found = [draw(address, number)[0] for number in range(pictures)]
-            wanted = wanted or found
+            drawn_alone = [draw(address, number)[0] for number in range(pictures)]
+            references = references or drawn_alone
             results["memory"].append(memory(pid))
             for count in clients:
-                results["rows"].append({"rows": most} | measure(address, count, max(count, pictures), wanted))
+                results["rows"].append({"rows": most} | measure(address, count, max(count, pictures), references))
                 results["memory"].append(memory(pid))
                 console.print(results["rows"][-1])
                 report.save(out, "load", results, markdown(results))

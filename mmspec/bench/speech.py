@@ -68,11 +68,11 @@ def fits(case: Case, folder: Path) -> bool:
     """Four heads need more than four to be fewer, and a sparse tree needs accuracies."""
     path = folder / "drafters" / case.drafter / "config.json"
     try:
-        known = json.loads(path.read_text()) if path.exists() else {}
+        config = json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
         return True  # loading it says what is wrong
-    return (case.options != FOUR_HEADS or known.get("heads", 6) > 4) and (
-        "sparse" not in case.options or bool(known.get("accuracies"))
+    return (case.options != FOUR_HEADS or config.get("heads", 6) > 4) and (
+        "sparse" not in case.options or bool(config.get("accuracies"))
     )
 
 
@@ -94,9 +94,9 @@ def decode_audio(pipe: TextToSpeechPipeline, tokens: list[list[int]]) -> tuple[f
     has none.
     """
     began, samples, width = perf_counter(), 0, pipe.codec.frame_tokens
-    for one in tokens:
-        if whole := one[: len(one) // width * width]:
-            samples += pipe.codec.decode(torch.tensor([whole])).cpu().shape[1]
+    for codes in tokens:
+        if complete := codes[: len(codes) // width * width]:
+            samples += pipe.codec.decode(torch.tensor([complete])).cpu().shape[1]
     return perf_counter() - began, samples / pipe.codec.sampling_rate
 
 
@@ -119,21 +119,21 @@ def speak(
     """
     rows = len(prompts.conditional)
     tokens: list[list[int]] = [[] for _ in range(rows)]
-    stats, decoder, told, extra, first = GenerationStats(), StreamDecoder(pipe.codec), 0, 0.0, 0.0
-    for found in stream(
+    stats, decoder, decoded, extra, first = GenerationStats(), StreamDecoder(pipe.codec), 0, 0.0, 0.0
+    for step in stream(
         pipe.target, prompts, rows, pipe.stop(length), drafter, sampling=sampling, seeds=seed, rule=rule, stats=stats
     ):
-        for one, new in zip(tokens, found.tokens, strict=True):
-            one += new
+        for committed, new in zip(tokens, step.tokens, strict=True):
+            committed += new
         codes = [] if first else pipe.codes(tokens[0])
-        if not first and len(codes) - told >= pipe.min_tokens_for_chunk(told) and tokens[0][-1] != pipe.end:
+        if not first and len(codes) - decoded >= pipe.min_tokens_for_chunk(decoded) and tokens[0][-1] != pipe.end:
             began = perf_counter()
-            audio, told = decoder.push(codes[told:]), len(codes)
+            audio, decoded = decoder.push(codes[decoded:]), len(codes)
             extra += perf_counter() - began
             first = stats.total + extra if len(audio) else 0.0
-    decoding, audio_seconds = decode_audio(pipe, [pipe.codes(one) for one in tokens])
+    decoding, audio_seconds = decode_audio(pipe, [pipe.codes(row) for row in tokens])
     return SpeechRun(
-        stats, [end_reason(pipe, one) for one in tokens], decoding, audio_seconds, first or stats.total + decoding
+        stats, [end_reason(pipe, row) for row in tokens], decoding, audio_seconds, first or stats.total + decoding
     )
 
 
@@ -143,26 +143,30 @@ def speak_by_transformers(
     """The same by `transformers.generate`, which gives all tokens at once: its first samples are there with
     the last.
     """
-    done = model(prompts, length, seed)
-    decoding, audio = decode_audio(pipe, [pipe.codes(one) for one in done.tokens])
+    generation = model(prompts, length, seed)
+    decoding, audio = decode_audio(pipe, [pipe.codes(row) for row in generation.tokens])
     return SpeechRun(
-        done.stats, [end_reason(pipe, one) for one in done.tokens], decoding, audio, done.stats.total + decoding
+        generation.stats,
+        [end_reason(pipe, row) for row in generation.tokens],
+        decoding,
+        audio,
+        generation.stats.total + decoding,
     )
 
 
-def speech_fields(label: str, found: Sequence[SpeechRun]) -> dict:
+def speech_fields(label: str, runs: Sequence[SpeechRun]) -> dict:
     """What rows of speech have beside the others' fields: seconds of computing (tokens and decoding) per second of
     audio, mean seconds to the first samples, and how rows ended.
     """
-    audio = sum(said.audio for said in found)
+    audio = sum(run.audio for run in runs)
     if not audio:
         raise MmspecError(f"{label}: the model said nothing; give more --prompts or another --seed")
     return {
         "audio_seconds": audio,
-        "decoding_seconds": sum(said.decoding for said in found),
-        "real_time_factor": sum(said.stats.total + said.decoding for said in found) / audio,
-        "seconds_to_first_audio": sum(said.first for said in found) / len(found),
-        "ended": dict(Counter(reason for said in found for reason in said.ended)),
+        "decoding_seconds": sum(run.decoding for run in runs),
+        "real_time_factor": sum(run.stats.total + run.decoding for run in runs) / audio,
+        "seconds_to_first_audio": sum(run.first for run in runs) / len(runs),
+        "ended": dict(Counter(reason for run in runs for reason in run.ended)),
     }
 
 
@@ -174,29 +178,29 @@ def run_setting(
     """
     pipe = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
 
-    def asked(turn: int) -> tuple[Prompts, int]:
+    def job(turn: int) -> tuple[Prompts, int]:
         numbers = range(turn * batch, (turn + 1) * batch)
         prompts, stop = pipe.encode_examples(
             [{"prompt": PROMPTS[i % len(PROMPTS)], "voice": pipe.voices[i % len(pipe.voices)]} for i in numbers]
         )
         return prompts, stop.length
 
-    choose_min_query_len(pipe.target, *asked(0))
-    chosen, found = [case for case in cases if fits(case, folder)], []
+    choose_min_query_len(pipe.target, *job(0))
+    usable, results = [case for case in cases if fits(case, folder)], []
     for temperature in dict.fromkeys((1.0, pipe.temperature)):
-        field = runners(chosen, folder, pipe.target, *asked(0), partial(speak, pipe, SamplingOptions(temperature)))
+        entrants = runners(usable, folder, pipe.target, *job(0), partial(speak, pipe, SamplingOptions(temperature)))
         if batch == 1 and pipe.codec.frame_tokens == 1 and temperature:
             plain = Transformers(pipe.target, pipe.end, temperature)
-            field.insert(1, (plain.label, partial(speak_by_transformers, pipe, plain)))
+            entrants.insert(1, (plain.label, partial(speak_by_transformers, pipe, plain)))
         title, rows = (
             f"{dtype}, batch {batch}, T = {temperature:g}, passes of {pipe.target.min_query_len} nodes or more",
             [],
         )
-        for label, said in run_in_turns(field, asked, repeats, batch, seed, title).items():
-            own = {"temperature": temperature} | speech_fields(label, said)
-            rows.append(row(label, title, [one.stats for one in said], dtype, device, batch) | own)
-        found += compare(rows)
-    return found
+        for label, runs in run_in_turns(entrants, job, repeats, batch, seed, title).items():
+            fields = {"temperature": temperature} | speech_fields(label, runs)
+            rows.append(row(label, title, [run.stats for run in runs], dtype, device, batch) | fields)
+        results += compare(rows)
+    return results
 
 
 def run(

@@ -21,10 +21,10 @@ from mmspec.engine.stats import GenerationStats
 from mmspec.targets.causal import CausalTarget, Prompts
 from mmspec.versions import provenance
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 # Prompts, the most tokens, a seed (rows count up from it).
-Runner = Callable[[Prompts, int, int], Found]
+Runner = Callable[[Prompts, int, int], Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ class Transformers:
                 "negative_prompt_ids": torch.tensor(prompts.unconditional, device=ids.device),
             }
         )
-        law = dict(
+        sampling_kwargs = dict(
             do_sample=True,
             top_k=0,
             temperature=self.temperature,
             logits_processor=[self.target.generate_processor(ids.shape[1])],
         )
         began = perf_counter()
-        out = self.target.model.generate(ids, max_new_tokens=length, **law, **guided, **self.ends)
+        out = self.target.model.generate(ids, max_new_tokens=length, **sampling_kwargs, **guided, **self.ends)
         tokens = [self.target.tokens(row) for row in out[:, ids.shape[1] :].tolist()]
         total = perf_counter() - began
         runs = [[1] * len(row) for row in tokens]
@@ -96,44 +96,44 @@ def runners(
     target: CausalTarget,
     prompts: Prompts,
     length: int,
-    run: Callable[[Drafter, str, Prompts, int, int], Found],
-) -> list[tuple[str, Runner[Found]]]:
+    run: Callable[[Drafter, str, Prompts, int, int], Result],
+) -> list[tuple[str, Runner[Result]]]:
     """`run` with the drafter and the rule of every case that the model has weights for."""
-    found: list[tuple[str, Runner[Found]]] = []
+    usable: list[tuple[str, Runner[Result]]] = []
     for case in cases:
         if case.drafter in drafters.usable(folder):
             drafter = drafters.load(case.drafter, folder, target, prompts, length, **case.options)
-            found.append((case.label, partial(run, drafter, case.rule)))
-    return found
+            usable.append((case.label, partial(run, drafter, case.rule)))
+    return usable
 
 
 def run_in_turns(
-    runners: Sequence[tuple[str, Runner[Found]]],
-    asked: Callable[[int], tuple[Prompts, int]],
+    runners: Sequence[tuple[str, Runner[Result]]],
+    job: Callable[[int], tuple[Prompts, int]],
     turns: int,
     batch: int,
     seed: int,
     title: str,
-) -> dict[str, list[Found]]:
+) -> dict[str, list[Result]]:
     """All runners on the same prompts and seeds, one after the other in every turn, so that the machine's moods fall on
     all alike.
 
-    `asked(turn)` gives prompts and the most tokens.
+    `job(turn)` gives prompts and the most tokens.
     """
-    prompts, length = asked(0)
+    prompts, length = job(0)
     for _, runner in runners:
         runner(prompts, min(24, length), seed)
-    found: dict[str, list[Found]] = {label: [] for label, _ in runners}
+    results: dict[str, list[Result]] = {label: [] for label, _ in runners}
     for turn in track(range(turns), title, console=Console(stderr=True)):
         for label, runner in runners:
-            found[label].append(runner(*asked(turn), seed + turn * batch))
-    return found
+            results[label].append(runner(*job(turn), seed + turn * batch))
+    return results
 
 
 def row(
     label: str,
     setting: str,
-    found: Sequence[GenerationStats],
+    runs: Sequence[GenerationStats],
     dtype: str,
     device: str,
     batch: int,
@@ -142,35 +142,35 @@ def row(
     """One result from the runs of one case, sums over all of them; `setting` titles the table of all that ran on the
     same.
     """
-    total = sum(stats.total for stats in found)
-    tokens = sum(stats.tokens for stats in found)
-    split = {key: sum(stats.seconds[key] for stats in found) for key in ("draft", "target", "accept", "other")}
+    total = sum(stats.total for stats in runs)
+    tokens = sum(stats.tokens for stats in runs)
+    split = {key: sum(stats.seconds[key] for stats in runs) for key in ("draft", "target", "accept", "other")}
     return {
         "label": label,
         "setting": setting,
-        "drafter": found[0].drafter,
-        "acceptance": found[0].acceptance,
-        "lossless": found[0].lossless,
+        "drafter": runs[0].drafter,
+        "acceptance": runs[0].acceptance,
+        "lossless": runs[0].lossless,
         "dtype": dtype,
         "device": device,
         "batch": batch,
         "guidance": guidance,
         "tokens": tokens,
         "tokens_per_second": tokens / total,
-        "mean_acceptance_length": tokens / sum(len(runs) for stats in found for runs in stats.runs),
-        "nodes_per_round": sum(stats.nodes for stats in found) / max(1, sum(stats.rounds for stats in found)),
-        "cache_bytes": max(stats.cache_bytes for stats in found),
+        "mean_acceptance_length": tokens / sum(len(runs) for stats in runs for runs in stats.runs),
+        "nodes_per_round": sum(stats.nodes for stats in runs) / max(1, sum(stats.rounds for stats in runs)),
+        "cache_bytes": max(stats.cache_bytes for stats in runs),
         "seconds": split,
     }
 
 
 def compare(rows: list[dict]) -> list[dict]:
     """The rows of one setting, with speed-up over AR in our loop, and speed-up per accepted length."""
-    base = next(found["tokens_per_second"] for found in rows if found["drafter"] == "none")
-    for found in rows:
-        found["speedup"] = found["tokens_per_second"] / base
-        length = found["mean_acceptance_length"]
-        found["efficiency"] = found["speedup"] / length if length else None
+    base = next(line["tokens_per_second"] for line in rows if line["drafter"] == "none")
+    for line in rows:
+        line["speedup"] = line["tokens_per_second"] / base
+        length = line["mean_acceptance_length"]
+        line["efficiency"] = line["speedup"] / length if length else None
     return rows
 
 
@@ -196,5 +196,5 @@ def new_results(suite: str, model: str, device: str) -> dict:
 
 def print_location(results: dict, out: Path) -> None:
     """One line of JSON on standard output: where the report is, and the fastest lossless case."""
-    best = max(results["rows"], key=lambda found: found["speedup"] * found["lossless"])
+    best = max(results["rows"], key=lambda line: line["speedup"] * line["lossless"])
     print(json.dumps({"written": str(out), "best": best["label"]}))

@@ -72,8 +72,8 @@ def answer(
 ) -> AnswerRun:
     """By the loop."""
     stats, first, rows = GenerationStats(), 0.0, len(prompts.conditional)
-    law: dict = dict(sampling=sampling, seeds=seed, rule=rule, stats=stats)
-    for _ in stream(pipe.target, prompts, rows, Stop(length, pipe.ends), drafter, **law):
+    loop_kwargs: dict = dict(sampling=sampling, seeds=seed, rule=rule, stats=stats)
+    for _ in stream(pipe.target, prompts, rows, Stop(length, pipe.ends), drafter, **loop_kwargs):
         first = first or stats.total
     return AnswerRun(stats, first)
 
@@ -99,18 +99,25 @@ def answer_by_transformers(
     assert isinstance(prompts, VisualPrompts)
     torch.manual_seed(seed)
     ids = torch.tensor(prompts.conditional, device=pipe.device)
-    given = {key: value.to(pipe.device) for key, value in prompts.images[0].items()} if prompts.images else {}
-    if "pixel_values" in given:
-        given["pixel_values"] = given["pixel_values"].to(pipe.transformer.dtype)
+    image_inputs = {key: value.to(pipe.device) for key, value in prompts.images[0].items()} if prompts.images else {}
+    if "pixel_values" in image_inputs:
+        image_inputs["pixel_values"] = image_inputs["pixel_values"].to(pipe.transformer.dtype)
     clock = FirstTokenStreamer()
-    law: dict = (
+    sampling_kwargs: dict = (
         dict(do_sample=False) if sampling.greedy else dict(do_sample=True, temperature=sampling.temperature, top_k=0)
     )
-    law |= dict(top_p=1.0, repetition_penalty=1.0)  # whatever the model's own generation config says
-    streams = {} if options else {"streamer": clock}  # assisted generation takes no streamer
-    marks = dict(eos_token_id=sorted(pipe.ends), pad_token_id=min(pipe.ends))
+    sampling_kwargs |= dict(top_p=1.0, repetition_penalty=1.0)  # whatever the model's own generation config says
+    streamer_kwargs = {} if options else {"streamer": clock}  # assisted generation takes no streamer
+    end_kwargs = dict(eos_token_id=sorted(pipe.ends), pad_token_id=min(pipe.ends))
     out = pipe.transformer.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, **given, **law, **options, **streams, **marks
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=length,
+        **image_inputs,
+        **sampling_kwargs,
+        **options,
+        **streamer_kwargs,
+        **end_kwargs,
     )
     total, count = perf_counter() - clock.began, out.shape[1] - ids.shape[1]
     stats = GenerationStats("transformers", "sampling", target=total, total=total, nodes=count, runs=[[1] * count])
@@ -136,30 +143,30 @@ def run_setting(
     lines = [line for line in questions(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]
     if not lines:
         return []
-    known = [pipe.encode_examples([line])[0] for line in lines[:repeats]]
-    choose_min_query_len(pipe.target, known[0], pipe.max_new_tokens)
-    found = []
+    encoded = [pipe.encode_examples([line])[0] for line in lines[:repeats]]
+    choose_min_query_len(pipe.target, encoded[0], pipe.max_new_tokens)
+    results = []
     for temperature in TEMPERATURES:
         sampling = SamplingOptions(temperature)
-        field = runners(cases, folder, pipe.target, known[0], pipe.max_new_tokens, partial(answer, pipe, sampling))
+        entrants = runners(cases, folder, pipe.target, encoded[0], pipe.max_new_tokens, partial(answer, pipe, sampling))
         # It would copy the places of a picture out of the prompt, and fail; what is suppressed is not copied.
         assisted = {"prompt_lookup_num_tokens": 10, "suppress_tokens": [pipe.transformer.config.image_token_id]}
         for at, (label, options) in enumerate((("transformers.generate", {}), (ASSISTED, assisted))):
-            field.insert(1 + at, (label, partial(answer_by_transformers, pipe, sampling, options)))
+            entrants.insert(1 + at, (label, partial(answer_by_transformers, pipe, sampling, options)))
         title = f"{dtype}, T = {temperature:g}, {task}, passes of {pipe.target.min_query_len} nodes or more"
         rows = []
         turns = run_in_turns(
-            field, lambda turn: (known[turn % len(known)], pipe.max_new_tokens), repeats, 1, seed, title
+            entrants, lambda turn: (encoded[turn % len(encoded)], pipe.max_new_tokens), repeats, 1, seed, title
         )
         for label, answers in turns.items():
-            firsts = [each.first for each in answers if each.first is not None]
-            own: dict = {"temperature": temperature, "task": task}
-            own["seconds_to_first_token"] = sum(firsts) / len(firsts) if firsts else None
+            firsts = [run.first for run in answers if run.first is not None]
+            fields: dict = {"temperature": temperature, "task": task}
+            fields["seconds_to_first_token"] = sum(firsts) / len(firsts) if firsts else None
             if label == ASSISTED:  # transformers does not say how many of its guesses were accepted
-                own["mean_acceptance_length"] = None
-            rows.append(row(label, title, [each.stats for each in answers], dtype, device, 1) | own)
-        found += compare(rows)
-    return found
+                fields["mean_acceptance_length"] = None
+            rows.append(row(label, title, [run.stats for run in answers], dtype, device, 1) | fields)
+        results += compare(rows)
+    return results
 
 
 def run(

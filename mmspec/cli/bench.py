@@ -44,10 +44,10 @@ class Bench:
         if find_spec("matplotlib") is None:
             raise MmspecError("the benchmark draws a plot and needs matplotlib: pip install 'mmspec[bench]'")
         quiet_libraries()
-        place = torch_device(self.device)
+        device = torch_device(self.device)
         dtypes = self.dtype or (["bf16"] if self.quick else ["bf16", "fp32"])
         for name in dtypes:
-            check_pair(device_of(place), dtype_of(name))
+            check_pair(device_of(device), dtype_of(name))
         count = self.prompts if self.prompts is not None else 1 if self.quick else 8
         if count < 1 or min(self.batch, default=0) < 1:
             raise MmspecError("--prompts and --batch must be 1 or more")
@@ -58,6 +58,6 @@ class Bench:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MmspecError(f"cannot write to {self.out}: {error.strerror}; give a folder") from None
-        out = measured.run(model, self.out, self.quick, place, dtypes, self.seed, self.batch, count)
+        out = measured.run(model, self.out, self.quick, device, dtypes, self.seed, self.batch, count)
         console.print((out / "results.md").read_text(), markup=False, highlight=False, soft_wrap=True)
         return 0

@@ -35,12 +35,12 @@ class Demo:
             from mmspec.demo.stage import Stage
         except ModuleNotFoundError as error:
             raise MmspecError(f"the demos need {error.name}: pip install 'mmspec[speech,demo]'") from None
-        known = {name.lower(): name for name in TABS}
+        names = {name.lower(): name for name in TABS}
         for tab in self.tabs:
-            if tab.lower() not in known:
-                raise MmspecError(f"no tab {tab!r}: there is {', '.join(known)}")
+            if tab.lower() not in names:
+                raise MmspecError(f"no tab {tab!r}: there is {', '.join(names)}")
         quiet_libraries()
-        tabs = [known[tab.lower()] for tab in self.tabs]
+        tabs = [names[tab.lower()] for tab in self.tabs]
         tasks = {task for tab in tabs for task in TABS[tab][1:]} if tabs and "Race" not in tabs else None
         stage = Stage(self.models, torch_device(self.device), torch_dtype(self.dtype), tasks)
         try:

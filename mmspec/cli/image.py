@@ -57,7 +57,7 @@ class Image(SamplingFlags, ModelFlags):
         with Progress(*columns, console=console, disable=self.quiet or not console.is_terminal, transient=True) as bar:
             task = bar.add_task("", total=grid.tokens)
 
-            def show(pipe: TextToImagePipeline, step: int, position: int, seen: dict) -> None:
+            def show(pipe: TextToImagePipeline, step: int, position: int, callback_kwargs: dict) -> None:
                 bar.update(task, completed=position)
 
             output = pipe(

@@ -67,8 +67,10 @@ class Serve:
         pipes = load_pipelines(self.models, torch_device(self.device), torch_dtype(self.dtype))
         limits = Limits(self.rows, self.queue, self.timeout, self.body * 1_000_000, self.text)
         host, port = listener.getsockname()[:2]
-        near = frozenset({"localhost", "127.0.0.1", "[::1]"}) if ipaddress.ip_address(host).is_loopback else frozenset()
-        app = application(Serving(pipes, limits, key, self.allow_urls, near))
+        local_names = (
+            frozenset({"localhost", "127.0.0.1", "[::1]"}) if ipaddress.ip_address(host).is_loopback else frozenset()
+        )
+        app = application(Serving(pipes, limits, key, self.allow_urls, local_names))
         console.print(
             f"mmspec: serving {', '.join(pipes)} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C "
             "ends it)",
@@ -81,10 +83,10 @@ class Serve:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket bound to the place, before any model is loaded."""
+    """A socket bound to the address, before any model is loaded."""
     try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(place[:2], family=family)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MmspecError(f"cannot listen at {host}:{port} ({reason}): choose another --host or --port") from None

@@ -78,8 +78,8 @@ class Speak(SamplingFlags, ModelFlags):
         with Progress(*columns, console=console, disable=self.quiet or not console.is_terminal, transient=True) as bar:
             task = bar.add_task("", total=None, seconds=0.0)
 
-            def show(pipe: TextToSpeechPipeline, step: int, position: int, seen: dict) -> None:
-                so_far: TextToSpeechOutput = seen["output"]
+            def show(pipe: TextToSpeechPipeline, step: int, position: int, callback_kwargs: dict) -> None:
+                so_far: TextToSpeechOutput = callback_kwargs["output"]
                 seconds = position * token_samples / so_far.sampling_rate
                 bar.update(task, total=len(so_far.sentences), completed=len(so_far.ended), seconds=seconds)
                 pipe.interrupt = writer is not None and not writer.open

@@ -283,9 +283,9 @@ class HubCodec:
         bad = ((codes < 0) | (codes >= self.family.codes)).nonzero()
         if len(bad):
             row, book, frame = bad[0].tolist()
-            place, first = frame * self.frame_tokens + book, book * self.family.codes
+            position, first = frame * self.frame_tokens + book, book * self.family.codes
             raise MmspecError(
-                f"token {int(tokens[row, place])} at place {place} is not in codebook {book}, whose tokens are "
-                f"{first} to "
-                f"{first + self.family.codes - 1}: give the tokens of a frame in codebook order"
+                f"token {int(tokens[row, position])} at position {position} is not in codebook {book}, "
+                f"whose tokens are {first} to {first + self.family.codes - 1}: "
+                "give the tokens of a frame in codebook order"
             )

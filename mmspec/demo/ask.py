@@ -20,9 +20,9 @@ def tab(stage: Stage) -> None:
     with gr.Row():
         with gr.Column():
             image = gr.Image(label="Picture", type="filepath", height=320, sources=["upload", "clipboard"])
-            found = examples(pipe.folder)
-            if found:
-                gr.Examples(found, image, label="Example pictures")
+            pictures = examples(pipe.folder)
+            if pictures:
+                gr.Examples(pictures, image, label="Example pictures")
             with gr.Accordion("Settings", open=False):
                 seed = gr.Number(
                     7,
@@ -61,8 +61,8 @@ def tab(stage: Stage) -> None:
         with player.session(request.session_hash) as session:
             if not question.strip():
                 raise MmspecError("there is no question: type one, such as 'How many are there?'")
-            said = [{"role": one["role"], "content": text_of(one["content"])} for one in talk]
-            chat: list[dict] = [*said, {"role": "user", "content": question}]
+            history = [{"role": message["role"], "content": text_of(message["content"])} for message in talk]
+            chat: list[dict] = [*history, {"role": "user", "content": question}]
             if path:
                 chat[0] = {
                     "role": "user",
@@ -86,12 +86,12 @@ def tab(stage: Stage) -> None:
 
     inputs = [image, question, talk, seed, temperature, length, drafter]
     outputs = [talk, runs, numbers, question]
-    asked = gr.on(
+    answering = gr.on(
         [go.click, question.submit], ask, inputs, outputs, concurrency_limit=8, api_name="ask", show_progress="hidden"
     )
     stop.click(stage.stop, api_visibility="private", queue=False)
-    for anew in (clear.click, image.change):
-        anew(stage.stop, cancels=asked, api_visibility="private", queue=False).then(
+    for event in (clear.click, image.change):
+        event(stage.stop, cancels=answering, api_visibility="private", queue=False).then(
             lambda: ([], [], ""), None, [talk, runs, numbers], api_visibility="private"
         )
 

@@ -54,7 +54,7 @@ def tab(stage: Stage) -> None:
             )
             numbers = gr.Markdown(label="Live numbers")
             gallery = gr.Gallery(label="Pictures of this visit, newest first", columns=4, height=200, format="png")
-            drawn = gr.State([])
+            visit = gr.State([])
 
     def draw(
         prompt: str,
@@ -64,7 +64,7 @@ def tab(stage: Stage) -> None:
         temperature: float,
         drafter: str,
         overlay: bool,
-        drawn: list,
+        visit: list,
         request: gr.Request,
     ):
         with player.session(request.session_hash) as session:
@@ -83,18 +83,18 @@ def tab(stage: Stage) -> None:
             if part is None or part.position < part.total:
                 yield gr.skip(), "Stopped.", gr.skip(), gr.skip()
                 return
-            done = [
+            finished = [
                 (image.resize((256, 256)), f"{prompt}, seed {seed}") for image, seed in zip(part.images(), part.seeds)
             ]
-            drawn = [*done, *drawn][:24]
-            yield picture.sheet(shown), player.numbers(part.stats, branches), drawn, drawn
+            visit = [*finished, *visit][:24]
+            yield picture.sheet(shown), player.numbers(part.stats, branches), visit, visit
 
-    inputs = [prompt, seed, count, guidance, temperature, drafter, overlay, drawn]
+    inputs = [prompt, seed, count, guidance, temperature, drafter, overlay, visit]
     gr.on(
         [go.click, prompt.submit],
         draw,
         inputs,
-        [canvas, numbers, gallery, drawn],
+        [canvas, numbers, gallery, visit],
         concurrency_limit=8,
         api_name="draw",
         show_progress="minimal",

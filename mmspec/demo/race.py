@@ -113,7 +113,7 @@ def tab(stage: Stage) -> None:
                 return [value for name, step in zip(names, steps) for value in show(name, step)]
 
             for steps in race(
-                [STEPS[kind](each, prompt, number, drafter) for each, drafter in zip(sessions, (default, "none"))]
+                [STEPS[kind](session, prompt, number, drafter) for session, drafter in zip(sessions, (default, "none"))]
             ):
                 if session.interrupt:
                     break
@@ -125,8 +125,8 @@ def tab(stage: Stage) -> None:
             if session.interrupt:
                 yield "Stopped.", *[gr.skip()] * 6
                 return
-            (ours, fast, _), (plain, slow, _) = steps
-            same = "yes" if ours == plain else "NO"
+            (drafted, fast, _), (plain, slow, _) = steps
+            same = "yes" if drafted == plain else "NO"
             times = f"{fast.total:.2f} s against {slow.total:.2f} s: **{slow.total / fast.total:.2f} ×**"
             yield f"## identical: {same}\n{times}, seed {number}, {html.escape(player.name)}", *boards(steps)
 

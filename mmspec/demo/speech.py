@@ -116,7 +116,7 @@ def tab(stage: Stage) -> None:
                 )
         with gr.Column():
             progress = gr.Markdown("Sound starts as soon as its first tokens are verified.", label="Progress")
-            whole = gr.Audio(label="All that was said", format="wav", interactive=False)
+            full_audio = gr.Audio(label="All that was said", format="wav", interactive=False)
             numbers = gr.Markdown(label="Live numbers")
             pieces = gr.Textbox(visible="hidden", label="Pieces of sound")
 
@@ -127,12 +127,12 @@ def tab(stage: Stage) -> None:
             options = dict(
                 voice=voice, temperature=temperature, drafter=drafter, acceptance=f"tolerance:{int(tolerance)}"
             )
-            told: list[str] = []
+            sent: list[str] = []
             out = None
             for chunk in session.stream(text, seed=as_seed(seed), **options):
-                told.append(base64.b64encode(sound.pcm(chunk.audio).numpy().astype("<i2").tobytes()).decode())
-                first, out = max(0, len(told) - REPEATED), chunk.output
-                message = json.dumps({"rate": rate, "first": first, "pieces": told[first:]})
+                sent.append(base64.b64encode(sound.pcm(chunk.audio).numpy().astype("<i2").tobytes()).decode())
+                first, out = max(0, len(sent) - REPEATED), chunk.output
+                message = json.dumps({"rate": rate, "first": first, "pieces": sent[first:]})
                 spent = sum(stats.total for stats in out.stats)
                 line = (
                     f"{out.seconds:.1f} s of speech after {spent:.1f} s of work; "
@@ -145,7 +145,7 @@ def tab(stage: Stage) -> None:
             yield gr.skip(), line, player.numbers(out.total), (rate, sound.pcm(out.audio).numpy())
 
     inputs = [text, voice, tolerance, seed, temperature, drafter]
-    outputs = [pieces, progress, numbers, whole]
+    outputs = [pieces, progress, numbers, full_audio]
     gr.on([go.click, text.submit], None, None, None, js=WAKE, api_visibility="private")
     gr.on(
         [go.click, text.submit], speak, inputs, outputs, concurrency_limit=8, api_name="speak", show_progress="hidden"

@@ -123,10 +123,10 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
 
     def configure(self, **options: object) -> "TrainedDrafter":
         """The drafter with attributes set. Raises MmspecError for one that it does not have."""
-        known = vars(self).keys() - vars(nn.Module()).keys() | {"nodes", "cost"}
+        attributes = vars(self).keys() - vars(nn.Module()).keys() | {"nodes", "cost"}
         for key, value in options.items():
-            if key not in known:
-                raise unknown(f"option of drafter {self.name!r}", key, known)
+            if key not in attributes:
+                raise unknown(f"option of drafter {self.name!r}", key, attributes)
             setattr(self, key, value)
         return self
 

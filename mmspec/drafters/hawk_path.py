@@ -134,12 +134,12 @@ class HawkPathDrafter(TrainedDrafter):
         longest = max(state.counts)
         padded = [row + [self.vocabulary] * (longest + 1 - len(row)) for row in state.tokens]
         history = torch.tensor(padded, device=counts.device)
-        near = positions[..., None] - torch.tensor(self.offsets, device=counts.device)
-        committed = (near >= 0) & (near < counts[:, None, None])
-        tokens = history.gather(1, near.where(committed, longest).flatten(1)).view_as(near)
-        read = (near >= 0) & (near + 1 < counts[:, None, None])
+        sources = positions[..., None] - torch.tensor(self.offsets, device=counts.device)
+        committed = (sources >= 0) & (sources < counts[:, None, None])
+        tokens = history.gather(1, sources.where(committed, longest).flatten(1)).view_as(sources)
+        read = (sources >= 0) & (sources + 1 < counts[:, None, None])
         rows = torch.arange(state.rows, device=counts.device)[:, None, None]
-        features = state.features[:, rows, (near + 1).where(read, 0)] * read[..., None]
+        features = state.features[:, rows, (sources + 1).where(read, 0)] * read[..., None]
         return self.context(tokens, features.flatten(3), positions)
 
     @torch.inference_mode()
@@ -209,16 +209,16 @@ class HawkPathDrafter(TrainedDrafter):
             positions = anchors + depth
             valid = positions < batch.lengths[:, None]
             positions = positions.clamp(max=length - 1)
-            near = (positions[..., None] - offsets).long()
-            committed = (near >= 0) & (near < anchors[..., None])
-            read = (near >= 0) & (near + 1 < anchors[..., None])
-            around = padded[row[..., None], near.where(committed, length)]
+            sources = (positions[..., None] - offsets).long()
+            committed = (sources >= 0) & (sources < anchors[..., None])
+            read = (sources >= 0) & (sources + 1 < anchors[..., None])
+            around = padded[row[..., None], sources.where(committed, length)]
             if self.offsets:
-                seen = features[row[..., None], :, (near + 1).where(read, 0)] * read[..., None, None]
-                seen = seen.movedim(3, 1).flatten(3)
+                states = features[row[..., None], :, (sources + 1).where(read, 0)] * read[..., None, None]
+                states = states.movedim(3, 1).flatten(3)
             else:
-                seen = features[:, :, :1].expand(-1, -1, anchors.shape[1], -1)
-            context = self.context(around, seen.transpose(0, 1), positions).transpose(0, 1)
+                states = features[:, :, :1].expand(-1, -1, anchors.shape[1], -1)
+            context = self.context(around, states.transpose(0, 1), positions).transpose(0, 1)
             inputs = padded[row, positions - 1][:, None].expand(-1, branches, -1)
             hidden, logits = self.step(hidden, inputs, context)
             yield positions, valid, logits

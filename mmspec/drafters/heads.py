@@ -207,8 +207,8 @@ class HeadDrafter(TrainedDrafter):
 
     def load_initial(self, weights: dict[str, Tensor]) -> None:
         """Heads that were trained with the target, by number."""
-        own = self.heads.state_dict()
-        self.heads.load_state_dict({name: value for name, value in weights.items() if name in own})
+        state = self.heads.state_dict()
+        self.heads.load_state_dict({name: value for name, value in weights.items() if name in state})
 
     def _pool_sources(self, depth: int, length: int, device: torch.device) -> tuple[Tensor, list[int]]:
         """Positions for which all sources of a depth have a proposal, and the sources' heads."""

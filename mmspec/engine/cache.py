@@ -45,11 +45,11 @@ class TreeLayer(CacheLayerMixin):
         self._write(self.values, value_states, owner.slots)
         return self.keys[:, :, : owner.visible], self.values[:, :, : owner.visible]
 
-    def _write(self, whole: Tensor, states: Tensor, slots: Tensor) -> None:
-        if len(whole) == 1:
-            whole.index_copy_(2, slots[0], states)
+    def _write(self, entries: Tensor, states: Tensor, slots: Tensor) -> None:
+        if len(entries) == 1:
+            entries.index_copy_(2, slots[0], states)
         else:
-            whole[self.owner.rows, :, slots] = states.transpose(1, 2)
+            entries[self.owner.rows, :, slots] = states.transpose(1, 2)
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Copy the entries of each row from the slots `sources` to `targets`, both `row slot`."""
@@ -63,11 +63,11 @@ class TreeLayer(CacheLayerMixin):
     def join(self, other: "TreeLayer") -> None:
         self.keys, self.values = self._joined(self.keys, other.keys), self._joined(self.values, other.values)
 
-    def _joined(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        whole = mine.new_zeros(len(mine) + len(theirs), mine.shape[1], self.owner.capacity, mine.shape[3])
-        whole[: len(mine), :, : mine.shape[2]] = mine
-        whole[len(mine) :, :, : theirs.shape[2]] = theirs
-        return whole
+    def _joined(self, first: Tensor, second: Tensor) -> Tensor:
+        joined = first.new_zeros(len(first) + len(second), first.shape[1], self.owner.capacity, first.shape[3])
+        joined[: len(first), :, : first.shape[2]] = first
+        joined[len(first) :, :, : second.shape[2]] = second
+        return joined
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.owner.visible, 0

@@ -169,8 +169,8 @@ class Batch:
         self._drafter_knows_rows = True
 
     def _report(self, tokens: list[list[int]], nodes: int) -> Round:
-        held = self.state.cache.bytes if self.state else 0
-        return Round(tokens, nodes, self.running, self.watch.seconds, held)
+        cache_bytes = self.state.cache.bytes if self.state else 0
+        return Round(tokens, nodes, self.running, self.watch.seconds, cache_bytes)
 
 
 @torch.inference_mode()

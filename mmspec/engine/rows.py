@@ -18,12 +18,12 @@ class Stop:
 
     def trim(self, row: int, before: list[int], new: list[int]) -> tuple[list[int], bool]:
         """The part of `new` that still belongs to the row, and whether the row ends with it."""
-        kept: list[int] = []
+        committed: list[int] = []
         for token in new[: self.length - len(before)]:
-            kept.append(token)
-            if token in self.eos or (self.when and self.when(row, before + kept)):
-                return kept, True
-        return kept, len(before) + len(kept) >= self.length
+            committed.append(token)
+            if token in self.eos or (self.when and self.when(row, before + committed)):
+                return committed, True
+        return committed, len(before) + len(committed) >= self.length
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Rows:
             )
         ]
         self.running = [not over for _, over in trimmed]
-        tokens = [kept for kept, _ in trimmed]
+        tokens = [committed for committed, _ in trimmed]
         paths = [path[: len(new)] for path, new in zip(accepted.paths, tokens)]
         return Committed(paths, tokens, accepted.samples)
 

@@ -78,13 +78,13 @@ def encode(audio: Float[Tensor, "sample"], rate: int, kind: str, metadata: dict[
     soundfile = library("soundfile")
     if not len(audio):
         raise MmspecError("there is no audio to write: give at least one sample")
-    whole = io.BytesIO()
+    buffer = io.BytesIO()
     subtype = "VORBIS" if kind == "OGG" else "PCM_16"
-    with soundfile.SoundFile(whole, "w", samplerate=rate, channels=1, subtype=subtype, format=kind) as file:
+    with soundfile.SoundFile(buffer, "w", samplerate=rate, channels=1, subtype=subtype, format=kind) as file:
         file.comment = comment(metadata, WAV_COMMENT if kind == "WAV" else None)
         for block in pcm(audio).split(rate):  # libsndfile overflows its stack on a long block of Vorbis
             file.write(block.numpy())
-    return whole.getvalue()
+    return buffer.getvalue()
 
 
 def save(audio: Float[Tensor, "sample"], rate: int, path: Path, metadata: dict[str, object]) -> None:
@@ -103,8 +103,8 @@ class Pipe:
         self.out = out
         self.open = True
         fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
-        whole = struct.pack("<4sI4s", b"RIFF", UNKNOWN, b"WAVE") + fmt + struct.pack("<4sI", b"data", UNKNOWN)
-        self.header = whole if header else b""
+        wav_header = struct.pack("<4sI4s", b"RIFF", UNKNOWN, b"WAVE") + fmt + struct.pack("<4sI", b"data", UNKNOWN)
+        self.header = wav_header if header else b""
 
     def write(self, audio: Float[Tensor, "sample"]) -> None:
         """The header comes with the first chunk, so that a failure before it leaves the pipe empty."""
@@ -172,8 +172,11 @@ def plot(
     ends = list(accumulate(map(sum, rounds)))
     for tint in (0, 1):
         turns = list(zip(ends, rounds, strict=True))[tint::2]
-        drafted = [((end - own - taken) * token, taken * token) for end, (taken, own) in turns]
-        bonus = [((end - own) * token, own * token) for end, (_, own) in turns]
+        drafted = [
+            ((end - bonus_count - drafted_count) * token, drafted_count * token)
+            for end, (drafted_count, bonus_count) in turns
+        ]
+        bonus = [((end - bonus_count) * token, bonus_count * token) for end, (_, bonus_count) in turns]
         wave.broken_barh(drafted, (-1, 2), color=DRAFTED[tint], linewidth=0, label="" if tint else "drafted")
         wave.broken_barh(bonus, (-1, 2), color=BONUS[tint], linewidth=0, label="" if tint else "bonus")
     step = -(-len(audio) // 2000)

@@ -100,10 +100,10 @@ def _bytes(source: Any) -> Any:
         raise MmspecError(f"could not fetch {source} ({reason}): check the address and the network") from None
 
 
-def _within(found: bytes, source: str) -> io.BytesIO:
-    if len(found) > BYTES:
+def _within(data: bytes, source: str) -> io.BytesIO:
+    if len(data) > BYTES:
         raise MmspecError(f"{source} has more than {BYTES} bytes: give a smaller picture")
-    return io.BytesIO(found)
+    return io.BytesIO(data)
 
 
 def save(image: Image.Image, path: Path, metadata: dict[str, object]) -> None:
@@ -138,16 +138,16 @@ def filling(
     big = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     cell_x, cell_y = big.width / width, big.height / height
     shown = Image.new("RGB", big.size, (225, 225, 225))
-    frames, done = [], 0
+    frames, drawn = [], 0
     for run in runs:
         cells = []
-        for place in range(done, done + run):
-            row, column = divmod(place, stride)
+        for position in range(drawn, drawn + run):
+            row, column = divmod(position, stride)
             if column < width:
                 left, top = round(column * cell_x), round(row * cell_y)
                 box = (left, top, round((column + 1) * cell_x), round((row + 1) * cell_y))
                 shown.paste(big.crop(box), (left, top))
-                cells.append((box, place == done + run - 1))
+                cells.append((box, position == drawn + run - 1))
         frame = shown.copy()
         pen = ImageDraw.Draw(frame)
         for (left, top, right, bottom), bonus in cells:
@@ -155,7 +155,7 @@ def filling(
                 (left, top, right - 1, bottom - 1), outline=BONUS if bonus else DRAFTED[0], width=max(2, scale // 2)
             )
         frames.append(frame)
-        done += run
+        drawn += run
     return [*frames, big]
 
 
@@ -165,12 +165,12 @@ def tinted(image: Image.Image, runs: list[int], height: int, width: int, stride:
     """
     cell_x, cell_y = image.width / width, image.height / height
     shown = image.copy()
-    pen, done = ImageDraw.Draw(shown), 0
+    pen, drawn = ImageDraw.Draw(shown), 0
     for number, run in enumerate(runs):
-        for place in range(done, done + run):
-            row, column = divmod(place, stride)
+        for position in range(drawn, drawn + run):
+            row, column = divmod(position, stride)
             if column < width:
-                colour = BONUS if place == done + run - 1 else DRAFTED[number % 2]
+                colour = BONUS if position == drawn + run - 1 else DRAFTED[number % 2]
                 box = (
                     round(column * cell_x),
                     round(row * cell_y),
@@ -178,17 +178,17 @@ def tinted(image: Image.Image, runs: list[int], height: int, width: int, stride:
                     round((row + 1) * cell_y) - 1,
                 )
                 pen.rectangle(box, outline=colour, width=2)
-        done += run
+        drawn += run
     return shown
 
 
 def animate(frames: list[Image.Image], path: Path, milliseconds: int = 120) -> None:
     """Write an animation, the last frame held; temporary file and rename."""
     durations = [milliseconds] * (len(frames) - 1) + [2000]
-    kind, rest = MOVING[path.suffix.lower()], frames[1:]
+    kind, following = MOVING[path.suffix.lower()], frames[1:]
     write_atomically(
         path,
         lambda partial: frames[0].save(
-            partial, format=kind, save_all=True, append_images=rest, duration=durations, loop=0
+            partial, format=kind, save_all=True, append_images=following, duration=durations, loop=0
         ),
     )

@@ -173,8 +173,8 @@ class Pipeline(ABC, Generic[AnyTarget]):
 
     @classmethod
     @abstractmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, given: dict) -> dict:
-        """The components that are not `given`."""
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:
+        """The components that are not among `components`."""
 
     def save_pretrained(self, save_directory: str | Path, **options: object) -> None:
         """Save all components and copy what else the model's folder holds: drafters, card, recipe."""
@@ -205,10 +205,10 @@ class Pipeline(ABC, Generic[AnyTarget]):
 def model_class(entry: Any, source: Path) -> type[PreTrainedModel]:
     """The model class of transformers that an index entry or a configuration names, the last word of it."""
     name = str(entry[-1]) if isinstance(entry, list) and entry else str(entry)
-    found = getattr(transformers, name, None)
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise MmspecError(f"{source}: transformer is {entry}, which is no model class of transformers")
-    return found
+    kind = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise MmspecError(f"{source} names {entry}, which is no model class of transformers")
+    return kind
 
 
 def load_transformer(folder: Path, index: dict, dtype: torch.dtype) -> PreTrainedModel:

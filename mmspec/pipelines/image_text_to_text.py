@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Unpack
 
 import jinja2
 import torch
-import transformers
 from safetensors import SafetensorError
 from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
 
@@ -16,7 +15,7 @@ from mmspec import zoo
 from mmspec.engine.loop import Stop
 from mmspec.errors import MmspecError, short
 from mmspec.pipelines import quantized
-from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, deprecated_callback
+from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, deprecated_callback, model_class
 from mmspec.pipelines.chats import Chat, as_chats, example_chat
 from mmspec.pipelines.outputs import ImageTextToTextOutput, TextChunk
 from mmspec.pipelines.request import row_seeds
@@ -53,9 +52,9 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         self._begin()
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, given: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:
         parts: dict = {}
-        if "processor" not in given:
+        if "processor" not in components:
             path = folder / "processor" if (folder / "processor").is_dir() else folder
             try:
                 parts["processor"] = AutoProcessor.from_pretrained(path)
@@ -63,7 +62,7 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
                 raise MmspecError(
                     f"{path} has no processor that loads ({short(error)}): restore it from the model's source"
                 ) from None
-        if "transformer" not in given:
+        if "transformer" not in components:
             parts["transformer"] = load_transformer(folder, dtype)
         return parts
 
@@ -199,8 +198,13 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
             if callback:
                 callback(chunk)
             if callback_on_step_end:
-                seen = {"output": output, "tokens": output.tokens, "new": chunk.tokens, "stats": output.stats}
-                callback_on_step_end(session or self, step, min(map(len, output.tokens)), seen)
+                callback_kwargs = {
+                    "output": output,
+                    "tokens": output.tokens,
+                    "new": chunk.tokens,
+                    "stats": output.stats,
+                }
+                callback_on_step_end(session or self, step, min(map(len, output.tokens)), callback_kwargs)
         return chunk.output
 
 
@@ -213,10 +217,7 @@ def load_transformer(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise MmspecError(
             f"{path / 'config.json'} cannot be read ({error!r}): restore it from the model's source"
         ) from None
-    found = getattr(transformers, str(name), None)
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise MmspecError(f"{path / 'config.json'} names {name}, which is no model class of transformers")
-    kind: Any = found
+    kind: Any = model_class(name, path / "config.json")
     if not (path / quantized.INDEX).exists():
         return zoo.load_component(path.parent, path.name, kind, dtype=dtype)
     try:

@@ -29,7 +29,7 @@ LONG_WORD = re.compile(r"(?:\w{0,60}[^\w\s]){12}(?=\S)|\S{60}(?=\S)")  # hibari 
 # What hibari would misread, and how it is written for it.
 WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])"), " and "),
-    (re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])"), lambda found: "^" + unicodedata.normalize("NFKC", found[0])),
+    (re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])"), lambda match: "^" + unicodedata.normalize("NFKC", match[0])),
     (re.compile(r"(?<=\d)[\u00a0\u202f](?=\d{3}(?!\d))"), ","),  # 5 000
     (re.compile(r"\bUS\$(?=\d)"), "$"),
     (re.compile(r"(?<![\w-])-(?=[$£€]\d)"), "minus "),
@@ -40,7 +40,7 @@ WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
         re.compile(r"([$£€][\d,]*\.\d)(?!\d|\.\d)(?! ?(?:[kKmMbBtT]\b|(?:thousand|million|billion|trillion)))"),
         r"\g<1>0",
     ),  # $1.5
-    (re.compile(r"(?<![\w.,:/-])0\d{2,}(?![.,:/-]?\d)"), lambda found: " ".join(found[0])),  # 007
+    (re.compile(r"(?<![\w.,:/-])0\d{2,}(?![.,:/-]?\d)"), lambda match: " ".join(match[0])),  # 007
     (re.compile(r"(?<=:\d\d) ?[-–] ?(?=\d)"), " to "),  # 9:00-17:00
     (re.compile(r"(?<=\d) ?\* ?(?=\d)"), " × "),
 )
@@ -97,7 +97,7 @@ class Phonemizer:
         # hibari expects that a letter lowers to one letter, which İ does not.
         latin = {c for c in self.letters.cin if unicodedata.name(c, "").startswith("LATIN") and len(c.lower()) == 1}
         marks = {*map(chr, range(32, 127)), *"\n‘’“”«»…—–£€", *"".join(SYMBOLS), *"".join(CURRENCY_WORDS)}
-        self.known = frozenset(latin | marks)
+        self.readable = frozenset(latin | marks)
 
     def read(self, text: str) -> PhonemizedText:
         """Sentences with something to say in each; warns of what cannot be said, refuses a text in which
@@ -108,16 +108,16 @@ class Phonemizer:
         except UnicodeEncodeError:
             raise MmspecError("the text is not valid UTF-8: check the terminal's encoding") from None
         unsaid: dict[str, None] = {}
-        said: list[Sentence] = []
+        sentences: list[Sentence] = []
         for lines in paragraphs(self.clean(text, unsaid)):
             whole = [sentence for line in lines for sentence in self.sentences(line)]
             for piece in (piece for sentence in whole for piece in self.pieces(sentence, unsaid)):
                 if SILENT.issuperset(piece.phonemes):
-                    said[-1:] = [replace(last, pause=max(last.pause, piece.pause)) for last in said[-1:]]
+                    sentences[-1:] = [replace(last, pause=max(last.pause, piece.pause)) for last in sentences[-1:]]
                 else:
-                    said.append(piece)
-            said[-1:] = [replace(last, pause=PARAGRAPH) for last in said[-1:]]
-        if not said:
+                    sentences.append(piece)
+            sentences[-1:] = [replace(last, pause=PARAGRAPH) for last in sentences[-1:]]
+        if not sentences:
             why = (
                 f"{named(unsaid)} cannot be said by an English voice"
                 if unsaid
@@ -126,7 +126,7 @@ class Phonemizer:
             raise MmspecError(f"there is nothing to say: {why}; give English words")
         if unsaid:
             warnings.warn(f"left out what cannot be said: {named(unsaid)}", stacklevel=1)
-        return PhonemizedText([*said[:-1], replace(said[-1], pause=0.0)], list(unsaid))
+        return PhonemizedText([*sentences[:-1], replace(sentences[-1], pause=0.0)], list(unsaid))
 
     def clean(self, text: str, unsaid: dict[str, None]) -> str:
         """Only what hibari reads: like characters folded, marks and format characters dropped, the rest added to
@@ -144,17 +144,17 @@ class Phonemizer:
             parts[i] = LONG_WORD.sub(r"\g<0> ", parts[i])
         return "".join(parts)
 
-    def address(self, found: re.Match[str]) -> str:
+    def address(self, match: re.Match[str]) -> str:
         """A web or mail address in words, without its scheme; anything else as it is."""
-        core = found[0].strip(".,;:!?()<>[]\"'“”‘’")
+        core = match[0].strip(".,;:!?()<>[]\"'“”‘’")
         if not self.url.match(core):
-            return found[0]
+            return match[0]
         words = re.sub(r"www|[.@/_:-]", lambda sign: SIGNS[sign[0]], SCHEME.sub("", core).strip("/"))
-        return found[0].replace(core, words)
+        return match[0].replace(core, words)
 
     def fold(self, character: str) -> str | None:
         """The character itself, what stands for it, or None if it would have to be said and cannot be."""
-        if character in self.known:
+        if character in self.readable:
             return character
         if character.isdecimal():
             return str(unicodedata.decimal(character))
@@ -166,7 +166,7 @@ class Phonemizer:
         plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)).translate(
             ALIKE
         )
-        return plain if plain and self.known.issuperset(plain) else None
+        return plain if plain and self.readable.issuperset(plain) else None
 
     def sentences(self, line: str) -> list[str]:
         """hibari's sentences, with their closing quotes, not cut after an abbreviation that runs on: "No. 5", "the U.S.
@@ -205,12 +205,12 @@ class Phonemizer:
             phonemes = WORD_END.sub(" ", "".join(c for c in phonemes if c in self.alphabet)).strip()
             if len(phonemes) <= self.longest:
                 return [Sentence(text, phonemes, pause)]
-        inside = [range(found.start() + 1, found.end()) for found in INLINE.finditer(text)]
+        inside = [range(match.start() + 1, match.end()) for match in INLINE.finditer(text)]
         for ends, between, margin in ((CLAUSE_END, CLAUSE, len(text) // 6), (WORD_END, WORD, 0)):
-            places = [found.end() for found in ends.finditer(text, margin, len(text) - margin)]
-            places = [place for place in places if not any(place in span for span in inside)]
-            if places:
-                at = min(places, key=lambda place: abs(2 * place - len(text)))
+            cuts = [match.end() for match in ends.finditer(text, margin, len(text) - margin)]
+            cuts = [cut for cut in cuts if not any(cut in span for span in inside)]
+            if cuts:
+                at = min(cuts, key=lambda cut: abs(2 * cut - len(text)))
                 return [*self.pieces(text[:at].rstrip(), unsaid, between), *self.pieces(text[at:], unsaid, pause)]
         if len(text) > 3 * self.longest:
             at = len(text) // 2
@@ -248,8 +248,8 @@ def paragraphs(text: str) -> Iterable[list[str]]:
 
 def digits(number: re.Match[str]) -> str:
     """A number too long for its name is read digit by digit."""
-    found = number[0].replace(",", "")
-    return number[0] if "," in number[0] and len(found) <= 18 else " ".join(found)
+    plain = number[0].replace(",", "")
+    return number[0] if "," in number[0] and len(plain) <= 18 else " ".join(plain)
 
 
 def named(characters: Iterable[str], most: int = 12) -> str:

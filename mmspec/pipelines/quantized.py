@@ -56,14 +56,14 @@ def load(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
             f"{folder} lacks {min(missing)}, one half of a low-rank update: restore the file that holds it"
         )
     stored = {name: dequantise(kinds[name], value) if name in kinds else value for name, value in stored.items()}
-    found = {}
+    weights = {}
     for name, value in stored.items():
         if name.endswith((".lora_A", ".lora_B")):
             continue
         if f"{name}.lora_A" in stored:
             value = value.float() + scale * stored[f"{name}.lora_B"].float() @ stored[f"{name}.lora_A"].float()
-        found[name] = value.to(dtype)
-    return found
+        weights[name] = value.to(dtype)
+    return weights
 
 
 def save(folder: Path, kinds: dict[str, str], files: dict[str, dict[str, Tensor]], scale: float) -> None:

@@ -92,13 +92,13 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         return Grid(self.config.grid_height, self.config.grid_width, self.config.end_of_row)
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, given: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:
         parts: dict = {}
-        if "tokenizer" not in given:
+        if "tokenizer" not in components:
             parts["tokenizer"] = load_tokenizer(folder)
-        if "transformer" not in given:
+        if "transformer" not in components:
             parts["transformer"] = load_transformer(folder, index, dtype)
-        if "vqvae" not in given:
+        if "vqvae" not in components:
             options = dict(torch_dtype=torch.float32, low_cpu_mem_usage=False)
             parts["vqvae"] = zoo.load_component(folder, "vqvae", VQModel, **options)
         return parts
@@ -240,7 +240,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
             for part in parts:
                 bar.update(part.position - bar.n)
                 if callback_on_step_end:
-                    seen = {"tokens": part.tokens, "new": part.new, "stats": part.stats}
-                    callback_on_step_end(session or self, part.step, part.position, seen)
+                    callback_kwargs = {"tokens": part.tokens, "new": part.new, "stats": part.stats}
+                    callback_on_step_end(session or self, part.step, part.position, callback_kwargs)
         output = TextToImageOutput(self.paint(part.tokens, output_type), part.stats, part.tokens, part.seeds)
         return output if return_dict else output.to_tuple()

@@ -93,13 +93,13 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         self._begin()
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, given: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:
         parts: dict = {}
-        if "tokenizer" not in given:
+        if "tokenizer" not in components:
             parts["tokenizer"] = load_tokenizer(folder)
-        if "transformer" not in given:
+        if "transformer" not in components:
             parts["transformer"] = load_transformer(folder, index, dtype)
-        if "codec" not in given:
+        if "codec" not in components:
             parts["codec"] = registry.load(folder / "codec", index.get("codec"), folder / zoo.INDEX)
         return parts
 
@@ -232,29 +232,29 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             if callback:
                 callback(output)
             if callback_on_step_end:
-                seen = {"output": output, "tokens": output.tokens, "new": [new], "stats": output.stats[-1]}
-                callback_on_step_end(session or self, step, sum(map(len, output.tokens)), seen)
+                callback_kwargs = {"output": output, "tokens": output.tokens, "new": [new], "stats": output.stats[-1]}
+                callback_on_step_end(session or self, step, sum(map(len, output.tokens)), callback_kwargs)
 
         def chunks() -> Iterator[AudioChunk]:
             # Pauses wait: sound begins with the first token, since no token at all is an error.
-            held: list[AudioChunk] = []
+            pauses: list[AudioChunk] = []
             for number, prompt in enumerate(prompts):
                 sentence = self._speak_sentence(output, number, run, prompt, piece, speaking, report, sampling, rule)
                 for audio in sentence:
                     if len(audio) and output.tokens[number] and not output.first_audio:
                         output.first_audio = perf_counter() - began
                     output.parts.append(audio)
-                    held.append(AudioChunk(audio, number, output))
+                    pauses.append(AudioChunk(audio, number, output))
                     if any(output.tokens):
-                        yield from held
-                        held.clear()
+                        yield from pauses
+                        pauses.clear()
                 if speaking.interrupt:
                     break
             if not any(output.tokens) and not speaking.interrupt:
                 raise MmspecError(
                     f"the model said nothing for {text!r} with seed {seeds[0]}: try another seed or a longer text"
                 )
-            yield from held
+            yield from pauses
 
         return chunks()
 

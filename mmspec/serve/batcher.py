@@ -224,16 +224,16 @@ class Batcher:
     def _take_jobs(self) -> list[Job]:
         """Take from the queue, in order, what finds room."""
         taken: list[Job] = []
-        left: list[Job] = []
+        waiting: list[Job] = []
         for job in self._queue:
             if job.abandoned:
                 continue
-            if not left and self._taken + len(job.seeds) <= self.rows:
+            if not waiting and self._taken + len(job.seeds) <= self.rows:
                 self._taken += len(job.seeds)
                 taken.append(job)
             else:
-                left.append(job)
-        self._queue = left
+                waiting.append(job)
+        self._queue = waiting
         return taken
 
     def _admit(self, job: Job) -> None:

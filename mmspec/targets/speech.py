@@ -94,9 +94,11 @@ class SpeechTarget(CausalTarget):
     def prefill(self, prompts: Prompts, capacity: int, features: bool = False) -> State:
         state = super().prefill(prompts, capacity, features)
         if self.boundary_token is not None:
-            left = torch.tensor([[bool(phonemes)] for phonemes in self._row_phonemes(state)], device=self.device)
+            phonemes_left = torch.tensor(
+                [[bool(phonemes)] for phonemes in self._row_phonemes(state)], device=self.device
+            )
             output = state.prefill_output
-            state.prefill_output = Output(self.mask_end_and_boundary(output.logits, left), output.hidden)
+            state.prefill_output = Output(self.mask_end_and_boundary(output.logits, phonemes_left), output.hidden)
         return state
 
     def node_ids(self, state: State, tree: DraftTree) -> Int[Tensor, "row node"]:
@@ -115,8 +117,8 @@ class SpeechTarget(CausalTarget):
         if self.boundary_token is None:
             return output
         totals = torch.tensor([[len(row)] for row in self._row_phonemes(state)], device=self.device)
-        left = self.phonemes_started(state, tree) < totals
-        return Output(self.mask_end_and_boundary(output.logits, left), output.hidden)
+        phonemes_left = self.phonemes_started(state, tree) < totals
+        return Output(self.mask_end_and_boundary(output.logits, phonemes_left), output.hidden)
 
     def model_ids(self, prompt: Int[Tensor, "position"], tokens: Int[Tensor, "token"]) -> Int[Tensor, "token"]:
         ids = super().model_ids(prompt, tokens)

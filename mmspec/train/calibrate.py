@@ -43,9 +43,9 @@ def fit_calibration(drafter: TrainedDrafter, depths: Sequence[Sequence[Observati
         reached = []
         for row, roots, log_q, noise, sampled in observations:
             mask = [not depth or root in reachable.get(row, ()) for root in roots.tolist()]
-            kept = torch.tensor(mask, dtype=torch.bool, device=roots.device)
-            log_q, noise, sampled = log_q[kept], noise[kept], sampled[kept]
-            reached.append((row, roots[kept], log_q, noise, sampled))
+            counted = torch.tensor(mask, dtype=torch.bool, device=roots.device)
+            log_q, noise, sampled = log_q[counted], noise[counted], sampled[counted]
+            reached.append((row, roots[counted], log_q, noise, sampled))
             drafted = sampled >= 0
             losses += calibration_nll(log_q[drafted], noise[drafted], sampled[drafted])
         best = int(losses.argmin()) if losses.any() else best

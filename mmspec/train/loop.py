@@ -48,10 +48,14 @@ def optimizers(
     ]
     chosen = {id(p) for p in matrices}
     others = [p for _, p in named if id(p) not in chosen]
-    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=weight_decay)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr, betas=(0.9, 0.95), weight_decay=weight_decay)
+    ]
     if muon_lr and matrices:
-        found.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
-    return found
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
 
 
 def fit(

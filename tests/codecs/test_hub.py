@@ -108,12 +108,12 @@ def test_refuses_tokens() -> None:
     tokens = torch.tensor([[0, 32, 64, 1, 33, 65], [0, 32, 64, 1, 64, 65]])
     with pytest.raises(
         MmspecError,
-        match="^token 64 at place 4 is not in codebook 1, whose tokens are 32 to 63: "
+        match="^token 64 at position 4 is not in codebook 1, whose tokens are 32 to 63: "
         "give the tokens of a frame in codebook order$",
     ):
         it.decode(tokens)
     for wrong in (-1, 32, 96):
-        with pytest.raises(MmspecError, match=f"^token {wrong} at place 0 "):
+        with pytest.raises(MmspecError, match=f"^token {wrong} at position 0 "):
             it.decode(torch.tensor([[wrong, 32, 64]]))
 
 

@@ -137,7 +137,7 @@ def test_damaged_json(copy: Path, name: str, text: str) -> None:
         ({"tokens_per_phoneme": None}, "model_index.json: tokens_per_phoneme is None"),
         ({"silence": 3}, "model_index.json: silence is 3"),
         ({"silence": [[3]]}, "model_index.json: "),
-        ({"transformer": None}, "model_index.json: transformer is None, which is no model class of transformers"),
+        ({"transformer": None}, "model_index.json names None, which is no model class of transformers"),
         ({"transformer": ["transformers", "LlamaConfig"]}, "LlamaConfig.*, which is no model class of transformers"),
         ({"transformer": ["transformers", "GPT2LMHeadModel"]}, "transformer"),
     ],

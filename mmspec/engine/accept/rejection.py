@@ -71,23 +71,23 @@ class Rejection:
             for number in range(children.shape[2]):
                 child = children[row, node, number]
                 token = tree.tokens[row, child.clamp(min=0)].clamp(min=0)
-                this = F.one_hot(token, vocabulary).bool()
-                q = this.to(residual.dtype) if tree.probs is None else tree.probs[row, child].to(residual.dtype)
+                one_hot = F.one_hot(token, vocabulary).bool()
+                q = one_hot.to(residual.dtype) if tree.probs is None else tree.probs[row, child].to(residual.dtype)
                 if tree.probs is not None and not tree.with_replacement:
-                    left = q.masked_fill(tried, 0.0)
-                    left = left / left.sum(1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
-                    q = torch.where(tried.any(1, keepdim=True), left, q)
+                    remaining = q.masked_fill(tried, 0.0)
+                    remaining = remaining / remaining.sum(1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
+                    q = torch.where(tried.any(1, keepdim=True), remaining, q)
                 q_token = q[row, token].double()
                 possible = searching & (child >= 0) & (following < 0) & (q_token > 0)
                 accepted = possible & (coins[:, depth, number] * q_token < residual[row, token].double())
                 following = torch.where(accepted, child, following)
-                rest = (residual - q).clamp(min=0)
-                mass = rest.sum(1)
+                difference = (residual - q).clamp(min=0)
+                mass = difference.sum(1)
                 rejected = possible & ~accepted
                 searching &= ~(rejected & (mass <= 0))
                 goes_on = (rejected & (mass > 0))[:, None]
-                residual = torch.where(goes_on, rest / mass[:, None], residual)
-                tried |= goes_on & this
+                residual = torch.where(goes_on, difference / mass[:, None], residual)
+                tried |= goes_on & one_hot
             bonus = residual.argmax(1) if noise.greedy else (residual.log() + gumbel[:, depth]).argmax(1)
             path.append(node)
             tokens.append(torch.where(following >= 0, tree.tokens[row, following.clamp(min=0)], bonus))
