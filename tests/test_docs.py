@@ -1,7 +1,12 @@
-"""The pages that are made from docstrings."""
+"""The pages that are made from docstrings, and pages whose code is run."""
 
+import re
 import runpy
 from pathlib import Path
+
+import pytest
+import torch
+from tiny import llama
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -9,3 +14,33 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 def test_api_is_current() -> None:
     """docs/api.md is what `python docs/make_api.py` writes."""
     assert (DOCS / "api.md").read_text() == runpy.run_path(str(DOCS / "make_api.py"))["page"]()
+
+
+@pytest.mark.slow
+def test_rules_and_processors_run(capsys: pytest.CaptureFixture) -> None:
+    """The examples of own rules, processors and grammars do what the page says."""
+    page = (DOCS / "rules-and-processors.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    exec(compile(code, "rules-and-processors.md", "exec"), {"__name__": "page"})
+    assert "near:0.8 (NOT lossless)" in capsys.readouterr().out
+
+
+def test_generate_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """The snippet for any language model runs."""
+    import transformers
+
+    class Letters:
+        """As much of a tokenizer as the snippet uses."""
+
+        def __call__(self, text: str) -> transformers.BatchEncoding:
+            return transformers.BatchEncoding({"input_ids": [ord(letter) % 40 for letter in text]})
+
+        def decode(self, ids: list[int]) -> str:
+            return f"{len(ids)} tokens"
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda path: llama(40, torch.float32))
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda path: Letters())
+    code = re.search(r"<!-- generate -->\n```python\n(.*?)```", (DOCS.parent / "README.md").read_text(), re.S)
+    assert code is not None
+    exec(compile(code[1], "README.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out == "100 tokens\n"
