@@ -66,8 +66,8 @@ for arguments in json.loads(sys.argv[1]):
     ("module", "unwanted"),
     [
         ("mmspec.cli", ["torch", "transformers", "PIL"]),
-        ("mmspec.pipelines.image_text_to_text", ["diffusers", "torchaudio", "hibari"]),
-        ("mmspec.pipelines.text_to_image", ["torchaudio", "matplotlib", "hibari"]),
+        ("mmspec.pipelines.image_text_to_text", ["diffusers", "matplotlib", "hibari"]),
+        ("mmspec.pipelines.text_to_image", ["matplotlib", "hibari"]),
         ("mmspec.pipelines.text_to_speech", ["diffusers", "matplotlib"]),
     ],
 )
