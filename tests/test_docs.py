@@ -1,5 +1,6 @@
 """The pages that are made from docstrings, and pages whose code is run."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -14,6 +15,13 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 def test_api_is_current() -> None:
     """docs/api.md is what `python docs/make_api.py` writes."""
     assert (DOCS / "api.md").read_text() == runpy.run_path(str(DOCS / "make_api.py"))["page"]()
+
+
+def test_figures_are_current() -> None:
+    """What `mmspec info MODEL` shows was measured: models/*/results.json are what docs/make_figures.py writes."""
+    made = runpy.run_path(str(DOCS / "make_figures.py"))
+    for model in made["MODELS"]:
+        assert json.loads((DOCS.parent / "models" / model / "results.json").read_text()) == made["figures"](model)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from mmspec.cli.common import (
     Whole,
     check_model,
     console,
+    loading,
     quiet_libraries,
     suite,
     torch_device,
@@ -89,8 +90,9 @@ class Bench:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MmspecError(f"cannot write to {self.out}: {error.strerror}; give a folder") from None
-        measured = suite(task)
-        quiet_libraries()
+        with loading(model, quiet=False):
+            measured = suite(task)
+            quiet_libraries()
         choice = measured.Choice(lines, tuple(self.drafters), self.temperature)
         out = measured.run(model, self.out, self.quick, device, dtypes, self.seed, self.batch, count, choice)
         console.print((out / "results.md").read_text(), markup=False, highlight=False, soft_wrap=True)

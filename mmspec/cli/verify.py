@@ -10,7 +10,19 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from mmspec.cli.common import Count, Device, File, Names, Reals, Whole, console, quiet_libraries, suite, torch_device
+from mmspec.cli.common import (
+    Count,
+    Device,
+    File,
+    Names,
+    Reals,
+    Whole,
+    console,
+    loading,
+    quiet_libraries,
+    suite,
+    torch_device,
+)
 from mmspec.errors import MmspecError
 
 if TYPE_CHECKING:
@@ -72,11 +84,12 @@ class Verify:
             check_names(dtype, self.device)
         for drafter in self.drafters:
             check_name(drafter, folder)
-        from torch import float64
+        with loading(self.model, quiet=False):
+            from torch import float64
 
-        from mmspec.verify import verify
+            from mmspec.verify import verify
 
-        quiet_libraries()
+            quiet_libraries()
         names = self.drafters or [name for name in usable(folder) if name != "none"]
         prompts = sample_prompts(folder, self.prompts)
         columns = ("dtype", "T", "guidance", "penalty", "batch", "drafter", "equal", "generate")

@@ -64,6 +64,8 @@ FOREIGN_OPTIONS = {
     "eta": "that is for diffusion: leave it out",
     "callback_on_step_end_tensor_inputs": "callback_on_step_end is always given all that there is: leave it out",
     "cross_attention_kwargs": "that is for diffusion: leave it out",
+    "num_return_sequences": "use num_images_per_prompt",
+    "num_images_per_prompt": "use num_return_sequences",
     "do_sample": "temperature=0 is greedy, and above 0 samples",
     "num_beams": "there is no beam search: leave it out",
     "max_length": "use max_new_tokens",

@@ -1,11 +1,15 @@
 """What is wrong is said before anything heavy is imported, and a command imports no more than it needs."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from mmspec.cli import common
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +63,16 @@ for arguments in json.loads(sys.argv[1]):
     for (arguments, text), error, line in zip(REFUSED, errors, done.stdout.splitlines(), strict=True):
         assert error.startswith("mmspec: error: ") and text in error, (arguments, error)
         assert line == "2 False False", (arguments, line)
+
+
+def test_loading_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal is told that a model is being loaded; a pipe, and who asks for quiet, are not."""
+    for terminal, quiet in ((True, False), (True, True), (False, False)):
+        screen = io.StringIO()
+        monkeypatch.setattr(common, "console", Console(file=screen, force_terminal=terminal))
+        with common.loading("emoji-64", quiet):
+            pass
+        assert ("loading emoji-64" in screen.getvalue()) == (terminal and not quiet)
 
 
 @pytest.mark.slow

@@ -120,6 +120,7 @@ def test_progress_bars(pipes, task: str, capfd: pytest.CaptureFixture) -> None:
         ("text-to-image", {"height": 64}, "pictures have one size"),
         ("text-to-image", {"negative_prompt": "blue"}, "guidance is against the empty prompt"),
         ("text-to-image", {"guidence_scale": 2.0}, "unknown option 'guidence_scale': did you mean 'guidance_scale'"),
+        ("text-to-image", {"num_return_sequences": 2}, "use num_images_per_prompt"),
         ("text-to-speech", {"speed": 1.5}, "takes no speed"),
         ("text-to-speech", {"voise": "ada"}, "unknown option 'voise': did you mean 'voice'"),
         ("image-text-to-text", {"do_sample": True}, "temperature=0 is greedy"),
