@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,20 @@ def test_generate_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert code is not None
     exec(compile(code[1], "README.md", "exec"), {"__name__": "page"})
     assert capsys.readouterr().out == "100 tokens\n"
+
+
+def test_training_of_a_drafter(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snippet for a drafter of one's own model trains one that loads by name and changes no token."""
+    import mmspec
+
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a red heart\na cat face, flat style\n" * 10)
+    code = re.search(r"<!-- train -->\n```python\n(.*?)```", (DOCS / "adding-a-drafter.md").read_text(), re.S)
+    assert code is not None
+    small = code[1].replace("path/to/model", str(folder)).replace("Budget(1500)", "Budget(5)")
+    exec(compile(small, "adding-a-drafter.md", "exec"), {"__name__": "page"})
+    pipe = mmspec.pipeline("text-to-image", folder, device="cpu", dtype="fp64")
+    pipe.set_progress_bar_config(disable=True)
+    plain, drafted = (pipe("a red heart", seed=3, drafter=drafter) for drafter in ("none", "medusa"))
+    assert plain.tokens == drafted.tokens and drafted.stats.drafter == "medusa"
