@@ -15,14 +15,14 @@ from mmspec import drafters
 from mmspec.bench import report
 from mmspec.bench.suite import (
     Case,
-    Transformers,
+    TransformersBaseline,
+    build_runners,
     choose_min_query_len,
     compare,
     new_results,
     print_location,
-    row,
+    result_row,
     run_in_turns,
-    runners,
     sweep,
 )
 from mmspec.drafters.base import Drafter
@@ -96,9 +96,9 @@ def run_setting(
         return pipe.encode(texts, guidance), target.grid.tokens
 
     choose_min_query_len(target, *job(0))
-    entrants = runners(cases, folder, target, *job(0), partial(draw, target))
+    entrants = build_runners(cases, folder, target, *job(0), partial(draw, target))
     if batch == 1 and cases is not ABLATIONS:
-        transformers = Transformers(target)
+        transformers = TransformersBaseline(target)
         entrants.insert(1, (transformers.label, lambda *arguments: transformers(*arguments).stats))
     title, rows = (
         f"{dtype}, batch {batch}, guidance {guidance:g}, T = 1, passes of {target.min_query_len} nodes or more",
@@ -106,7 +106,7 @@ def run_setting(
     )
     for label, runs in run_in_turns(entrants, job, repeats, batch, seed, title).items():
         seconds = sum(stats.total for stats in runs) / sum(len(stats.runs) for stats in runs)
-        rows.append(row(label, title, runs, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
+        rows.append(result_row(label, title, runs, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
     return compare(rows)
 
 

@@ -157,12 +157,25 @@ def sorted_tree(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _RankPaths:
+    """Paths of candidate ranks: the rank at every level, `ranks` below the end of a path; the index of the last
+    candidate among those of all levels; the number of levels; and the number of each path's parent, from 1, 0 being the
+    root.
+    """
+
+    ranks: Int[Tensor, "level path"]
+    last: Int[Tensor, "path"]
+    depths: Int[Tensor, "path"]
+    parents: Int[Tensor, "path"]
+
+
 @cache
-def _rank_paths(levels: int, ranks: int, max_nodes: int) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Paths of candidate ranks that can be among the `max_nodes` most probable, and the number of each path's parent.
+def _rank_paths(levels: int, ranks: int, max_nodes: int, device: torch.device) -> _RankPaths:
+    """Paths that can be among the `max_nodes` most probable.
 
     Where candidates of a level are sorted, a path is at most as probable as every path of smaller or equal ranks and
-    as all prefixes of those; it matters only if they are no more than `max_nodes`. Numbers count from 1, 0 is the root.
+    as all prefixes of those; it matters only if they are no more than `max_nodes`.
     """
     paths: list[tuple[int, ...]] = [()]
     parents = [0]
@@ -180,7 +193,14 @@ def _rank_paths(levels: int, ranks: int, max_nodes: int) -> tuple[tuple[tuple[in
             better[child], numbers[child] = (wider, every + wider), len(paths)
             paths.append(child)
             parents.append(numbers[path])
-    return tuple(paths[1:]), tuple(parents[1:])
+    del paths[0], parents[0]
+    padded = [[*path, *[ranks] * (levels - len(path))] for path in paths]
+    return _RankPaths(
+        torch.tensor(padded, device=device).T,
+        torch.tensor([(len(path) - 1) * ranks + path[-1] for path in paths], device=device),
+        torch.tensor([len(path) for path in paths], device=device),
+        torch.tensor(parents, device=device),
+    )
 
 
 def product_tree(tokens: Int[Tensor, "row"], levels: Candidates, max_nodes: int) -> DraftTree:
@@ -190,13 +210,9 @@ def product_tree(tokens: Int[Tensor, "row"], levels: Candidates, max_nodes: int)
     operations does not depend on the height: the paths that may matter are enumerated once (`_rank_paths`).
     """
     rows, height, ranks = levels.tokens.shape
-    paths, parents = _rank_paths(height, ranks, max_nodes)
-    device = tokens.device
-    padded = torch.tensor([[*path, *[ranks] * (height - len(path))] for path in paths], device=device)
-    lengths = torch.tensor([len(path) for path in paths], device=device)
-    last = torch.tensor([(len(path) - 1) * ranks + path[-1] for path in paths], device=device)
+    paths = _rank_paths(height, ranks, max_nodes, tokens.device)
     probs = torch.nn.functional.pad(levels.probs.nan_to_num(0.0).double(), (0, 1), value=1.0)  # rank `ranks` is no rank
-    path_probs = probs.gather(2, padded.T[None].expand(rows, -1, -1)).prod(1).to(levels.probs.dtype)
-    nodes = levels.tokens.flatten(1)[:, last]
-    above = torch.tensor(parents, device=device).expand(rows, -1)
-    return sorted_tree(tokens, nodes, above, lengths.expand(rows, -1), path_probs, height, max_nodes)
+    path_probs = probs.gather(2, paths.ranks.expand(rows, -1, -1)).prod(1).to(levels.probs.dtype)
+    nodes = levels.tokens.flatten(1)[:, paths.last]
+    parents, depths = paths.parents.expand(rows, -1), paths.depths.expand(rows, -1)
+    return sorted_tree(tokens, nodes, parents, depths, path_probs, height, max_nodes)
