@@ -43,6 +43,8 @@ class Verify:
     """All that the model has weights for, if left out."""
     tokens: int | None = None
     """Compare this many tokens; the whole picture, sentence or answer if left out."""
+    deterministic: bool = False
+    """Draft chains, so that passes of every width agree bit for bit in bf16 and fp32 too (CPUs)."""
     device: str = "auto"
     json: Path | None = None
     """Also write the findings there."""
@@ -71,7 +73,8 @@ class Verify:
         table = Table(*columns, partings, title=f"{self.model}, {len(prompts)} prompts")
         findings = []
         settings = (self.dtype, self.temperature, self.guidance, self.repetition_penalty, self.batch)
-        search = verify(folder, *settings, names, prompts, self.seed, torch_device(self.device), self.tokens)
+        device = torch_device(self.device)
+        search = verify(folder, *settings, names, prompts, self.seed, device, self.tokens, self.deterministic)
         with console.status("verifying"):
             for finding in search:
                 findings.append(finding)

@@ -139,6 +139,8 @@ class Batch:
     def _draft(self, rows: Rows) -> DraftTree:
         began = perf_counter()
         tree = self.drafter.draft(rows.state, rows.noise, rows.room - 1)
+        if self.target.deterministic and tree.probs is None:
+            tree = tree.first_children()
         return choose_width(tree, self.drafter.nodes, self.drafter.cost, perf_counter() - began)
 
     @timed("target")

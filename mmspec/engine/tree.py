@@ -54,6 +54,30 @@ class DraftTree:
             span *= 2
         return reach.bool()
 
+    def path(self, chosen: Bool[Tensor, "row node"]) -> tuple[Int[Tensor, "row depth"], Int[Tensor, "row"]]:
+        """The longest path from the root through `chosen` nodes, of which no two are siblings: its nodes, root first,
+        and how many they are; what follows them is padding.
+        """
+        nodes = torch.arange(self.size, device=self.tokens.device)
+        real = (self.parents >= 0) | (nodes == 0)
+        on_path = real & ~(self.ancestors & ~(chosen | (nodes == 0))[:, None]).any(2)
+        path = torch.where(on_path, nodes, self.size - 1).sort(1).values[:, : self.height + 1]
+        return path, on_path.sum(1)
+
+    def first_children(self) -> "DraftTree":
+        """The chain from the root to the first child each time: the most probable one where nodes are sorted."""
+        nodes = torch.arange(self.size, device=self.tokens.device)
+        parents, drafted = self.parents.clamp(min=0), (self.parents >= 0) & (nodes > 0)
+        first = torch.full_like(parents, self.size)
+        first.scatter_reduce_(1, parents, nodes.where(drafted, self.size), "amin")
+        path, lengths = self.path(drafted & (nodes == first.gather(1, parents)))
+        tree = chain(self.tokens[:, 0], self.tokens.gather(1, path)[:, 1:], lengths - 1)
+        probs = self.path_probs
+        if probs is not None:
+            beyond = torch.arange(path.shape[1], device=path.device) >= lengths[:, None]
+            probs = probs.gather(1, path).masked_fill(beyond, 0.0)
+        return replace(tree, path_probs=probs)
+
     def first(self, nodes: int, height: int) -> "DraftTree":
         """The tree of the first `nodes` nodes, of that height; they must be sorted by `path_probs`."""
         if nodes >= self.size:

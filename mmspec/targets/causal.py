@@ -53,6 +53,7 @@ class CausalTarget:
         self.model = model.eval()
         self.weights_hash = weights_hash
         self.min_query_len = MIN_QUERY_LEN
+        self.deterministic = False
         self.protected: frozenset[int] = frozenset()
         self.grid: Grid | None = None
         self.decoder = self.find_decoder()
@@ -148,7 +149,8 @@ class CausalTarget:
                 f"{longest} prompt tokens and {capacity - MAX_TREE_NODES} positions for new tokens exceed the model's "
                 f"{most} positions: shorten the prompt or ask for fewer tokens"
             )
-        slots = -(-(longest - 1 + capacity) // SLOT_MULTIPLE) * SLOT_MULTIPLE
+        multiple = KV_BLOCK if self.deterministic else SLOT_MULTIPLE
+        slots = -(-(longest - 1 + capacity) // multiple) * multiple
         self._check_width(slots)
         layers = self.model.config.get_text_config().num_hidden_layers
         cache = TreeCache(layers, len(sequences), slots, self.device)
