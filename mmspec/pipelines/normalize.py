@@ -29,6 +29,7 @@ MONTH = (
 SHORT_MONTH = r"(?:Jan|Feb|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)"
 DAY = r"(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)"
 SIGN = "[€$£]"
+SUM = r"(?:\d{1,3}(?: \d{3})+(?:,\d\d)?|\d+(?:[.,]\d+)*)"
 TIME = r"\d{1,2}(?::\d\d)?(?: ?[ap]\.?m\b\.?| ?[AP]\.?M\b\.?)?"
 MILLIONS = "(?:people|users|copies|views|downloads|customers|subscribers|followers|jobs|households|votes|shares)"
 # Words after which a number of four digits is a year, and after which it is a label.
@@ -92,21 +93,23 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (r"\^[-−]", "^ minus "),
     (r"<=|=<", "≤"), (r">=", "≥"), (r"!=|=/=", "≠"), (r"(?<=\w) ?(?:->|=>|-->|==>) ?(?=\w)", " to "),
     (r"\+/-|\+-", "±"), (r"(?<=\w )==(?= \w)", "="),
-    (r"(?<=\w)\\(?=\w)", " backslash "),
-    (r"(?<!\w)_+(?=\w)|(?<=\w)_+(?!\w)", ""),
+    (r"(?<=[\w:])\\(?=\w)", " backslash "),
+    (r"§§ ?", "sections "),
+    (r"(?<!\w)_+(?=\w)|(?<=\w)_+(?!\w)|~~", ""),
     # Minus
     (rf"(?<![\w.])({NUMBER}(?: ?[-+×÷*] ?{NUMBER})+)(?= ?[=≈≠<>≤≥])", lambda m: re.sub(" ?- ?", " minus ", m[1])),
     (rf"(?<![\w.,/])({NUMBER}) - (?=({NUMBER}))", minus),
     (r" ?− ?(?=[\w$£€√∞.(])", " minus "),
     (rf"({SIGN})[-–](?=\d)", r"minus \1"),
-    (rf"(?<![\w)\]%°\"'’.,–-])(?<!\d )[–-](?={SIGN}?\d)", "minus "),
+    (rf"(?<![\w)\]%‰°\"'’.,–-])(?<!\d )[–-](?={SIGN}?\d)", "minus "),
     (rf"{START}(\d+(?:\.\d+)?)[eE]([+-]?)(\d{{1,3}})(?!\w)",
      lambda m: f"{m[1]} e {dict([('-', 'minus '), ('+', 'plus ')]).get(m[2], '')}{m[3]}"),
     # Money
+    (r"(?<![\d.,])\d{1,2}(?:,\d\d)+,\d{3}(?![\d,])", lambda m: f"{int(m[0].replace(',', '')):,}"),
     (rf"({SIGN}) (?=\d)", r"\1"),
-    (rf"(?<![\w.,])(\d[\d., ]*\d|\d){DASH}(\d[\d.,]*\d|\d) ?({SIGN})(?!\d)",
+    (rf"(?<![\w.,$£€])({SUM}){DASH}({SUM}) ?({SIGN})(?!\d)",
      lambda m: f"{m[3]}{continental(m[1])}-{m[3]}{continental(m[2])}"),
-    (rf"(?<![\w.,$£€])(\d{{1,3}}(?: \d{{3}})+(?:,\d\d)?|\d(?:[\d.,]*\d)?) ?({SIGN})(?!\d)",
+    (rf"(?<![\w.,$£€])({SUM}) ?({SIGN})(?!\d)",
      lambda m: m[2] + continental(m[1])),
     (rf"({SIGN})(\d[\d.]*,\d\d?)(?!\d|,\d)", lambda m: m[1] + continental(m[2])),
     (r"\bUS\$(?=\d)", "$"),
@@ -131,13 +134,14 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (r"(?i)\b((?:call|dial|phone|ring) )([1-9]11|999|112)\b(?![-.]\d)", lambda m: m[1] + spell(m[2])),
     (r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{1,5}))?(?:/(\d{1,2}))?(?![\w]|\.\d)", address),
     (r"(?<![\w.,])(\d{1,2})([.-])(\d{1,2})\2(\d{4})(?![\w]|[.-]\d)", numeric_date),
+    (r"(?<=\d-\d\d)T(?=\d\d:)", " at "),
     (r"(?<![\w.,/-])(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?![\d/-]|\.\d)",
      lambda m: date(m[1], int(m[2]), int(m[3])) or m[0]),
-    (r"(?<![\w.])([vV]\.? ?)(\d+(?:\.\d+)*)(-[a-z]+)?(?![\w-]|\.\d)", version),
-    (r"(?<![\w.,])()(\d+(?:\.\d+){2,})(-[a-z]+)?(?![\w-]|\.\d)", version),
+    (r"(?<![\w.])([vV]\.? ?)(\d+(?:\.\d+)*)(-[a-z]+)?(?![\w-]|\.\w)", version),
+    (r"(?<![\w.,])()(\d+(?:\.\d+){2,})(-[a-z]+)?(?![\w-]|\.\w)", version),
     (r"(?<![\w.,:/-])0\d{2,}(?![.,:/-]?\d)", lambda m: spell(m[0])),
     # Files, languages, formulas
-    (rf"(?<![\w@/\\])[\w-]*\w(?:\.(?:{alternatives(EXTENSIONS)}))+(?!\w|\.\w)", file_name),
+    (rf"(?<![\w@])[\w-]*\w(?:\.(?i:{alternatives(EXTENSIONS)}))+(?!\w|\.\w)", file_name),
     (r"(?<![\w.])\.(?=[A-Za-z]{2})", "dot "),
     (r"(?<=[a-z]{2})\.(?=[a-z]{2}[a-z_]*(?:\b|\())(?!\w*\.\s)", " dot "),
     (r"\bdot NET\b", "dot net"),
@@ -188,10 +192,13 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     # Units
     (rf"(\d)m (?={MILLIONS}\b)", r"\1 million "),
     (rf"(?<![\w.,/:$£€])({NUMBER})([ -]?)({UNIT})(?:\.(?= [a-z]))?", quantity),
-    (rf"(\d[\d.,]*(?: ?[a-z]+)?) ?/ ?({alternatives([*NAMES, *PER])})\b", lambda m: f"{m[1]} per {base(m[2])}"),
+    (rf"({SIGN}[\d.,]*\d{SCALE}?|\d (?:dollars|euros|pounds|cents)) ?/ ?(?=[a-z]{{3}})", r"\1 per "),
+    (rf"(\d[\d.,]*(?: ?[a-z]+|{SCALE})?) ?/ ?({alternatives([*NAMES, *PER])})\b", lambda m: f"{m[1]} per {base(m[2])}"),
     (r"(?<![\w.,$£€])(\d+(?:,\d{3})*)\.(\d*0)(?!\w|\.\d)", lambda m: f"{cardinal(m[1])} point {spell(m[2])}"),
     (r"(?<=[\w)]) ?≈", " approximately equal to"),
     *((rf" ?{sign} ?", f" {words} ") for sign, words in SPOKEN_SIGNS.items()),
+    (rf"({SIGN}|{OTHER_SIGNS})(?!\d)", lambda m: f" {CURRENCY[m[1]]} "),
+    (r"(?<=[A-Z]\.)\.(?!\.)", ""),
 ]
 COUNT = re.compile(r"(?<![\w.,/:$£€-])([1-9]\d{3})(?![\w%'’]|[.,:/-]\d)")
 

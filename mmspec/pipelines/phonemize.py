@@ -161,11 +161,10 @@ class Phonemizer:
             return ""
         if kind == "Cc" or kind[0] in "ZP":
             return " "
-        if kind[0] == "S" and unicodedata.decomposition(character)[5:] and "<" not in unicodedata.decomposition(character):
-            return None  # without its stroke, ≢ would be its opposite
-        plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)).translate(
-            ALIKE
-        )
+        parts = unicodedata.normalize("NFKD", character)
+        plain = "".join(c for c in parts if not unicodedata.combining(c)).translate(ALIKE)
+        if kind[0] == "S" and (plain != parts.translate(ALIKE) or not plain.strip()):
+            return None  # ≢ without its stroke would be ≡
         return plain if plain and self.readable.issuperset(plain) else None
 
     def sentences(self, line: str) -> list[str]:
@@ -210,13 +209,19 @@ class Phonemizer:
             cuts = [match.end() for match in ends.finditer(text, margin, len(text) - margin)]
             cuts = [cut for cut in cuts if not any(cut in span for span in inside)]
             if cuts:
-                at = min(cuts, key=lambda cut: abs(2 * cut - len(text)))
+                nearest = sorted(cuts, key=lambda cut: abs(2 * cut - len(text)))
+                at = next((cut for cut in nearest[:8] if self.separate(text, cut)), nearest[0])
                 return [*self.pieces(text[:at].rstrip(), unsaid, between), *self.pieces(text[at:], unsaid, pause)]
         if len(text) > 3 * self.longest:
             at = len(text) // 2
             return [*self.pieces(text[:at], unsaid, WORD), *self.pieces(text[at:], unsaid, pause)]
         *first, last = textwrap.wrap(phonemes, self.longest, break_on_hyphens=False)
         return [*(Sentence(text, part, WORD) for part in first), Sentence(text, last, pause)]
+
+    def separate(self, text: str, cut: int) -> bool:
+        """Whether both sides of the cut are read as they are together, unlike those of "5 | km"."""
+        left, right = text[max(0, cut - 40) : cut].rstrip(), text[cut : cut + 40]
+        return self.spoken(f"{left} {right}") == f"{self.spoken(left)} {self.spoken(right)}"
 
     def spoken(self, text: str) -> str:
         """The sentence in words, apart from the phonemes that it gives."""

@@ -110,9 +110,10 @@ def slash(match: Match) -> str:
         return day
     if len(top) == 4 and len(bottom) in (2, 4):  # 2023/24
         return f"{top} {bottom}"
-    if calculation and above >= below or above > below:
+    pair = above == below or (above + below == 100 and below > 9)
+    if calculation and above >= below or above > below and not pair:
         return f"{cardinal(top)} over {cardinal(bottom)}"
-    if above == below or (above + below == 100 and below > 9):
+    if pair:
         return f"{cardinal(top)} {'out of ' if above == below <= 10 else ''}{cardinal(bottom)}"
     if day and below > 10 and not part_of and below not in (12, 16):
         return day
@@ -183,7 +184,7 @@ def file_name(match: Match) -> str:
 def quantity(match: Match) -> str:
     """5 km², 27-inch, 30 ft/s."""
     number, sign, unit = match.groups()
-    decade = sign == "" and unit == "s" and number.endswith("0")
+    decade = sign == "" and unit == "s" and (number.endswith("0") or match.string[: match.start()].endswith("the "))
     if decade or (unit in ("N", "W") and re.match(r" [A-Z\d]", match.string[match.end() :])):  # 120 W 45th Street
         return match[0]
     one = number in ("1", "1.0") or sign == "-"
@@ -193,7 +194,7 @@ def quantity(match: Match) -> str:
 def unclosed(match: Match) -> str:
     """27" is a length unless the sign closes a quotation."""
     before, after = match.string[: match.start()], match.string[match.end() :]
-    opened = before.count('"') % 2 if match[0][-1] == '"' else before.count("“") > before.count("”")
+    opened = len(re.findall(r"(?<!\S)[(\[]?[\"“](?=\S)", before)) > len(re.findall(r"(?<=[^\s\d])[\"”]", before))
     if opened and match[0][-1] not in after:
         return match[0]
     one = re.match(r" (?!tall|wide|long|high|deep|thick|x\b|by\b|and\b|or\b|of\b|is\b|in\b|at\b)[a-zA-Z]", after)
