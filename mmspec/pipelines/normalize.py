@@ -12,10 +12,43 @@ import re
 from collections.abc import Callable, Sequence
 
 from mmspec.pipelines.spoken import (
-    Match, cardinal, comma_list, continental, date, day_name, feet, file_name, formula, grouped, minus, mixed,
-    money_range, month_name, numeric_date, ordinal, part, phone, quantity, ratio, scale, slash, spell, unclosed,
+    Match,
+    cardinal,
+    comma_list,
+    continental,
+    date,
+    day_name,
+    feet,
+    file_name,
+    formula,
+    grouped,
+    minus,
+    mixed,
+    money_range,
+    month_name,
+    numeric_date,
+    ordinal,
+    part,
+    phone,
+    quantity,
+    ratio,
+    scale,
+    slash,
+    spell,
+    unclosed,
 )  # fmt: skip
-from mmspec.pipelines.units import CURRENCY, EXTENSIONS, NAMES, PER, SPOKEN_SIGNS, UNIT, alternatives, base, measure, plural
+from mmspec.pipelines.units import (
+    CURRENCY,
+    EXTENSIONS,
+    NAMES,
+    PER,
+    SPOKEN_SIGNS,
+    UNIT,
+    alternatives,
+    base,
+    measure,
+    plural,
+)
 
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 START = r"(?<![\w.,/:$£€-])(?<![\w][.,/:-])"  # of a number that stands by itself
@@ -42,6 +75,14 @@ BEFORE_LABEL = re.compile(
     r"(?:\b(?:room|pin|code|flight|number|no\.?|ext\.?|extension|model|apt\.?|suite|box|bus|route|highway|channel|"
     r"unit|gate|train|line|class|type|part|port|area|agent|call|dial|(?-i:[A-Z]{2,4}))|#) ?$",
     re.I,
+)
+BEFORE_COUNT = re.compile(
+    r"\b(?:ha[sd]|have|having|about|over|under|nearly|almost|around|only|than|exactly|some|another|all|these|those|"
+    r"there (?:are|were)|contains?|counted|sold|bought|made|wrote|planted|found|won|with|plus|up to|at least|number of|of all) $",
+    re.I,
+)
+MEASURED = (
+    "meters metres feet miles yards kilometers kilometres pounds kilograms grams calories bytes seconds hours".split()
 )
 ABBREVIATIONS = {
     "p": "page", "pp": "pages", "pg": "page", "pgs": "pages", "eq": "equation", "eqs": "equations", "eqn": "equation",
@@ -87,12 +128,16 @@ def address(match: Match) -> str:
 # Patterns and what is written for them; a function is given the match.
 RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     # Signs that stand for others
-    (r"(?<![\w.])\.(?=\d)", "0."),
-    (r"(?<=\d) ?[·∙⋅] ?(?=\d)", " × "),
+    (r"(?<![\w.])\.(?=\d)(?!\d+[ -](?:cal|Magnum))", "0."),
+    (r"(?<=batting average )(\w+ )0(\.\d{3})\b", r"\1\2"),
     (r"(?<=\d) ?\* ?(?=\d)", " × "),
     (r"\^[-−]", "^ minus "),
-    (r"<=|=<", "≤"), (r">=", "≥"), (r"!=|=/=", "≠"), (r"(?<=\w) ?(?:->|=>|-->|==>) ?(?=\w)", " to "),
-    (r"\+/-|\+-", "±"), (r"(?<=\w )==(?= \w)", "="),
+    (r"<=|=<", "≤"),
+    (r">=", "≥"),
+    (r"!=|=/=", "≠"),
+    (r"(?<=\w) ?(?:->|=>|-->|==>) ?(?=\w)", " to "),
+    (r"\+/-|\+-", "±"),
+    (r"(?<=\w )==(?= \w)", "="),
     (r"(?<=[\w:])\\(?=\w)", " backslash "),
     (r"§§ ?", "sections "),
     (r"(?<!\w)_+(?=\w)|(?<=\w)_+(?!\w)|~~", ""),
@@ -102,15 +147,18 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (r" ?− ?(?=[\w$£€√∞.(])", " minus "),
     (rf"({SIGN})[-–](?=\d)", r"minus \1"),
     (rf"(?<![\w)\]%‰°\"'’.,–-])(?<!\d )[–-](?={SIGN}?\d)", "minus "),
-    (rf"{START}(\d+(?:\.\d+)?)[eE]([+-]?)(\d{{1,3}})(?!\w)",
-     lambda m: f"{m[1]} e {dict([('-', 'minus '), ('+', 'plus ')]).get(m[2], '')}{m[3]}"),
+    (
+        rf"{START}(\d+(?:\.\d+)?)[eE]([+-]?)(\d{{1,3}})(?!\w)",
+        lambda m: f"{m[1]} e {dict([('-', 'minus '), ('+', 'plus ')]).get(m[2], '')}{m[3]}",
+    ),
     # Money
     (r"(?<![\d.,])\d{1,2}(?:,\d\d)+,\d{3}(?![\d,])", lambda m: f"{int(m[0].replace(',', '')):,}"),
     (rf"({SIGN}) (?=\d)", r"\1"),
-    (rf"(?<![\w.,$£€])({SUM}){DASH}({SUM}) ?({SIGN})(?!\d)",
-     lambda m: f"{m[3]}{continental(m[1])}-{m[3]}{continental(m[2])}"),
-    (rf"(?<![\w.,$£€])({SUM}) ?({SIGN})(?!\d)",
-     lambda m: m[2] + continental(m[1])),
+    (
+        rf"(?<![\w.,$£€])({SUM}){DASH}({SUM}) ?({SIGN})(?!\d)",
+        lambda m: f"{m[3]}{continental(m[1])}-{m[3]}{continental(m[2])}",
+    ),
+    (rf"(?<![\w.,$£€])({SUM}) ?({SIGN})(?!\d)", lambda m: m[2] + continental(m[1])),
     (rf"({SIGN})(\d[\d.]*,\d\d?)(?!\d|,\d)", lambda m: m[1] + continental(m[2])),
     (r"\bUS\$(?=\d)", "$"),
     (rf"({SIGN})({NUMBER})({SCALE}|){DASH}\1?({NUMBER})({SCALE}|)(?!\w)", money_range),
@@ -124,8 +172,10 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (rf"({OTHER_SIGNS}) ?({NUMBER})({SCALE})?", lambda m: amount(m[1], m[2], m[3])),
     (rf"{START}({NUMBER})({SCALE})? ?({OTHER_SIGNS})", lambda m: amount(m[3], m[1], m[2])),
     # Telephones, addresses and versions
-    (r"(?<![\w.,])\d{1,3}\.\d{3}\.\d{3}(?!\w|\.\d)|(?<![\w.,])\d{1,3}(?:\.\d{3})+,\d\d?(?!\w)",
-     lambda m: continental(m[0])),
+    (
+        r"(?<![\w.,])\d{1,3}\.\d{3}\.\d{3}(?!\w|\.\d)|(?<![\w.,])\d{1,3}(?:\.\d{3})+,\d\d?(?!\w)",
+        lambda m: continental(m[0]),
+    ),
     (r"(?<![\w.+-])\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,5}(?!\w)", phone),
     (r"(?<![\w.,/-])(?:1[ .-]?)?\(\d{3}\)[ .-]?\d{3}[ .-]\d{4}(?![\w-])", phone),
     (r"(?<![\w.,/-])(?:1[ .-])?(?:\d{3}([ .-])\d{3}\1)\d{4}(?![\w-])", phone),
@@ -135,8 +185,10 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{1,5}))?(?:/(\d{1,2}))?(?![\w]|\.\d)", address),
     (r"(?<![\w.,])(\d{1,2})([.-])(\d{1,2})\2(\d{4})(?![\w]|[.-]\d)", numeric_date),
     (r"(?<=\d-\d\d)T(?=\d\d:)", " at "),
-    (r"(?<![\w.,/-])(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?![\d/-]|\.\d)",
-     lambda m: date(m[1], int(m[2]), int(m[3])) or m[0]),
+    (
+        r"(?<![\w.,/-])(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?![\d/-]|\.\d)",
+        lambda m: date(m[1], int(m[2]), int(m[3])) or m[0],
+    ),
     (r"(?<![\w.])([vV]\.? ?)(\d+(?:\.\d+)*)(-[a-z]+)?(?![\w-]|\.\w)", version),
     (r"(?<![\w.,])()(\d+(?:\.\d+){2,})(-[a-z]+)?(?![\w-]|\.\w)", version),
     (r"(?<![\w.,:/-])0\d{2,}(?![.,:/-]?\d)", lambda m: spell(m[0])),
@@ -149,26 +201,42 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (rf"(?<![\w-])(?=[A-Za-z()]*\d)(?:{ATOM}\d{{0,3}}|\((?:{ATOM}\d*)+\)\d*){{2,}}(?![\w-])", formula),
     (rf"(?<![\w-])(?:{alternatives(SALTS)})(?![\w-])", formula),
     # Abbreviations
-    (rf"(?i)(?<![\w.])({alternatives(ABBREVIATIONS)})\. ?(?=\(?\d|[IVX]+\b)",
-     lambda m: ABBREVIATIONS[m[1].lower()] + " "),
-    (rf"(?<![\w.])((?!(?:{alternatives(NOT_STREETS)}) )[A-Z]\w+ )({alternatives(STREETS)})\.(?=\W*$|,| [a-z(&\d]| (?:He|"
-     r"She|It|They|We|I|The|A|Then|But|And|In|On|This|That|There|You)\b)", lambda m: m[1] + STREETS[m[2]]
-     + ("." if m.end() == len(m.string) else "")),
+    (
+        rf"(?i)(?<![\w.])({alternatives(ABBREVIATIONS)})\. ?(?=\(?\d|[IVX]+\b)",
+        lambda m: ABBREVIATIONS[m[1].lower()] + " ",
+    ),
+    (
+        rf"(?<![\w.])((?!(?:{alternatives(NOT_STREETS)}) )[A-Z]\w+ )({alternatives(STREETS)})\.(?=\W*$|,| [a-z(&\d]| (?:He|"
+        r"She|It|They|We|I|The|A|Then|But|And|In|On|This|That|There|You)\b)",
+        lambda m: m[1] + STREETS[m[2]] + ("." if m.end() == len(m.string) else ""),
+    ),
     # Dates
     (rf"\b({DAY})(?:\.?{DASH})({DAY})\b(?!\w)", lambda m: f"{day_name(m[1])} to {day_name(m[2])}"),
-    (rf"\b({DAY})\b(?!['’-])(?=\.?,? ?(?:\d|{MONTH}\b|the \d|at \d|(?:morning|night|evening|afternoon)\b))",
-     lambda m: day_name(m[1])),
+    (
+        rf"\b({DAY})\b(?!['’-])(?=\.?,? ?(?:\d|{MONTH}\b|the \d|at \d|(?:morning|night|evening|afternoon)\b))",
+        lambda m: day_name(m[1]),
+    ),
     (rf"(?<=\b[oO]n )({DAY})\b(?!['’-])", lambda m: day_name(m[1])),
     (rf"\b({MONTH})[-–]({MONTH})\b", lambda m: f"{month_name(m[1])} to {month_name(m[2])}"),
-    (rf"\b({MONTH})\.? (\d\d?)(?:st|nd|rd|th)?{DASH}(\d\d?)(?:st|nd|rd|th)?\b(?!:)",
-     lambda m: f"{month_name(m[1])} {ordinal(int(m[2]))} to {ordinal(int(m[3]))}"),
-    (rf"{START}(\d\d?){DASH}(\d\d?) ({MONTH})\b",
-     lambda m: f"the {ordinal(int(m[1]))} to the {ordinal(int(m[2]))} of {month_name(m[3])}"),
+    (
+        rf"\b({MONTH})\.? (\d\d?)(?:st|nd|rd|th)?{DASH}(\d\d?)(?:st|nd|rd|th)?\b(?!:)",
+        lambda m: f"{month_name(m[1])} {ordinal(int(m[2]))} to {ordinal(int(m[3]))}",
+    ),
+    (
+        rf"{START}(\d\d?){DASH}(\d\d?) ({MONTH})\b",
+        lambda m: f"the {ordinal(int(m[1]))} to the {ordinal(int(m[2]))} of {month_name(m[3])}",
+    ),
+    (rf"(?<=\d )({SHORT_MONTH}|Mar)\b(?!['’-])", lambda m: month_name(m[1])),
     (rf"\b({SHORT_MONTH}|Mar)\.? (?=\d{{4}}\b)", lambda m: month_name(m[1]) + " "),
-    (rf"\b((?:[Ii]n|by|of|to|[Ss]ince|until|from|last|next|early|late|this|mid)[ -])({SHORT_MONTH})\b(?![.\w'’-])",
-     lambda m: m[1] + month_name(m[2])),
+    (
+        rf"\b((?:[Ii]n|by|of|to|[Ss]ince|until|from|last|next|early|late|this|mid)[ -])({SHORT_MONTH})\b(?![.\w'’-])",
+        lambda m: m[1] + month_name(m[2]),
+    ),
     # Feet, inches and angles
-    (r"(\d+)° ?(\d+)'(?: ?(\d+)\")?", lambda m: f"{m[1]} degrees {m[2]} minutes" + (f" {m[3]} seconds" if m[3] else "")),
+    (
+        r"(\d+)° ?(\d+)'(?: ?(\d+)\")?",
+        lambda m: f"{m[1]} degrees {m[2]} minutes" + (f" {m[3]} seconds" if m[3] else ""),
+    ),
     (r"(?<![\w.'])(\d+)['’] ?(\d{1,2}(?:\.\d)?)(?:[\"”]|'')", feet),
     (r"(?<![\w.'])(\d+)['’](?= (?:tall|wide|long|high|deep|x|by)\b)", r"\1 feet"),
     (rf"{START}((?:\d+ )?\d+/\d+|\d+(?:\.\d+)?)[\"”]", unclosed),
@@ -199,6 +267,20 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     *((rf" ?{sign} ?", f" {words} ") for sign, words in SPOKEN_SIGNS.items()),
     (rf"({SIGN}|{OTHER_SIGNS})(?!\d)", lambda m: f" {CURRENCY[m[1]]} "),
     (r"(?<=[A-Z]\.)\.(?!\.)", ""),
+    # Words with two readings, of which hibari has one
+    (
+        r"\b((?:I|we|you|they|who|to|not|would|will|may|might|do|did|\w+n['’]t|strongly|also) )(object)\b(?! \w+ing\b)",
+        r"\1[\2](/əbʤˈɛkt/)",
+    ),
+    (
+        r"\b([Ll]ead)(?= (?:pipes?|paint|poisoning|pencils?|acid|bullets?|weights?|shot|ore|glass|pellets?)\b)",
+        r"[\1](/lˈɛd/)",
+    ),
+    (r"\b((?:of|contains?|melt|molten) )(lead)(?=[.,;:!?)]|$| (?:and|or)\b)", r"\1[\2](/lˈɛd/)"),
+    (
+        r"(?<![\d-] )(?<!-)\b([Mm]inute)(?= (?:details?|amounts?|quantit|differen|particles?|traces?|fragments?|doses?))",
+        r"[\1](/mInˈut/)",
+    ),
 ]
 COUNT = re.compile(r"(?<![\w.,/:$£€-])([1-9]\d{3})(?![\w%'’]|[.,:/-]\d)")
 
@@ -230,4 +312,7 @@ class Normalizer:
         counts = bool(plurals) and (plurals[0] or (len(plurals) > 1 and tags[0][:2] in ("JJ", "NN") and plurals[1]))
         if value > 2100:
             return f"{value:,}" if counts or not BEFORE_YEAR.search(before) else match[0]
-        return f"{value:,}" if counts and not BEFORE_YEAR.search(before) else match[0]
+        sure = counts and (
+            not 1800 <= value <= 2035 or following[0] in ("people", *MEASURED) or BEFORE_COUNT.search(before)
+        )
+        return f"{value:,}" if sure and not BEFORE_YEAR.search(before) else match[0]

@@ -33,6 +33,7 @@ WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])"), " and "),
     (re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])"), lambda match: "^" + unicodedata.normalize("NFKC", match[0])),
     (re.compile(r"(?<=\d)[\u00a0\u202f](?=\d{3}(?!\d))"), ","),  # 5 000
+    (re.compile(r"(?<=\d) ?[·∙⋅] ?(?=\d)"), " × "),
     (re.compile(r"(?<=\d)( ?[kM]?)Ω"), r"\1ohm"),
     (re.compile(r"μ(?=[gmslLAVWFJ]\b)"), "µ"),
     (re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+(.*?\S)(?:[ \t]+#+)?[ \t]*$", re.MULTILINE), r"\1"),  # Markdown's titles
@@ -94,7 +95,11 @@ class Phonemizer:
         self.abbreviations = {"no.", "nos.", *map(str.lower, ABBREV), *(f"{word}." for word in ABBREVIATIONS)}
         # hibari expects that a letter lowers to one letter, which İ does not.
         latin = {c for c in self.letters.cin if unicodedata.name(c, "").startswith("LATIN") and len(c.lower()) == 1}
-        marks = {*map(chr, range(32, 127)), *"\n‘’“”«»…—–£€", *"".join([*SYMBOLS, *CURRENCY_WORDS, *CURRENCY, *SPOKEN_SIGNS])}
+        marks = {
+            *map(chr, range(32, 127)),
+            *"\n‘’“”«»…—–£€",
+            *"".join([*SYMBOLS, *CURRENCY_WORDS, *CURRENCY, *SPOKEN_SIGNS]),
+        }
         self.readable = frozenset(latin | marks)
 
     def read(self, text: str) -> PhonemizedText:

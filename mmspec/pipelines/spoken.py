@@ -106,7 +106,11 @@ def slash(match: Match) -> str:
     if (top, bottom) in (("24", "7"), ("9", "11")) and not calculation:
         return f"{cardinal(top)} {cardinal(bottom)}"
     part_of = unit or re.match(r"(?:[ -]of\b| ?(?:inch|cup|mile|hour|pound|ounce|teaspoon|tablespoon)|\"|”)", after)
-    if day and not part_of and re.search(r"\b(?:on|by|until|till|since|before|after|due|dated?|ends?|from) $", before, re.I):
+    if (
+        day
+        and not part_of
+        and re.search(r"\b(?:on|by|until|till|since|before|after|due|dated?|ends?|from) $", before, re.I)
+    ):
         return day
     if len(top) == 4 and len(bottom) in (2, 4):  # 2023/24
         return f"{top} {bottom}"

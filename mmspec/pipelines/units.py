@@ -43,7 +43,9 @@ def alternatives(words: object) -> str:
     return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))  # type: ignore[call-overload]
 
 
-SYMBOL = rf"(?:(?:sq|cu)\.? )?(?:{alternatives(set(NAMES) - {'in', 'pt', 'ac', 'lm', 'lx'})})(?:[²³]|\^[23]|(?<=m)[23])?"
+SYMBOL = (
+    rf"(?:(?:sq|cu)\.? )?(?:{alternatives(set(NAMES) - {'in', 'pt', 'ac', 'lm', 'lx'})})(?:[²³]|\^[23]|(?<=m)[23])?"
+)
 UNIT = rf"(?:{SYMBOL}(?:/\d*(?:{SYMBOL}|{'|'.join(PER)}))?)(?![\w'’²³^]|/\w)"
 
 

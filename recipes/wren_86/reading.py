@@ -1,5 +1,5 @@
-"""How well text is read: `python -m recipes.wren_86.reading` prints, for this package and for other libraries, how many of
-the sentences in reading.tsv are read in the words that stand beside them, and which rows of FAULTS are.
+"""How well text is read: `python -m recipes.wren_86.reading` prints, for this package and for other libraries, how many
+sentences of reading.tsv (various) and faults.tsv (once misread) they read in one of the wordings beside them.
 
 A library that is not installed is skipped. Nothing but this measurement needs them:
 
@@ -19,7 +19,7 @@ import tyro
 
 from mmspec.pipelines.phonemize import Phonemizer
 
-TABLE = Path(__file__).with_name("reading.tsv")
+TABLE, FAULTS = (Path(__file__).with_name(f"{name}.tsv") for name in ("reading", "faults"))
 NUMBER = re.compile(r"(?P<sign>[$£€])?(?P<number>\d[\d,]*(?:\.\d+)?)(?P<ordinal>st|nd|rd|th)?\b")
 CURRENCY = {"$": "USD", "£": "GBP", "€": "EUR"}
 
@@ -116,13 +116,26 @@ READERS = {
 }
 
 
-def main(show: str | None = None, table: Path = TABLE) -> None:
-    """Score every reader on `table`; list the sentences that the one called `show` misreads."""
+def score(name: str, read: Reader, table: Path, show: bool) -> str:
+    """How many sentences of a table a reader has right; `show` prints those that it has not."""
     from hibari.g2p import G2P
 
-    logging.disable(logging.INFO)
     g2p = G2P()
-    wanted = [(text, {sound(g2p(words, normalize_text=False)) for words in spoken}) for text, spoken in rows(table)]
+    start, wrong, wanted = time.perf_counter(), [], rows(table)
+    for text, spoken in wanted:
+        phonemes = attempt(read, text)
+        if sound(phonemes) not in {sound(g2p(words, normalize_text=False)) for words in spoken}:
+            wrong.append(f"  {name}: {text}  ->  {phonemes}")
+    took = 1000 * (time.perf_counter() - start) / len(wanted)
+    if show:
+        print("\n".join(wrong))
+    return f"{len(wanted) - len(wrong):3} of {len(wanted)} of {table.name} ({took:.1f} ms each)"
+
+
+def main(show: str | None = None, table: Path = TABLE) -> None:
+    """Score every reader on `table` and on the rows of faults; list what the one called `show` misreads."""
+    logging.disable(logging.INFO)
+    warnings.simplefilter("ignore")
     for name, make in READERS.items():
         start = time.perf_counter()
         try:
@@ -131,19 +144,9 @@ def main(show: str | None = None, table: Path = TABLE) -> None:
         except (ImportError, OSError) as error:
             print(f"{name:22} skipped: {error}")
             continue
-        loaded = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            heard = [(text, attempt(read, text), right) for text, right in wanted]
-        wrong = [(text, phonemes) for text, phonemes, right in heard if sound(phonemes) not in right]
-        seconds = time.perf_counter() - loaded
-        print(
-            f"{name:22} {len(wanted) - len(wrong):3} of {len(wanted)} right, "
-            f"start {loaded - start:.1f} s, {1000 * seconds / len(wanted):.1f} ms a sentence"
-        )
-        if name == show:
-            for text, phonemes in wrong:
-                print(f"  {text}  ->  {phonemes}")
+        loaded = time.perf_counter() - start
+        scores = [score(name, read, path, name == show) for path in (table, FAULTS)]
+        print(f"{name:22} {', '.join(scores)}, starts in {loaded:.1f} s")
 
 
 if __name__ == "__main__":
