@@ -38,11 +38,16 @@ from mmspec.pipelines.spoken import (
     unclosed,
 )  # fmt: skip
 from mmspec.pipelines.units import (
+    ABBREVIATIONS,
     CURRENCY,
+    ELEMENTS,
     EXTENSIONS,
     NAMES,
+    NOT_STREETS,
     PER,
+    SALTS,
     SPOKEN_SIGNS,
+    STREETS,
     UNIT,
     alternatives,
     base,
@@ -78,28 +83,13 @@ BEFORE_LABEL = re.compile(
 )
 BEFORE_COUNT = re.compile(
     r"\b(?:ha[sd]|have|having|about|over|under|nearly|almost|around|only|than|exactly|some|another|all|these|those|"
-    r"there (?:are|were)|contains?|counted|sold|bought|made|wrote|planted|found|won|with|plus|up to|at least|number of|of all) $",
+    r"there (?:are|were)|contains?|counted|sold|bought|made|wrote|planted|found|won|with|plus|"
+    r"up to|at least|number of|of all) $",
     re.I,
 )
-MEASURED = (
-    "meters metres feet miles yards kilometers kilometres pounds kilograms grams calories bytes seconds hours".split()
-)
-ABBREVIATIONS = {
-    "p": "page", "pp": "pages", "pg": "page", "pgs": "pages", "eq": "equation", "eqs": "equations", "eqn": "equation",
-    "sec": "section", "secs": "sections", "fig": "figure", "figs": "figures", "tab": "table", "vol": "volume",
-    "vols": "volumes", "ch": "chapter", "chap": "chapter", "chs": "chapters", "art": "article", "par": "paragraph",
-    "ex": "example", "app": "appendix", "ver": "version", "ext": "extension", "nr": "number",
-}  # fmt: skip
-STREETS = {"Dr": "Drive", "Ct": "Court", "Pl": "Place", "Sq": "Square", "Ter": "Terrace", "Cir": "Circle"}
-NOT_STREETS = "Ask Call Dear Good Hello Hi My No Our See Tell Thanks The This Yes And But Is Was".split()
-ELEMENTS = (
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb "
-    "Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Nd W Re Os Ir Pt Au Hg Tl Pb Bi Po Rn Ra Th U Pu"
-).split()
+MEASURED = set("people meters feet miles yards kilometers pounds kilograms grams calories bytes".split())
+SENTENCE_BEGINS = "He|She|It|They|We|I|The|A|Then|But|And|In|On|This|That|There|You"
 ATOM = rf"(?:{alternatives(ELEMENTS)})"
-SALTS = (
-    "NaCl KCl LiCl AgCl HCl HBr HCN NaF NaBr NaOH KOH KBr KI NaI LiF CaO MgO ZnO CuO FeO FeS ZnS GaAs GaN SiC"
-).split()
 CODES = alternatives(code for code in CURRENCY if code[0].isalpha() and "$" not in code)
 DOLLARS = alternatives(code[:-1] for code in CURRENCY if code[1:] and code.endswith("$"))
 OTHER_SIGNS = "[¥₹₩₽₺₴₫₪฿₿₦₱₡]"
@@ -206,8 +196,8 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
         lambda m: ABBREVIATIONS[m[1].lower()] + " ",
     ),
     (
-        rf"(?<![\w.])((?!(?:{alternatives(NOT_STREETS)}) )[A-Z]\w+ )({alternatives(STREETS)})\.(?=\W*$|,| [a-z(&\d]| (?:He|"
-        r"She|It|They|We|I|The|A|Then|But|And|In|On|This|That|There|You)\b)",
+        rf"(?<![\w.])((?!(?:{alternatives(NOT_STREETS)}) )[A-Z]\w+ )({alternatives(STREETS)})\."
+        rf"(?=\W*$|,| [a-z(&\d]| (?:{SENTENCE_BEGINS})\b)",
         lambda m: m[1] + STREETS[m[2]] + ("." if m.end() == len(m.string) else ""),
     ),
     # Dates
@@ -226,7 +216,10 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
         rf"{START}(\d\d?){DASH}(\d\d?) ({MONTH})\b",
         lambda m: f"the {ordinal(int(m[1]))} to the {ordinal(int(m[2]))} of {month_name(m[3])}",
     ),
-    (rf"(?<=\d )({SHORT_MONTH}|Mar)\b(?!['’-])", lambda m: month_name(m[1])),
+    (
+        rf"(?:\b[Tt]he )?{START}([12]?\d|3[01]) ({MONTH})\b(?!['’-])",
+        lambda m: f"the {ordinal(int(m[1]))} of {month_name(m[2])}",
+    ),
     (rf"\b({SHORT_MONTH}|Mar)\.? (?=\d{{4}}\b)", lambda m: month_name(m[1]) + " "),
     (
         rf"\b((?:[Ii]n|by|of|to|[Ss]ince|until|from|last|next|early|late|this|mid)[ -])({SHORT_MONTH})\b(?![.\w'’-])",
@@ -278,7 +271,8 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     ),
     (r"\b((?:of|contains?|melt|molten) )(lead)(?=[.,;:!?)]|$| (?:and|or)\b)", r"\1[\2](/lˈɛd/)"),
     (
-        r"(?<![\d-] )(?<!-)\b([Mm]inute)(?= (?:details?|amounts?|quantit|differen|particles?|traces?|fragments?|doses?))",
+        r"(?<![\d-] )(?<!-)\b([Mm]inute)"
+        r"(?= (?:details?|amounts?|quantit|differen|particles?|traces?|fragments?|doses?))",
         r"[\1](/mInˈut/)",
     ),
 ]
@@ -312,7 +306,6 @@ class Normalizer:
         counts = bool(plurals) and (plurals[0] or (len(plurals) > 1 and tags[0][:2] in ("JJ", "NN") and plurals[1]))
         if value > 2100:
             return f"{value:,}" if counts or not BEFORE_YEAR.search(before) else match[0]
-        sure = counts and (
-            not 1800 <= value <= 2035 or following[0] in ("people", *MEASURED) or BEFORE_COUNT.search(before)
-        )
-        return f"{value:,}" if sure and not BEFORE_YEAR.search(before) else match[0]
+        if 1800 <= value <= 2035:  # most of these are years
+            counts = counts and bool(following[0] in MEASURED or BEFORE_COUNT.search(before))
+        return f"{value:,}" if counts and not BEFORE_YEAR.search(before) else match[0]

@@ -95,11 +95,8 @@ class Phonemizer:
         self.abbreviations = {"no.", "nos.", *map(str.lower, ABBREV), *(f"{word}." for word in ABBREVIATIONS)}
         # hibari expects that a letter lowers to one letter, which İ does not.
         latin = {c for c in self.letters.cin if unicodedata.name(c, "").startswith("LATIN") and len(c.lower()) == 1}
-        marks = {
-            *map(chr, range(32, 127)),
-            *"\n‘’“”«»…—–£€",
-            *"".join([*SYMBOLS, *CURRENCY_WORDS, *CURRENCY, *SPOKEN_SIGNS]),
-        }
+        signs = "".join([*SYMBOLS, *CURRENCY_WORDS, *CURRENCY, *SPOKEN_SIGNS])
+        marks = {*map(chr, range(32, 127)), *"\n‘’“”«»…—–£€", *signs}
         self.readable = frozenset(latin | marks)
 
     def read(self, text: str) -> PhonemizedText:

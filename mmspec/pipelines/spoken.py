@@ -11,6 +11,7 @@ MONTHS = (
     "January February March April May June July August September October November December"
 ).split()  # fmt: skip
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+BEFORE_DAY = re.compile(r"\b(?:on|by|until|till|since|before|after|due|dated?|ends?|from) $", re.I)
 BOOK = re.compile(r"\b(?:Genesis|Exodus|Psalms?|Isaiah|Matthew|Mark|Luke|John|Acts|Romans|Corinthians|Hebrews) $")
 SCORE = re.compile(r"\b(?:w[io]n|wins|los[et]|beat|scored?|led|leads?|drew|result|vs?)\b", re.I)
 
@@ -106,11 +107,7 @@ def slash(match: Match) -> str:
     if (top, bottom) in (("24", "7"), ("9", "11")) and not calculation:
         return f"{cardinal(top)} {cardinal(bottom)}"
     part_of = unit or re.match(r"(?:[ -]of\b| ?(?:inch|cup|mile|hour|pound|ounce|teaspoon|tablespoon)|\"|”)", after)
-    if (
-        day
-        and not part_of
-        and re.search(r"\b(?:on|by|until|till|since|before|after|due|dated?|ends?|from) $", before, re.I)
-    ):
+    if day and not part_of and BEFORE_DAY.search(before):
         return day
     if len(top) == 4 and len(bottom) in (2, 4):  # 2023/24
         return f"{top} {bottom}"

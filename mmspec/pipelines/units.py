@@ -1,6 +1,7 @@
-"""Names of units, currencies, file types and signs."""
+"""Names of units, currencies, abbreviations, elements, file types and signs."""
 
 import re
+from collections.abc import Iterable
 
 PREFIXES = {
     "k": "kilo", "K": "kilo", "M": "mega", "G": "giga", "T": "tera", "P": "peta", "h": "hecto", "d": "deci",
@@ -38,14 +39,13 @@ LENGTHS = {"meter", "foot", "inch", "yard", "mile"}
 PER = "hour hr day week month year minute second night person mile kilogram pound gallon liter unit".split()
 
 
-def alternatives(words: object) -> str:
+def alternatives(words: Iterable[str]) -> str:
     """A pattern of any of the words, the longest first."""
-    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))  # type: ignore[call-overload]
+    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
 
 
-SYMBOL = (
-    rf"(?:(?:sq|cu)\.? )?(?:{alternatives(set(NAMES) - {'in', 'pt', 'ac', 'lm', 'lx'})})(?:[²³]|\^[23]|(?<=m)[23])?"
-)
+AMBIGUOUS = {"in", "ac", "lm", "lx"}
+SYMBOL = rf"(?:(?:sq|cu)\.? )?(?:{alternatives(set(NAMES) - AMBIGUOUS)})(?:[²³]|\^[23]|(?<=m)[23])?"
 UNIT = rf"(?:{SYMBOL}(?:/\d*(?:{SYMBOL}|{'|'.join(PER)}))?)(?![\w'’²³^]|/\w)"
 
 
@@ -58,14 +58,15 @@ def plural(name: str) -> str:
     if name.endswith("hertz"):
         return name
     first, _, last = name.rpartition(" ")
-    return IRREGULAR.get(name) or f"{first} {IRREGULAR.get(last, last + 's')}".strip()
+    return IRREGULAR.get(name, f"{first} {IRREGULAR.get(last, last + 's')}".strip())
 
 
 def base(symbol: str) -> str:
     """The name of a unit without what it is divided by."""
     match = re.fullmatch(r"(?:(sq|cu)\.? )?(.*?)\^?([²³23])?", symbol)
     assert match
-    name = NAMES.get(match[2], match[2])
+    alone = str(match[2])
+    name = NAMES.get(alone, alone)
     power = {"sq": "square", "cu": "cubic", "²": "square", "2": "square", "³": "cubic", "3": "cubic"}.get(
         match[1] or match[3]
     )
@@ -112,3 +113,18 @@ FILE_WORDS = {"json": "jason", "jsonl": "jason L.", "mp3": "M.P. three", "mp4": 
     word: word
     for word in "zip tar log lock bat gif jpeg java swift go toml yaml wave bin doc mov safetensors parquet net".split()
 }
+ABBREVIATIONS = {
+    "p": "page", "pp": "pages", "pg": "page", "pgs": "pages", "eq": "equation", "eqs": "equations", "eqn": "equation",
+    "sec": "section", "secs": "sections", "fig": "figure", "figs": "figures", "tab": "table", "vol": "volume",
+    "vols": "volumes", "ch": "chapter", "chap": "chapter", "chs": "chapters", "art": "article", "par": "paragraph",
+    "ex": "example", "app": "appendix", "ver": "version", "ext": "extension", "nr": "number",
+}  # fmt: skip
+STREETS = {"Dr": "Drive", "Ct": "Court", "Pl": "Place", "Sq": "Square", "Ter": "Terrace", "Cir": "Circle"}
+NOT_STREETS = "Ask Call Dear Good Hello Hi My No Our See Tell Thanks The This Yes And But Is Was".split()
+ELEMENTS = (
+    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb "
+    "Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Nd W Re Os Ir Pt Au Hg Tl Pb Bi Po Rn Ra Th U Pu"
+).split()
+SALTS = (
+    "NaCl KCl LiCl AgCl HCl HBr HCN NaF NaBr NaOH KOH KBr KI NaI LiF CaO MgO ZnO CuO FeO FeS ZnS GaAs GaN SiC"
+).split()
