@@ -26,6 +26,7 @@ from mmspec.pipelines.spoken import (
     mixed,
     money_range,
     month_name,
+    month_of_year,
     numeric_date,
     ordinal,
     part,
@@ -88,6 +89,7 @@ BEFORE_COUNT = re.compile(
     re.I,
 )
 MEASURED = set("people meters feet miles yards kilometers pounds kilograms grams calories bytes".split())
+PER_UNIT = alternatives([*NAMES, *PER])
 SENTENCE_BEGINS = "He|She|It|They|We|I|The|A|Then|But|And|In|On|This|That|There|You"
 ATOM = rf"(?:{alternatives(ELEMENTS)})"
 CODES = alternatives(code for code in CURRENCY if code[0].isalpha() and "$" not in code)
@@ -120,7 +122,7 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     # Signs that stand for others
     (r"(?<![\w.])\.(?=\d)(?!\d+[ -](?:cal|Magnum))", "0."),
     (r"(?<=batting average )(\w+ )0(\.\d{3})\b", r"\1\2"),
-    (r"(?<=\d) ?\* ?(?=\d)", " × "),
+    (r"(?<=\d)(?: \* |\*)(?=\d)", " × "),
     (r"\^[-−]", "^ minus "),
     (r"<=|=<", "≤"),
     (r">=", "≥"),
@@ -170,6 +172,8 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (r"(?<![\w.,/-])(?:1[ .-]?)?\(\d{3}\)[ .-]?\d{3}[ .-]\d{4}(?![\w-])", phone),
     (r"(?<![\w.,/-])(?:1[ .-])?(?:\d{3}([ .-])\d{3}\1)\d{4}(?![\w-])", phone),
     (r"(?<![\w.,/$£€-])(?:\d{3}-\d{4}|\d{3}-\d\d-\d{4}|\d{5}-\d{4}|0\d{2,4} \d{3,4} \d{3,4})(?![\w-]|[.,/]\d)", phone),
+    (r"(?<![\w.,/$£€-])(?=(?:\d-?){9})\d+(?:-\d+){3,}(?![\w-])", phone),
+    (r"(?<![\w.,/-])(\d{4})-(0[1-9]|1[0-2])(?![\w-]|[.,/]\d)", month_of_year),
     (r"\b(1)-(8\d\d)-(?=[A-Z])", lambda m: f"one, {spell(m[2])}, "),
     (r"(?i)\b((?:call|dial|phone|ring) )([1-9]11|999|112)\b(?![-.]\d)", lambda m: m[1] + spell(m[2])),
     (r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{1,5}))?(?:/(\d{1,2}))?(?![\w]|\.\d)", address),
@@ -179,22 +183,24 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
         r"(?<![\w.,/-])(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?![\d/-]|\.\d)",
         lambda m: date(m[1], int(m[2]), int(m[3])) or m[0],
     ),
-    (r"(?<![\w.])([vV]\.? ?)(\d+(?:\.\d+)*)(-[a-z]+)?(?![\w-]|\.\w)", version),
-    (r"(?<![\w.,])()(\d+(?:\.\d+){2,})(-[a-z]+)?(?![\w-]|\.\w)", version),
+    (r"(?<![\w.])([vV]\.? ?)(\d+(?:\.\d+)*)(-[a-z]+\d*)?(?![\w-]|\.\w)", version),
+    (r"(?<![\w.,])()(\d+(?:\.\d+){2,})(-[a-z]+\d*)?(?![\w-]|\.\w)", version),
     (r"(?<![\w.,:/-])0\d{2,}(?![.,:/-]?\d)", lambda m: spell(m[0])),
     # Files, languages, formulas
     (rf"(?<![\w@])[\w-]*\w(?:\.(?i:{alternatives(EXTENSIONS)}))+(?!\w|\.\w)", file_name),
+    (r"(?<![\w@.])[a-z_]\w+\.[ch](?!\w|\.\w)", file_name),
     (r"(?<![\w.])\.(?=[A-Za-z]{2})", "dot "),
     (r"(?<=[a-z]{2})\.(?=[a-z]{2}[a-z_]*(?:\b|\())(?!\w*\.\s)", " dot "),
     (r"\bdot NET\b", "dot net"),
     (r"(?<![\w#])([A-GJ])#(?!\w)", r"\1 sharp"),
-    (rf"(?<![\w-])(?=[A-Za-z()]*\d)(?:{ATOM}\d{{0,3}}|\((?:{ATOM}\d*)+\)\d*){{2,}}(?![\w-])", formula),
-    (rf"(?<![\w-])(?:{alternatives(SALTS)})(?![\w-])", formula),
+    (rf"(?<![\w-])(?=[A-Za-z()]*\d)(?:{ATOM}\d{{0,3}}|\((?:{ATOM}\d*)+\)\d*){{2,}}(?!\w|-\d)", formula),
+    (rf"(?<![\w-])(?:{alternatives(SALTS)})(?!\w|-\d)", formula),
     # Abbreviations
     (
         rf"(?i)(?<![\w.])({alternatives(ABBREVIATIONS)})\. ?(?=\(?\d|[IVX]+\b)",
         lambda m: ABBREVIATIONS[m[1].lower()] + " ",
     ),
+    (r"(?<!\d )\b(Figs?|Eqs?|Sec|[Vv]ol|Ch|Chap|pp|pg|Rm) (?=\d)", lambda m: ABBREVIATIONS[m[1].lower()] + " "),
     (
         rf"(?<![\w.])((?!(?:{alternatives(NOT_STREETS)}) )[A-Z]\w+ )({alternatives(STREETS)})\."
         rf"(?=\W*$|,| [a-z(&\d]| (?:{SENTENCE_BEGINS})\b)",
@@ -203,7 +209,7 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     # Dates
     (rf"\b({DAY})(?:\.?{DASH})({DAY})\b(?!\w)", lambda m: f"{day_name(m[1])} to {day_name(m[2])}"),
     (
-        rf"\b({DAY})\b(?!['’-])(?=\.?,? ?(?:\d|{MONTH}\b|the \d|at \d|(?:morning|night|evening|afternoon)\b))",
+        rf"\b({DAY})\b(?!['’-])\.?(?=,? ?(?:\d|{MONTH}\b|the \d|at \d|(?:morning|night|evening|afternoon)\b))",
         lambda m: day_name(m[1]),
     ),
     (rf"(?<=\b[oO]n )({DAY})\b(?!['’-])", lambda m: day_name(m[1])),
@@ -232,15 +238,16 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     ),
     (r"(?<![\w.'])(\d+)['’] ?(\d{1,2}(?:\.\d)?)(?:[\"”]|'')", feet),
     (r"(?<![\w.'])(\d+)['’](?= (?:tall|wide|long|high|deep|x|by)\b)", r"\1 feet"),
+    (r"(feet (?:x|×|by) )(\d+)'", r"\1\2 feet"),
     (rf"{START}((?:\d+ )?\d+/\d+|\d+(?:\.\d+)?)[\"”]", unclosed),
     (r"(\d) ?in\b\.?(?= (?:tall|wide|long|high|deep|thick|x|by|of (?:rain|snow))\b)", r"\1 inches"),
-    (r"(\d ?(?:ft|feet|foot)\.? \d+) in\b", r"\1 inches"),
+    (r"(\d ?(?:ft|feet|foot)\.? \d+) in\b\.?(?!$)", r"\1 inches"),
     # Decimal commas, fractions, ratios and ranges
     (r"(?<![\w.,$£€])\d+(?:,\d+)+(?!\w|\.\d)", comma_list),
     (rf"{START}(\d+)[ -](\d{{1,2}})/(\d{{1,3}})(?: ?-?({UNIT}))?(?![\w/]|[.,]\d)", mixed),
     (rf"(?<![\w./,$£€])(\d{{1,4}}) ?/ ?(\d{{1,4}})(?:[ -]?({UNIT}))?(?![\w/]|[.,]\d)", slash),
     (rf"([¼½¾]) ?({UNIT})", lambda m: f"{m[1]} {measure(m[2], True)}"),
-    (r"(?<![\w.,:/])\d{1,4}(?::\d{1,4})+(?![\w:]|[.,]\d)", ratio),
+    (r"(?<![\w.,:/])\d{1,4}(?::(?:\d{1,3}(?:,\d{3})+|\d{1,4}))+(?![\w:]|[.,]\d)", ratio),
     (r"(?<=\d)\.(?=\d\d ?[ap]\.?m\b)", ":"),
     (r"(?i)(\d ?[ap]\.?m\.?)" + DASH + r"(?=\d)", r"\1 to "),
     (r"(\d) ?am\b(?!\.)", r"\1 AM"),
@@ -252,9 +259,9 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (rf"{START}([1-9]\d*) ?x ?(?=\d)", r"\1 by "),
     # Units
     (rf"(\d)m (?={MILLIONS}\b)", r"\1 million "),
-    (rf"(?<![\w.,/:$£€])({NUMBER})([ -]?)({UNIT})(?:\.(?= [a-z]))?", quantity),
+    (rf"(?<![\w.,/:$£€])({NUMBER})([ -]?)({UNIT})(?:\.(?= [a-z\d]))?", quantity),
     (rf"({SIGN}[\d.,]*\d{SCALE}?|\d (?:dollars|euros|pounds|cents)) ?/ ?(?=[a-z]{{3}})", r"\1 per "),
-    (rf"(\d[\d.,]*(?: ?[a-z]+|{SCALE})?) ?/ ?({alternatives([*NAMES, *PER])})\b", lambda m: f"{m[1]} per {base(m[2])}"),
+    (rf"(\d[\d.,]*(?: ?[a-z]+|%|{SCALE})?) ?/ ?({PER_UNIT})\b", lambda m: f"{m[1]} per {base(m[2])}"),
     (r"(?<![\w.,$£€])(\d+(?:,\d{3})*)\.(\d*0)(?!\w|\.\d)", lambda m: f"{cardinal(m[1])} point {spell(m[2])}"),
     (r"(?<=[\w)]) ?≈", " approximately equal to"),
     *((rf" ?{sign} ?", f" {words} ") for sign, words in SPOKEN_SIGNS.items()),

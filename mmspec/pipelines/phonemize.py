@@ -33,6 +33,7 @@ WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])"), " and "),
     (re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])"), lambda match: "^" + unicodedata.normalize("NFKC", match[0])),
     (re.compile(r"(?<=\d)[\u00a0\u202f](?=\d{3}(?!\d))"), ","),  # 5 000
+    (re.compile(r"(?<=[\w)])ⁿ"), "^n"),
     (re.compile(r"(?<=\d) ?[·∙⋅] ?(?=\d)"), " × "),
     (re.compile(r"(?<=\d)( ?[kM]?)Ω"), r"\1ohm"),
     (re.compile(r"μ(?=[gmslLAVWFJ]\b)"), "µ"),

@@ -70,6 +70,12 @@ def numeric_date(match: Match) -> str:
     return next((words for month, day in orders if (words := date(year, month, day))), match[0])
 
 
+def month_of_year(match: Match) -> str:
+    """2024-05 is May 2024, but 2004-05 two years."""
+    year, month = match.groups()
+    return match[0] if int(year) % 100 + 1 == int(month) else f"{MONTHS[int(month) - 1]} {year}"
+
+
 def month_name(short: str) -> str:
     return next(name for name in MONTHS if name.startswith(short[:3]))
 
@@ -104,6 +110,9 @@ def slash(match: Match) -> str:
     above, below = int(top), int(bottom)
     day = date("", above, below) if len(top) < 3 and len(bottom) < 3 else None
     calculation = re.match(r" ?[=≈≠+×÷*<>≤≥]", after) or re.search(r"[=≈≠+×÷*<>≤≥] ?$", before)
+    suffix = f" {measure(unit, False)}" if unit else ""
+    if len(bottom) == 4 and 1 <= above <= 12 and 1900 <= below <= 2100:
+        return f"{MONTHS[above - 1]} {bottom}"
     if (top, bottom) in (("24", "7"), ("9", "11")) and not calculation:
         return f"{cardinal(top)} {cardinal(bottom)}"
     part_of = unit or re.match(r"(?:[ -]of\b| ?(?:inch|cup|mile|hour|pound|ounce|teaspoon|tablespoon)|\"|”)", after)
@@ -113,7 +122,7 @@ def slash(match: Match) -> str:
         return f"{top} {bottom}"
     pair = above == below or (above + below == 100 and below > 9)
     if calculation and above >= below or above > below and not pair:
-        return f"{cardinal(top)} over {cardinal(bottom)}"
+        return f"{cardinal(top)} over {cardinal(bottom)}{suffix}"
     if pair:
         return f"{cardinal(top)} {'out of ' if above == below <= 10 else ''}{cardinal(bottom)}"
     if day and below > 10 and not part_of and below not in (12, 16):
@@ -134,7 +143,8 @@ def ratio(match: Match) -> str:
         return match[0].replace(":", " ")
     if (clock or len(parts) > 2 and len(parts[1]) == 2) and not told:
         return match[0]
-    return " to ".join(map(cardinal, parts))
+    joint = " " if not told and len(parts) == 2 and parts[0] == parts[1] and len(parts[0]) > 1 else " to "
+    return joint.join(map(cardinal, parts))
 
 
 def phone(match: Match) -> str:
@@ -195,8 +205,8 @@ def quantity(match: Match) -> str:
 def unclosed(match: Match) -> str:
     """27" is a length unless the sign closes a quotation."""
     before, after = match.string[: match.start()], match.string[match.end() :]
-    opened = len(re.findall(r"(?<!\S)[(\[]?[\"“](?=\S)", before)) > len(re.findall(r"(?<=[^\s\d])[\"”]", before))
-    if opened and match[0][-1] not in after:
+    opened = len(re.findall(r"(?<!\S)[(\[]?[\"“](?!\s)", before)) > len(re.findall(r"(?<=[^\s\d])[\"”]", before))
+    if before[-1:] in ('"', "“") or (opened and match[0][-1] not in after):
         return match[0]
     one = re.match(r" (?!tall|wide|long|high|deep|thick|x\b|by\b|and\b|or\b|of\b|is\b|in\b|at\b)[a-zA-Z]", after)
     number = re.sub(r" ?(\d+)/(\d+)$", lambda part: f" and {fraction_words(part[1], part[2])}", match[1])

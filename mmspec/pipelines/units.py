@@ -18,7 +18,8 @@ OTHER = {
     "fl oz": "fluid ounce", "gal": "gallon", "qt": "quart", "tsp": "teaspoon", "tbsp": "tablespoon",
     "Tbsp": "tablespoon", "tbs": "tablespoon", "ha": "hectare", "ac": "acre", "h": "hour", "hr": "hour", "hrs": "hour",
     "min": "minute", "mins": "minute", "sec": "second", "secs": "second", "wk": "week", "wks": "week", "yr": "year",
-    "yrs": "year", "mos": "month", "mph": "mile per hour", "kph": "kilometer per hour", "kmh": "kilometer per hour",
+    "yrs": "year", "mo": "month", "mos": "month", "bpm": "beat per minute", "mph": "mile per hour",
+    "kph": "kilometer per hour", "kmh": "kilometer per hour",
     "rpm": "revolution per minute", "fps": "frame per second", "psi": "pound per square inch", "cc": "cubic centimeter",
     "ppm": "part per million", "ppb": "part per billion", "dpi": "dot per inch", "px": "pixel", "dB": "decibel",
     "dBA": "decibel", "KiB": "kibibyte", "MiB": "mebibyte", "GiB": "gibibyte", "TiB": "tebibyte", "mcg": "microgram",
@@ -105,9 +106,10 @@ SPOKEN_SIGNS = {
 }  # fmt: skip
 # What comes after the dot of a file's name, and which of these are read as words; others are read by their letters.
 EXTENSIONS = (
-    "py md csv tsv yaml yml json jsonl txt pdf jpg jpeg png gif svg webp html htm css js ts tsx jsx cpp hpp rs go java "
-    "sh toml ini cfg conf log zip gz bz tar xz exe dll doc docx xls xlsx ppt pptx mp3 mp4 wav flac ogg avi mov mkv xml "
-    "sql ipynb bat lock env rb php swift kt tex bib npz npy onnx safetensors gguf iso dmg apk parquet bak tmp bin net"
+    "py md csv tsv yaml yml json jsonl txt pdf jpg jpeg png gif svg webp html htm css js ts tsx jsx cpp hpp rs go "
+    "java sh toml ini cfg conf log zip gz bz tar xz exe dll doc docx xls xlsx ppt pptx mp3 mp4 wav flac ogg avi mov "
+    "mkv xml sql ipynb bat lock env rb php swift kt tex bib npz npy onnx safetensors gguf iso dmg apk parquet bak "
+    "tmp bin net"
 ).split()
 FILE_WORDS = {"json": "jason", "jsonl": "jason L.", "mp3": "M.P. three", "mp4": "M.P. four", "docx": "doc X."} | {
     word: word
@@ -117,7 +119,7 @@ ABBREVIATIONS = {
     "p": "page", "pp": "pages", "pg": "page", "pgs": "pages", "eq": "equation", "eqs": "equations", "eqn": "equation",
     "sec": "section", "secs": "sections", "fig": "figure", "figs": "figures", "tab": "table", "vol": "volume",
     "vols": "volumes", "ch": "chapter", "chap": "chapter", "chs": "chapters", "art": "article", "par": "paragraph",
-    "ex": "example", "app": "appendix", "ver": "version", "ext": "extension", "nr": "number",
+    "ex": "example", "app": "appendix", "ver": "version", "ext": "extension", "nr": "number", "rm": "room",
 }  # fmt: skip
 STREETS = {"Dr": "Drive", "Ct": "Court", "Pl": "Place", "Sq": "Square", "Ter": "Terrace", "Cir": "Circle"}
 NOT_STREETS = "Ask Call Dear Good Hello Hi My No Our See Tell Thanks The This Yes And But Is Was".split()
