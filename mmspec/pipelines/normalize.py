@@ -99,6 +99,8 @@ OTHER_SIGNS = "[¥₹₩₽₺₴₫₪฿₿₦₱₡]"
 
 def amount(currency: str, number: str, size: str | None) -> str:
     """ "80 Swiss francs": a sum in a currency whose cents hibari does not know."""
+    if currency == "EUR" or re.search(r",\d\d?$", number):
+        number = continental(number)
     one = number == "1" and not size
     return f"{grouped(number)}{scale(size)} {CURRENCY[currency] if one else plural(CURRENCY[currency])}"
 
@@ -159,8 +161,8 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (rf"({SIGN})(\d+\.\d{{3,}})(?!\d)", lambda m: f"{m[2]} {plural(CURRENCY[m[1]])}"),
     (rf"({SIGN}[\d,]*\.\d)(?!\d|\.\d)(?!{SCALE})", r"\g<1>0"),
     (rf"(?<!\w)((?:{DOLLARS})\$)({NUMBER})({SCALE})?", lambda m: amount(m[1], m[2], m[3])),
-    (rf"\b({CODES})\.? ?({NUMBER})({SCALE})?(?!\w)", lambda m: amount(m[1], m[2], m[3])),
-    (rf"{START}({NUMBER})({SCALE})? ({CODES})\b", lambda m: amount(m[3], m[1], m[2])),
+    (rf"\b({CODES})\.? ?({SUM})({SCALE})?(?!\w)", lambda m: amount(m[1], m[2], m[3])),
+    (rf"{START}({SUM})({SCALE})? ({CODES})\b", lambda m: amount(m[3], m[1], m[2])),
     (rf"({OTHER_SIGNS}) ?({NUMBER})({SCALE})?", lambda m: amount(m[1], m[2], m[3])),
     (rf"{START}({NUMBER})({SCALE})? ?({OTHER_SIGNS})", lambda m: amount(m[3], m[1], m[2])),
     # Telephones, addresses and versions
@@ -213,6 +215,7 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
         lambda m: day_name(m[1]),
     ),
     (rf"(?<=\b[oO]n )({DAY})\b(?!['’-])", lambda m: day_name(m[1])),
+    (r"\b([A-Z][a-z]+day)[-–]([A-Z][a-z]+day)\b", r"\1 to \2"),
     (rf"\b({MONTH})[-–]({MONTH})\b", lambda m: f"{month_name(m[1])} to {month_name(m[2])}"),
     (
         rf"\b({MONTH})\.? (\d\d?)(?:st|nd|rd|th)?{DASH}(\d\d?)(?:st|nd|rd|th)?\b(?!:)",
@@ -237,12 +240,16 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
         lambda m: f"{m[1]} degrees {m[2]} minutes" + (f" {m[3]} seconds" if m[3] else ""),
     ),
     (r"(?<![\w.'])(\d+)['’] ?(\d{1,2}(?:\.\d)?)(?:[\"”]|'')", feet),
+    (r"(?<![\w.'])([3-8])['’](\d|1[01])(?![\w'\"])", feet),
     (r"(?<![\w.'])(\d+)['’](?= (?:tall|wide|long|high|deep|x|by)\b)", r"\1 feet"),
     (r"(feet (?:x|×|by) )(\d+)'", r"\1\2 feet"),
     (rf"{START}((?:\d+ )?\d+/\d+|\d+(?:\.\d+)?)[\"”]", unclosed),
     (r"(\d) ?in\b\.?(?= (?:tall|wide|long|high|deep|thick|x|by|of (?:rain|snow))\b)", r"\1 inches"),
     (r"(\d ?(?:ft|feet|foot)\.? \d+) in\b\.?(?!$)", r"\1 inches"),
     # Decimal commas, fractions, ratios and ranges
+    (r"(\d/\d+)(?:-(?=[a-z])|(?:rd|th|nd)s?\b)", r"\1 "),
+    (r"(?<![\w/.])(\d\d?)/(\d\d?) (?=time\b)", r"\1 \2 "),
+    (r"(?<![\w.,/-])([1-9]\d)-\1(?![\w%-]|[.,/]\d)", r"\1 \1"),
     (r"(?<![\w.,$£€])\d+(?:,\d+)+(?!\w|\.\d)", comma_list),
     (rf"{START}(\d+)[ -](\d{{1,2}})/(\d{{1,3}})(?: ?-?({UNIT}))?(?![\w/]|[.,]\d)", mixed),
     (rf"(?<![\w./,$£€])(\d{{1,4}}) ?/ ?(\d{{1,4}})(?:[ -]?({UNIT}))?(?![\w/]|[.,]\d)", slash),

@@ -66,6 +66,7 @@ SPOKEN = {
         ("9/11", "nine eleven"),
         ("3/32 of it", "three thirty seconds of it"),
         ("½ lb", "one half pound"),
+        ("a 1/4-inch bolt", "a one quarter inch bolt"),
     ],
     "ratios": [
         ("2:1", "two to one"),
@@ -73,6 +74,7 @@ SPOKEN = {
         ("1:500", "one to five hundred"),
         ("1:2:3", "one to two to three"),
         ("14:30", "fourteen thirty"),
+        ("1:10,000", "one to ten thousand"),
         ("a 10:10 ratio", "a ten to ten ratio"),
         ("John 3:16", "John three sixteen"),
     ],
@@ -133,6 +135,7 @@ SPOKEN = {
         ('a 27" screen', "a twenty seven inch screen"),
         ("6 ft 2 in", "six feet two inches"),
         ("3 s", "three seconds"),
+        ("120/80 mmHg", "one hundred twenty over eighty millimeters of mercury"),
         ("68°F", "sixty eight degrees Fahrenheit"),
         ("1500 m", "one thousand five hundred meters"),
         ("$5/kg", "five dollars per kilogram"),
@@ -152,6 +155,8 @@ SPOKEN = {
         ("C$20", "twenty Canadian dollars"),
         ("100 ₽", "one hundred rubles"),
         ("$.99", "ninety nine cents"),
+        ("EUR 3,50", "three point five zero euros"),
+        ("$20/mo", "twenty dollars per month"),
         ("$2.5M", "two point five million dollars"),
     ],
     "dates": [
@@ -166,6 +171,7 @@ SPOKEN = {
         ("Tue, Jan 7", "Tuesday, January seventh"),
         ("1905", "nineteen oh five"),
         ("the '90s", "the nineties"),
+        ("2024-05", "May twenty twenty four"),
     ],
     "counts": [
         ("3497 feet", "three thousand four hundred ninety seven feet"),
