@@ -123,12 +123,13 @@ def verify(
     seed: int,
     device: str,
     length: int | None = None,
+    deterministic: bool = False,
 ) -> Iterator[Finding]:
     """One finding per setting and drafter, with rule `exact`.
 
     Plain decoding decodes each row alone and serves as reference for all drafters; where it is greedy it is compared
     with the model's own `generate`, too. `prompts` are lines of the model's own list (`prompts.jsonl`); `guidances`
-    None are 1 and 2 where the model takes guidance.
+    None are 1 and 2 where the model takes guidance. `deterministic` is `Pipeline.deterministic`.
     """
     seeds = list(range(seed, seed + len(prompts)))
     _check(folder, dtypes, guidances, names, prompts, seeds, device)
@@ -138,6 +139,7 @@ def verify(
     ]
     for dtype in dtypes:
         pipe = pipeline(task_of(folder), folder, device=device, dtype=dtype)
+        pipe.deterministic = deterministic
         target = pipe.target
         encoded, stop = pipe.encode_examples(prompts)
         stop = replace(stop, length=length or stop.length)

@@ -1,9 +1,13 @@
 """Shape checks on for mmspec while tests run; what tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Not mmspec.engine.loop: the checker's wrapper would hide from torch.inference_mode that stream() is a generator.
 install_import_hook(

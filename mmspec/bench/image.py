@@ -16,14 +16,14 @@ from mmspec.bench import report
 from mmspec.bench.suite import (
     Case,
     Choice,
-    Transformers,
+    TransformersBaseline,
+    build_runners,
     choose_min_query_len,
     compare,
     new_results,
     print_location,
-    row,
+    result_row,
     run_in_turns,
-    runners,
     sweep,
 )
 from mmspec.drafters.base import Drafter
@@ -112,9 +112,9 @@ def run_setting(
         return pipe.encode(texts, guidance), target.grid.tokens
 
     choose_min_query_len(target, *job(0))
-    entrants = runners(cases, folder, target, *job(0), partial(draw, target, SamplingOptions(temperature)))
+    entrants = build_runners(cases, folder, target, *job(0), partial(draw, target, SamplingOptions(temperature)))
     if batch == 1 and cases is not ABLATIONS:
-        transformers = Transformers(target, temperature=temperature)
+        transformers = TransformersBaseline(target, temperature=temperature)
         entrants.insert(1, (transformers.label, lambda *arguments: transformers(*arguments).stats))
     title, rows = (
         f"{dtype}, batch {batch}, guidance {guidance:g}, T = {temperature:g}, passes of {target.min_query_len} nodes "
@@ -123,7 +123,7 @@ def run_setting(
     )
     for label, runs in run_in_turns(entrants, job, repeats, batch, seed, title).items():
         seconds = sum(stats.total for stats in runs) / sum(len(stats.runs) for stats in runs)
-        rows.append(row(label, title, runs, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
+        rows.append(result_row(label, title, runs, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
     return compare(rows)
 
 

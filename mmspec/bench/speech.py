@@ -13,14 +13,14 @@ import torch
 from mmspec.bench.suite import (
     Case,
     Choice,
-    Transformers,
+    TransformersBaseline,
+    build_runners,
     choose_min_query_len,
     compare,
     new_results,
     print_location,
-    row,
+    result_row,
     run_in_turns,
-    runners,
     sweep,
 )
 from mmspec.codecs.base import StreamDecoder
@@ -139,7 +139,7 @@ def speak(
 
 
 def speak_by_transformers(
-    pipe: TextToSpeechPipeline, model: Transformers, prompts: Prompts, length: int, seed: int
+    pipe: TextToSpeechPipeline, model: TransformersBaseline, prompts: Prompts, length: int, seed: int
 ) -> SpeechRun:
     """The same by `transformers.generate`, which gives all tokens at once: its first samples are there with
     the last.
@@ -198,9 +198,11 @@ def run_setting(
     usable, results = [case for case in cases if fits(case, folder)], []
     temperatures = (1.0, pipe.temperature) if choice.temperature is None else (choice.temperature,)
     for temperature in dict.fromkeys(temperatures):
-        entrants = runners(usable, folder, pipe.target, *job(0), partial(speak, pipe, SamplingOptions(temperature)))
+        entrants = build_runners(
+            usable, folder, pipe.target, *job(0), partial(speak, pipe, SamplingOptions(temperature))
+        )
         if batch == 1 and pipe.codec.frame_tokens == 1 and temperature:
-            plain = Transformers(pipe.target, pipe.end, temperature)
+            plain = TransformersBaseline(pipe.target, pipe.end, temperature)
             entrants.insert(1, (plain.label, partial(speak_by_transformers, pipe, plain)))
         title, rows = (
             f"{dtype}, batch {batch}, T = {temperature:g}, passes of {pipe.target.min_query_len} nodes or more",
@@ -208,7 +210,7 @@ def run_setting(
         )
         for label, runs in run_in_turns(entrants, job, repeats, batch, seed, title).items():
             fields = {"temperature": temperature} | speech_fields(label, runs)
-            rows.append(row(label, title, [run.stats for run in runs], dtype, device, batch) | fields)
+            rows.append(result_row(label, title, [run.stats for run in runs], dtype, device, batch) | fields)
         results += compare(rows)
     return results
 

@@ -1,4 +1,4 @@
-"""What the suites share: cases, turns on one machine, rows, and the settings that they run through."""
+"""What the benchmark suites share: cases, interleaved runs, result rows, and the sweep over dtypes and batch sizes."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from mmspec.versions import provenance
 
 Result = TypeVar("Result")
 
-# Prompts, the most tokens, a seed (rows count up from it).
+# Called as (prompts, maximum number of new tokens, seed of the first row); row i uses seed + i. Returns one result.
 Runner = Callable[[Prompts, int, int], Result]
 
 
@@ -56,8 +56,12 @@ class Choice:
 NOT_SAMPLED: dict = dict(do_sample=False)
 
 
-class Transformers:
-    """The same prompts through `transformers.generate`, with its own guidance processor; a row may end at `end`."""
+class TransformersBaseline:
+    """A runner that samples with `transformers.generate`, and with transformers' own classifier-free guidance.
+
+    `end` is the token of the loop that ends a row, or None if only the length does. The time of the prefill is included
+    in `target` seconds of the statistics.
+    """
 
     label = "transformers.generate"
 
@@ -92,8 +96,9 @@ class Transformers:
 
 
 def choose_min_query_len(target: CausalTarget, prompts: Prompts, length: int) -> None:
-    """Set how many nodes a pass has at least (`CausalTarget.min_query_len`) to what makes plain decoding fastest here:
-    some kernels take longer for one than for four.
+    """Set `CausalTarget.min_query_len` to 1, 2 or 4, whichever makes plain decoding fastest on this machine.
+
+    Some kernels take longer for a pass over one node than for a pass over four.
     """
 
     def seconds(nodes: int) -> float:
@@ -107,7 +112,7 @@ def choose_min_query_len(target: CausalTarget, prompts: Prompts, length: int) ->
     target.min_query_len = min(zip(map(min, zip(*turns)), widths))[1]
 
 
-def runners(
+def build_runners(
     cases: Sequence[Case],
     folder: Path,
     target: CausalTarget,
@@ -115,7 +120,11 @@ def runners(
     length: int,
     run: Callable[[Drafter, str, Prompts, int, int], Result],
 ) -> list[tuple[str, Runner[Result]]]:
-    """`run` with the drafter and the rule of every case that the model has weights for."""
+    """(label, runner) of each case whose drafter needs no training or has weights in `folder`.
+
+    A runner is `run` with the case's drafter and acceptance rule as its first two arguments. `prompts` and `length` are
+    those after which the cost of a target pass is measured.
+    """
     usable: list[tuple[str, Runner[Result]]] = []
     for case in cases:
         if case.drafter in drafters.usable(folder):
@@ -132,10 +141,11 @@ def run_in_turns(
     seed: int,
     title: str,
 ) -> dict[str, list[Result]]:
-    """All runners on the same prompts and seeds, one after the other in every turn, so that the machine's moods fall on
-    all alike.
+    """Run all runners on the same prompts and seeds, interleaved, and return the results of each by label.
 
-    `job(turn)` gives prompts and the most tokens.
+    Each of the `turns` runs every runner once, so that slow phases of the machine affect all of them alike. Before
+    that, every runner is warmed up on at most 24 tokens. `job(turn)` returns the prompts of a turn and the maximum
+    number of new tokens; `batch` is the number of rows, by which the seed advances from turn to turn.
     """
     prompts, length = job(0)
     for _, runner in runners:
@@ -147,7 +157,7 @@ def run_in_turns(
     return results
 
 
-def row(
+def result_row(
     label: str,
     setting: str,
     runs: Sequence[GenerationStats],
@@ -156,8 +166,10 @@ def row(
     batch: int,
     guidance: float = 1.0,
 ) -> dict:
-    """One result from the runs of one case, sums over all of them; `setting` titles the table of all that ran on the
-    same.
+    """One row of the results table: the runs of one case, with tokens and seconds summed over them.
+
+    Rows with the same `setting` (dtype, batch size, ...) are printed in one table, of which it is the title. Seconds of
+    the prefill count as "target".
     """
     total = sum(stats.total for stats in runs)
     tokens = sum(stats.tokens for stats in runs)
@@ -182,7 +194,10 @@ def row(
 
 
 def compare(rows: list[dict]) -> list[dict]:
-    """The rows of one setting, with speed-up over AR in our loop, and speed-up per accepted length."""
+    """Add `speedup` and `efficiency` to the rows of one setting, in place, and return them.
+
+    `speedup` is relative to the row with drafter "none". `efficiency` is `speedup` / `mean_acceptance_length`.
+    """
     base = next(line["tokens_per_second"] for line in rows if line["drafter"] == "none")
     for line in rows:
         line["speedup"] = line["tokens_per_second"] / base

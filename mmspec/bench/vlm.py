@@ -15,13 +15,13 @@ from mmspec import zoo
 from mmspec.bench.suite import (
     Case,
     Choice,
+    build_runners,
     choose_min_query_len,
     compare,
     new_results,
     print_location,
-    row,
+    result_row,
     run_in_turns,
-    runners,
     sweep,
 )
 from mmspec.drafters.base import Drafter
@@ -156,7 +156,9 @@ def run_setting(
     results = []
     for temperature in TEMPERATURES if choice.temperature is None else (choice.temperature,):
         sampling = SamplingOptions(temperature)
-        entrants = runners(cases, folder, pipe.target, encoded[0], pipe.max_new_tokens, partial(answer, pipe, sampling))
+        entrants = build_runners(
+            cases, folder, pipe.target, encoded[0], pipe.max_new_tokens, partial(answer, pipe, sampling)
+        )
         # It would copy the places of a picture out of the prompt, and fail; what is suppressed is not copied.
         assisted = {"prompt_lookup_num_tokens": 10, "suppress_tokens": [pipe.transformer.config.image_token_id]}
         for at, (label, options) in enumerate((("transformers.generate", {}), (ASSISTED, assisted))):
@@ -172,7 +174,7 @@ def run_setting(
             fields["seconds_to_first_token"] = sum(firsts) / len(firsts) if firsts else None
             if label == ASSISTED:  # transformers does not say how many of its guesses were accepted
                 fields["mean_acceptance_length"] = None
-            rows.append(row(label, title, [run.stats for run in answers], dtype, device, 1) | fields)
+            rows.append(result_row(label, title, [run.stats for run in answers], dtype, device, 1) | fields)
         results += compare(rows)
     return results
 

@@ -16,6 +16,7 @@ from mmspec.cli.common import (
     File,
     Names,
     Reals,
+    Switch,
     Whole,
     console,
     loading,
@@ -62,6 +63,8 @@ class Verify:
     """All that the model has weights for, if left out."""
     tokens: Whole = None
     """Compare this many tokens; the whole picture, sentence or answer if left out."""
+    deterministic: Switch = False
+    """Draft chains, so that passes of every width agree bit for bit in bf16 and fp32 too (CPUs)."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
     json: File = None
@@ -97,7 +100,8 @@ class Verify:
         table = Table(*columns, partings, title=f"{self.model}, {len(prompts)} prompts")
         findings = []
         settings = (self.dtype, self.temperature, self.guidance, self.repetition_penalty, self.batch)
-        search = verify(folder, *settings, names, prompts, self.seed, torch_device(self.device), self.tokens)
+        device = torch_device(self.device)
+        search = verify(folder, *settings, names, prompts, self.seed, device, self.tokens, self.deterministic)
         with console.status("verifying"):
             for finding in search:
                 findings.append(finding)

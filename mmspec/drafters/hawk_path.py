@@ -28,7 +28,8 @@ from mmspec.engine.state import State
 from mmspec.engine.tree import Candidates, DraftTree, build_tree, root
 from mmspec.targets.base import Target
 
-# Share of the recurrent input that training leaves out: without it the drafter learns its sequences by heart.
+# Dropout probability on the input of the recurrent block (state + token + context) in training; without it the drafter
+# overfits.
 DROPOUT = 0.15
 
 # Weight of a depth's loss against that of the depth before it.
@@ -36,12 +37,21 @@ DECAY = 0.9
 
 
 class HawkPathDrafter(TrainedDrafter):
-    """State <- (state, token drafted before, tokens and target features at the neighbours, row and column).
+    """A recurrent block that is applied once per draft depth, without any target pass while drafting.
 
-    `neighbours` are (rows up, columns right) of the position to be predicted; their tokens are read as embeddings, and
-    the target's hidden state after each was read as its feature. An empty list, with `grid = (0, 0)`, is the
-    one-dimensional form for speech and text. No target pass happens while drafting. The last round's stale scores of a
-    position are blended in: `(1 - blend) (log q + lambda g) + blend (log p + g)`.
+    Its input is the recurrent state, the embedding of the last drafted token, and the context of the position to be
+    predicted: tokens and target features of its neighbours, and its row and column in the grid.
+
+    `neighbours` are offsets (rows up, columns right) from the position to be predicted: (1, 0) is the position directly
+    above (the neighbours of `HawkDrafter` count rows down from the token just read). The feature of a neighbour is the
+    target's hidden state after its token was read. `grid` is (height, width) and `stride` the number of tokens per grid
+    row; an empty list of neighbours with `grid = (0, 0)` and `stride = 0` is the one-dimensional form for speech and
+    text. `width` is the size of the recurrent state, `inner` that of the feed-forward layer, `depth` the largest height
+    of a tree, and `target` the target's `weights_hash`.
+
+    A coupled drafter that samples scores its candidates with
+    `beta ((1 - blend) (log q + lambda g) + blend (log p + g))`, where log p + g are the stale scores of the position
+    from the last round. Without stale scores, `blend` counts as 0.
     """
 
     name = "hawk-path"
@@ -86,8 +96,11 @@ class HawkPathDrafter(TrainedDrafter):
         features: Float[Tensor, "branch row position wide"],
         positions: Int[Tensor, "row position"],
     ) -> Float[Tensor, "branch row position width"]:
-        """What is known of each position before its left neighbour is: `tokens` has `vocabulary` where nothing is
-        committed.
+        """The context vector of each position to be predicted; it does not depend on the drafted path.
+
+        `tokens[..., i]` is the token of neighbour i, or `vocabulary` if it is not committed. `features` are those of
+        all neighbours, concatenated along the last axis ("wide") and zero where they are not known; without neighbours,
+        only the number of branches is taken from them.
         """
         total = torch.zeros(1, device=positions.device, dtype=self.decay.dtype)
         for i, table in enumerate(self.around):
@@ -106,7 +119,10 @@ class HawkPathDrafter(TrainedDrafter):
     def step(
         self, state: Float[Tensor, "*shape width"], tokens: Int[Tensor, "*other"], context: Float[Tensor, "*more width"]
     ) -> tuple[Float[Tensor, "*shape width"], Float[Tensor, "*shape vocab"]]:
-        """Read one token; the new state, and logits of the token that follows."""
+        """Read one token; return the new recurrent state and the logits of the next token.
+
+        The embeddings of `tokens` and `context` are broadcast to the shape of `state`, e.g. `branch row beam width`.
+        """
         mixed = F.dropout(state + self.tokens(tokens) + context, DROPOUT, self.training)
         gate, value = self.up(self.norm(mixed)).chunk(2, dim=-1)
         state = mixed * torch.sigmoid(self.decay) + self.down(F.silu(gate) * value)
@@ -194,10 +210,11 @@ class HawkPathDrafter(TrainedDrafter):
     def unroll(
         self, batch: Batch, anchors: Int[Tensor, "row anchor"]
     ) -> Iterator[tuple[Int[Tensor, "row anchor"], Bool[Tensor, "row anchor"], Tensor]]:
-        """Follow the true path from every anchor: positions, which are valid, and logits `row branch anchor vocab` per
-        depth.
+        """Unroll the drafter from every anchor with teacher forcing.
 
-        An anchor n has n tokens committed; its root is token n - 1 and depth k predicts token n + k.
+        An anchor n is a draft after n committed tokens: the root is token n - 1, and depth k = 0, 1, ... predicts token
+        n + k. For each depth this yields the predicted positions, whether each lies within its sequence, and the logits
+        `row branch anchor vocab`.
         """
         tokens, features = batch.tokens, batch.features
         rows, branches, length = features.shape[:3]
@@ -224,7 +241,11 @@ class HawkPathDrafter(TrainedDrafter):
             yield positions, valid, logits
 
     def loss(self, target: Target, examples: Sequence[Example], anchors: int = 48, **options: Any) -> dict[str, Tensor]:
-        """Soft cross entropy against the target's guided distribution, averaged over depths with weight `DECAY`^k."""
+        """Cross entropy with the target's guided distribution as soft labels; depth k = 0, 1, ... has weight `DECAY`^k.
+
+        `anchors` is the number of random draft positions per sequence. "first" and "last" are the losses of the first
+        and the last depth.
+        """
         batch = pad(examples, target.device)
         share = torch.rand(len(examples), anchors, device=target.device)
         chosen = 1 + (share * (batch.lengths[:, None] - 1)).long()

@@ -1,4 +1,4 @@
-"""The loop: draft, verify, accept, commit. There is no other; plain AR decoding is this one with the empty drafter."""
+"""The generation loop: draft, verify, accept, commit. Plain AR decoding is the same loop with `NoDrafter`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,15 +21,20 @@ from mmspec.targets.base import Prompts, Target
 
 __all__ = ["Batch", "Generation", "OnAccept", "Round", "Stop", "generate", "stream"]
 
-# Called as (state, tree, gumbel_scores, accepted path) after a tree was verified and before it is committed.
+# Called as (state, tree, gumbel_scores, accepted) after a tree was verified and before its path is committed.
+# `gumbel_scores` are log p + g of every node. `accepted` is not trimmed: it may contain tokens after the end of a row,
+# and it has a path for rows that have already stopped.
 OnAccept = Callable[[State, DraftTree, Tensor, Committed], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round committed: each row's new tokens (none for one that has stopped), and which rows go on.
+    """What one round, or one `Batch.join`, committed.
 
-    `nodes` is how many nodes were verified, `seconds` is by phase, `cache_bytes` the memory of keys and values.
+    `tokens[row]` are the new tokens of a row: none if it has stopped, or if it was there before a join. `running[row]`
+    says whether the row will be continued. `nodes` is the number of tree nodes verified per row, the root and padding
+    included. `seconds` maps each phase ("prefill", "draft", "target", "accept") and "total" to seconds. `cache_bytes`
+    is the size of the KV cache.
     """
 
     tokens: list[list[int]]
@@ -48,9 +53,9 @@ class Generation:
 
 
 class Batch:
-    """Rows that are generated together, each with its own prompt, seed, length and end.
+    """Sequences ("rows") that are generated together, each with its own prompt, seed and stopping condition.
 
-    They may join and leave between rounds. What a row generates does not depend on the others.
+    Rows may join and leave between rounds. The tokens of a row do not depend on the other rows.
     """
 
     def __init__(
@@ -79,9 +84,10 @@ class Batch:
 
     @torch.inference_mode()
     def join(self, prompts: Prompts, seeds: list[int], stop: Stop) -> Round:
-        """Prefill prompts and emit their first tokens; their rows come after the present ones.
+        """Prefill prompts, append their rows to the batch, and commit their first tokens.
 
-        If joining fails midway, the batch is empty.
+        `seeds` has one seed for each prompt, and `stop` applies to each of the new rows. If prefill raises, the batch
+        is unchanged; if combining the new rows with the present ones raises, the batch is left empty.
         """
         self.watch.restart()
         joining = self._prefill(prompts, seeds, stop)
@@ -111,7 +117,7 @@ class Batch:
 
     @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
-        """These rows in this order; all others leave."""
+        """Keep only the given rows, in the given order, and remove all others."""
         assert self.rows is not None, "the batch has no rows"
         if rows:
             self.rows.keep(rows)
@@ -133,6 +139,8 @@ class Batch:
     def _draft(self, rows: Rows) -> DraftTree:
         began = perf_counter()
         tree = self.drafter.draft(rows.state, rows.noise, rows.room - 1)
+        if self.target.deterministic and tree.probs is None:
+            tree = tree.first_children()
         return choose_width(tree, self.drafter.nodes, self.drafter.cost, perf_counter() - began)
 
     @timed("target")
@@ -187,11 +195,12 @@ def stream(
     stats: GenerationStats | None = None,
     on_accept: OnAccept | None = None,
 ) -> Iterator[Round]:
-    """Generate round by round; only verified tokens leave.
+    """Generate round by round, and yield the verified tokens of each round.
 
-    `seeds` is one seed per row, or one number from which rows count up. `stats` is filled as rounds pass;
-    `on_accept(state, tree, gumbel_scores, accepted)` sees each accepted path before it is committed. Closing the
-    iterator or a true `cancel()` ends generation between rounds.
+    The first `Round` is the prefill, which commits the first token of each row. `rows` is the number of prompts.
+    `seeds` is one seed per row, or a single integer s for the seeds s, s + 1, ... `stats` is updated after each round.
+    `on_accept(state, tree, gumbel_scores, accepted)` is called with each accepted path before it is committed (see
+    `OnAccept`). Generation ends between rounds when the iterator is closed or when `cancel()` returns True.
     """
     batch, stats = Batch(target, drafter, sampling, rule, on_accept), stats or GenerationStats()
     stats.begin(batch.drafter.name, batch.rule.name, batch.rule.lossless, rows)

@@ -54,6 +54,30 @@ class DraftTree:
             span *= 2
         return reach.bool()
 
+    def path(self, chosen: Bool[Tensor, "row node"]) -> tuple[Int[Tensor, "row depth"], Int[Tensor, "row"]]:
+        """The longest path from the root through `chosen` nodes, of which no two are siblings: its nodes, root first,
+        and how many they are; what follows them is padding.
+        """
+        nodes = torch.arange(self.size, device=self.tokens.device)
+        real = (self.parents >= 0) | (nodes == 0)
+        on_path = real & ~(self.ancestors & ~(chosen | (nodes == 0))[:, None]).any(2)
+        path = torch.where(on_path, nodes, self.size - 1).sort(1).values[:, : self.height + 1]
+        return path, on_path.sum(1)
+
+    def first_children(self) -> "DraftTree":
+        """The chain from the root to the first child each time: the most probable one where nodes are sorted."""
+        nodes = torch.arange(self.size, device=self.tokens.device)
+        parents, drafted = self.parents.clamp(min=0), (self.parents >= 0) & (nodes > 0)
+        first = torch.full_like(parents, self.size)
+        first.scatter_reduce_(1, parents, nodes.where(drafted, self.size), "amin")
+        path, lengths = self.path(drafted & (nodes == first.gather(1, parents)))
+        tree = chain(self.tokens[:, 0], self.tokens.gather(1, path)[:, 1:], lengths - 1)
+        probs = self.path_probs
+        if probs is not None:
+            beyond = torch.arange(path.shape[1], device=path.device) >= lengths[:, None]
+            probs = probs.gather(1, path).masked_fill(beyond, 0.0)
+        return replace(tree, path_probs=probs)
+
     def first(self, nodes: int, height: int) -> "DraftTree":
         """The tree of the first `nodes` nodes, of that height; they must be sorted by `path_probs`."""
         if nodes >= self.size:
@@ -157,12 +181,25 @@ def sorted_tree(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _RankPaths:
+    """Paths of candidate ranks: the rank at every level, `ranks` below the end of a path; the index of the last
+    candidate among those of all levels; the number of levels; and the number of each path's parent, from 1, 0 being the
+    root.
+    """
+
+    ranks: Int[Tensor, "level path"]
+    last: Int[Tensor, "path"]
+    depths: Int[Tensor, "path"]
+    parents: Int[Tensor, "path"]
+
+
 @cache
-def _rank_paths(levels: int, ranks: int, max_nodes: int) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Paths of candidate ranks that can be among the `max_nodes` most probable, and the number of each path's parent.
+def _rank_paths(levels: int, ranks: int, max_nodes: int, device: torch.device) -> _RankPaths:
+    """Paths that can be among the `max_nodes` most probable.
 
     Where candidates of a level are sorted, a path is at most as probable as every path of smaller or equal ranks and
-    as all prefixes of those; it matters only if they are no more than `max_nodes`. Numbers count from 1, 0 is the root.
+    as all prefixes of those; it matters only if they are no more than `max_nodes`.
     """
     paths: list[tuple[int, ...]] = [()]
     parents = [0]
@@ -180,7 +217,14 @@ def _rank_paths(levels: int, ranks: int, max_nodes: int) -> tuple[tuple[tuple[in
             better[child], numbers[child] = (wider, every + wider), len(paths)
             paths.append(child)
             parents.append(numbers[path])
-    return tuple(paths[1:]), tuple(parents[1:])
+    del paths[0], parents[0]
+    padded = [[*path, *[ranks] * (levels - len(path))] for path in paths]
+    return _RankPaths(
+        torch.tensor(padded, device=device).T,
+        torch.tensor([(len(path) - 1) * ranks + path[-1] for path in paths], device=device),
+        torch.tensor([len(path) for path in paths], device=device),
+        torch.tensor(parents, device=device),
+    )
 
 
 def product_tree(tokens: Int[Tensor, "row"], levels: Candidates, max_nodes: int) -> DraftTree:
@@ -190,13 +234,9 @@ def product_tree(tokens: Int[Tensor, "row"], levels: Candidates, max_nodes: int)
     operations does not depend on the height: the paths that may matter are enumerated once (`_rank_paths`).
     """
     rows, height, ranks = levels.tokens.shape
-    paths, parents = _rank_paths(height, ranks, max_nodes)
-    device = tokens.device
-    padded = torch.tensor([[*path, *[ranks] * (height - len(path))] for path in paths], device=device)
-    lengths = torch.tensor([len(path) for path in paths], device=device)
-    last = torch.tensor([(len(path) - 1) * ranks + path[-1] for path in paths], device=device)
+    paths = _rank_paths(height, ranks, max_nodes, tokens.device)
     probs = torch.nn.functional.pad(levels.probs.nan_to_num(0.0).double(), (0, 1), value=1.0)  # rank `ranks` is no rank
-    path_probs = probs.gather(2, padded.T[None].expand(rows, -1, -1)).prod(1).to(levels.probs.dtype)
-    nodes = levels.tokens.flatten(1)[:, last]
-    above = torch.tensor(parents, device=device).expand(rows, -1)
-    return sorted_tree(tokens, nodes, above, lengths.expand(rows, -1), path_probs, height, max_nodes)
+    path_probs = probs.gather(2, paths.ranks.expand(rows, -1, -1)).prod(1).to(levels.probs.dtype)
+    nodes = levels.tokens.flatten(1)[:, paths.last]
+    parents, depths = paths.parents.expand(rows, -1), paths.depths.expand(rows, -1)
+    return sorted_tree(tokens, nodes, parents, depths, path_probs, height, max_nodes)

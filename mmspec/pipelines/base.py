@@ -178,10 +178,30 @@ class Pipeline(ABC, Generic[AnyTarget]):
         model = self.transformer
         key = (id(model), model.device, model.dtype)
         if self._target is None or self._target[0] != key:
+            deterministic = self._target is not None and self._target[1].deterministic
             part = self.folder / "transformer" if self.folder else None
             weights = zoo.weights_hash(part if part.is_dir() else part.parent) if part else ""
             self._target = key, self.build_target(weights)
+            self.deterministic = deterministic
         return self._target[1]
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the tokens of a seed are the same bit for bit in every precision, with any drafter and in any batch.
+
+        Drafts are then chains, so that attention sums over keys in one order whatever was drafted, and fewer tokens are
+        accepted a round (docs/how-it-works.md). Known to hold on CPUs; setting it elsewhere raises MmspecError.
+        """
+        return self.target.deterministic
+
+    @deterministic.setter
+    def deterministic(self, value: bool) -> None:
+        if value and self.device.type != "cpu":
+            raise MmspecError(
+                f"deterministic passes are not known on {self.device.type}, whose kernels differ by width: "
+                "use dtype fp32, or the CPU"
+            )
+        self.target.deterministic = value
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move to a device, and the transformer to a dtype; what decodes its tokens keeps its precision."""

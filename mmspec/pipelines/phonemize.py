@@ -17,6 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from mmspec.errors import MmspecError
+from mmspec.pipelines.normalize import ABBREVIATIONS, Normalizer
+from mmspec.pipelines.units import CURRENCY, SPOKEN_SIGNS
 
 # Seconds of silence after a paragraph, a sentence, and a clause or a word at which a long sentence was cut.
 PARAGRAPH, SENTENCE, CLAUSE, WORD = 0.7, 0.35, 0.15, 0.0
@@ -26,23 +28,17 @@ CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+|(?<=[—–])(?=\w)")
 WORD_END = re.compile(r"\s+")
 LONG_NUMBER = re.compile(r"\d[\d,]{14,}\d")
 LONG_WORD = re.compile(r"(?:\w{0,60}[^\w\s]){12}(?=\S)|\S{60}(?=\S)")  # hibari takes the cube of the parts of a word
-# What hibari would misread, and how it is written for it.
+# Characters that have no letter or digit of their own to fall back on, and how they are written for `normalize`.
 WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])"), " and "),
     (re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])"), lambda match: "^" + unicodedata.normalize("NFKC", match[0])),
     (re.compile(r"(?<=\d)[\u00a0\u202f](?=\d{3}(?!\d))"), ","),  # 5 000
-    (re.compile(r"\bUS\$(?=\d)"), "$"),
-    (re.compile(r"(?<![\w-])-(?=[$£€]\d)"), "minus "),
-    (re.compile(r"(?<![\d.,])(\d(?:[\d.,]*\d)?) ?([$£€])(?!\d)"), r"\2\1"),  # 20 €
-    (re.compile(r"(?<=\d)bn\b"), " billion"),
-    (re.compile(r"(?<=\d)tn\b"), " trillion"),
-    (
-        re.compile(r"([$£€][\d,]*\.\d)(?!\d|\.\d)(?! ?(?:[kKmMbBtT]\b|(?:thousand|million|billion|trillion)))"),
-        r"\g<1>0",
-    ),  # $1.5
-    (re.compile(r"(?<![\w.,:/-])0\d{2,}(?![.,:/-]?\d)"), lambda match: " ".join(match[0])),  # 007
-    (re.compile(r"(?<=:\d\d) ?[-–] ?(?=\d)"), " to "),  # 9:00-17:00
-    (re.compile(r"(?<=\d) ?\* ?(?=\d)"), " × "),
+    (re.compile(r"(?<=[\w)])ⁿ"), "^n"),
+    (re.compile(r"(?<=\d) ?[·∙⋅] ?(?=\d)"), " × "),
+    (re.compile(r"(?<=\d)( ?[kM]?)Ω"), r"\1ohm"),
+    (re.compile(r"μ(?=[gmslLAVWFJ]\b)"), "µ"),
+    (re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+(.*?\S)(?:[ \t]+#+)?[ \t]*$", re.MULTILINE), r"\1"),  # Markdown's titles
+    (re.compile(r"^[ \t]{0,3}>[ \t]+(?=[^\d\s])", re.MULTILINE), ""),  # and quotations
 )
 SCHEME = re.compile(r"\w+://|mailto:")
 SIGNS = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore ", ":": " colon ", "www": "w w w"}
@@ -50,8 +46,11 @@ INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}")
 RUNS_ON = {"e.g.", "i.e.", "vs.", "cf.", "approx."}
 NO_PHONEMES = str.maketrans("ʀ", "ɹ", "1-()")  # which the net also gives
 ALIKE = str.maketrans(
-    {"‐": "-", "‑": "-", "−": "-", "⁄": "/", "∕": "/", "№": "No. ", "\u200b": " ", "\u2028": "\n", "\u2029": "\n\n"}
-)
+    {
+        "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "№": "No. ", "º": "°", "′": "'", "″": '"', "‒": "–",
+        "\u200b": " ", "\u2028": "\n", "\u2029": "\n\n",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +92,12 @@ class Phonemizer:
         self.g2p = G2P(oov=self.spell)
         self.letters = OOV()
         self.url = URL
-        self.abbreviations = {"No.", "Nos.", *ABBREV}
+        self.normalize = Normalizer(self.g2p.tagger)
+        self.abbreviations = {"no.", "nos.", *map(str.lower, ABBREV), *(f"{word}." for word in ABBREVIATIONS)}
         # hibari expects that a letter lowers to one letter, which İ does not.
         latin = {c for c in self.letters.cin if unicodedata.name(c, "").startswith("LATIN") and len(c.lower()) == 1}
-        marks = {*map(chr, range(32, 127)), *"\n‘’“”«»…—–£€", *"".join(SYMBOLS), *"".join(CURRENCY_WORDS)}
+        signs = "".join([*SYMBOLS, *CURRENCY_WORDS, *CURRENCY, *SPOKEN_SIGNS])
+        marks = {*map(chr, range(32, 127)), *"\n‘’“”«»…—–£€", *signs}
         self.readable = frozenset(latin | marks)
 
     def read(self, text: str) -> PhonemizedText:
@@ -163,9 +164,10 @@ class Phonemizer:
             return ""
         if kind == "Cc" or kind[0] in "ZP":
             return " "
-        plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)).translate(
-            ALIKE
-        )
+        parts = unicodedata.normalize("NFKD", character)
+        plain = "".join(c for c in parts if not unicodedata.combining(c)).translate(ALIKE)
+        if kind[0] == "S" and (plain != parts.translate(ALIKE) or not plain.strip()):
+            return None  # ≢ without its stroke would be ≡
         return plain if plain and self.readable.issuperset(plain) else None
 
     def sentences(self, line: str) -> list[str]:
@@ -189,14 +191,14 @@ class Phonemizer:
         last, following = before.split()[-1].lstrip("(\"“'‘"), after.split(maxsplit=1)[0]
         if INITIALS.fullmatch(last):
             return self.g2p.tagger([last, following])[1].startswith("NNP")
-        return last in RUNS_ON or (last in self.abbreviations and following[0].isdigit())
+        return last in RUNS_ON or (last.lower() in self.abbreviations and following.lstrip("(")[:1].isdigit())
 
     def pieces(self, text: str, unsaid: dict[str, None], pause: float = SENTENCE) -> list[Sentence]:
         """The text, or its parts if it has too many phonemes: cut near its middle at a clause, else at a word, else
         anywhere.
         """
         if len(text) <= 3 * self.longest:
-            phonemes = self.g2p(text)
+            phonemes = self.g2p(self.spoken(text))
             if (
                 pause == SENTENCE and text.endswith(".") and not phonemes.endswith((*SILENT,))
             ):  # lost after "U.S." and "p.m."
@@ -210,13 +212,25 @@ class Phonemizer:
             cuts = [match.end() for match in ends.finditer(text, margin, len(text) - margin)]
             cuts = [cut for cut in cuts if not any(cut in span for span in inside)]
             if cuts:
-                at = min(cuts, key=lambda cut: abs(2 * cut - len(text)))
+                nearest = sorted(cuts, key=lambda cut: abs(2 * cut - len(text)))
+                at = next((cut for cut in nearest[:8] if self.separate(text, cut)), nearest[0])
                 return [*self.pieces(text[:at].rstrip(), unsaid, between), *self.pieces(text[at:], unsaid, pause)]
         if len(text) > 3 * self.longest:
             at = len(text) // 2
             return [*self.pieces(text[:at], unsaid, WORD), *self.pieces(text[at:], unsaid, pause)]
         *first, last = textwrap.wrap(phonemes, self.longest, break_on_hyphens=False)
         return [*(Sentence(text, part, WORD) for part in first), Sentence(text, last, pause)]
+
+    def separate(self, text: str, cut: int) -> bool:
+        """Whether both sides of the cut are read as they are together, unlike those of "5 | km"."""
+        left, right = text[max(0, cut - 40) : cut].rstrip(), text[cut : cut + 40]
+        return self.spoken(f"{left} {right}") == f"{self.spoken(left)} {self.spoken(right)}"
+
+    def spoken(self, text: str) -> str:
+        """The sentence in words, apart from the phonemes that it gives."""
+        parts = INLINE.split(text)
+        parts[::2] = [self.normalize(part) for part in parts[::2]]
+        return "".join(parts)
 
     def spell(self, word: str) -> str:
         """Phonemes of a word that no lexicon has; hibari's net reads its first letters only, so a longer one goes in

@@ -37,8 +37,8 @@ from mmspec.pipelines.solo import Run
 from mmspec.targets.base import Prompts
 from mmspec.targets.speech import SpeechTarget, phoneme_ids
 
-# Seconds of new speech in a chunk, and in a sentence's first one: less is heard sooner, and decodes more context for
-# each sample.
+# Seconds of new speech per chunk, and in the first chunk of a sentence. Smaller chunks are heard sooner, but decode the
+# same context frames more often.
 CHUNK, FIRST_CHUNK = 0.6, 0.3
 
 # Seconds of silence or repetition after which a sentence has stalled.
@@ -63,12 +63,13 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
     >>> pipe = TextToSpeechPipeline.from_pretrained("wren-86", torch_dtype=torch.bfloat16)
     >>> pipe("Hello there.", seed=7).save("hello.wav")
 
-    `codec` follows `codecs.base.Codec`, and keeps its precision; one of a kind that `codecs.registry` knows is saved
-    with the model. `voices` are those that the tokenizer has a token `<voice>` for. `tokens_per_phoneme` bounds how
-    long a sentence may become, and sentences of more phonemes than `longest_sentence` are said in parts; tokens in
-    `silence` are silent. An `interleaved` model says where each phoneme begins (`SpeechTarget`). Codes come after the
-    tokenizer's tokens in the transformer's vocabulary, then the end token, and the boundary token of an interleaved
-    model.
+    `codec` implements `codecs.base.Codec` and is not converted to another dtype; only a codec whose kind is registered
+    in `codecs.registry` can be saved with the model. `voices` are names for which the tokenizer has a token `<name>`.
+    `tokens_per_phoneme` is the maximum average number of tokens per phoneme, which limits the length of a sentence.
+    Sentences of more than `longest_sentence` phonemes are split. `silence` lists the codec tokens that decode to
+    silence, by which a stalled sentence is noticed. An `interleaved` model generates a boundary token where each
+    phoneme begins (`SpeechTarget`). The transformer's vocabulary is the tokenizer's tokens, then the codec's, the end
+    token, and for an interleaved model the boundary token.
     """
 
     article = "a text-to-speech"
@@ -153,7 +154,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
 
     @cached_property
     def phonemizer(self) -> Phonemizer:
-        """Splits text into sentences that the model has learnt to say and has the positions for."""
+        """Converts text to phonemes, in sentences short enough for `longest_sentence` and for the model's positions."""
         room = int((self.target.max_positions - self.spare_tokens - 4) / (1 + self.tokens_per_phoneme))
         return Phonemizer(self.tokenizer.get_vocab(), min(self.longest_sentence, room))
 
@@ -165,7 +166,10 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             return Prompts([list(self.tokenizer(f"<{voice}>{text}").input_ids) for text in phonemes])
 
     def encode_examples(self, rows: list[dict]) -> tuple[Prompts, Stop]:
-        """See `Pipeline`; each line is one sentence, and voices take turns where a line names none."""
+        """See `Pipeline`. The sentences of a line are joined into one row; the longest line sets the length limit.
+
+        Lines without a voice use the pipeline's voices in turn.
+        """
         texts = [self.phonemizer.read(row["prompt"]).sentences for row in rows]
         phonemes = [" ".join(sentence.phonemes for sentence in sentences) for sentences in texts]
         voices = [row.get("voice") or self.voices[i % len(self.voices)] for i, row in enumerate(rows)]
@@ -174,6 +178,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
 
     def stop(self, length: int) -> Stop:
         """A sentence ends with its end token, after `length` tokens, or when it has stalled."""
+        # Twice the detector's window, since boundary tokens are removed from it.
         window = 2 * self.stall.window
         return Stop(
             length, frozenset({self.end}), lambda row, tokens: bool(self.stall.reason(self.codes(tokens[-window:])))
@@ -181,26 +186,28 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
 
     @property
     def stall(self) -> StallDetector:
-        """What notices that a sentence goes on in silence or in circles."""
+        """Detects that the last `STALL` seconds of a sentence are silent or repeat themselves."""
         codec = self.codec
         window = round(STALL * codec.sampling_rate * codec.frame_tokens / codec.frame_samples)
         return StallDetector(window, self.silence)
 
     @property
     def spare_tokens(self) -> int:
-        """Tokens that a sentence may take beside those of its phonemes: a second's, most of which a short word
-        needs.
+        """Tokens that each sentence may have beyond `tokens_per_phoneme` for each phoneme: one second of speech.
+
+        Very short sentences need most of it.
         """
         return self.stall.window // 2
 
     def longest(self, phonemes: str) -> int:
-        """How many tokens a sentence may take."""
+        """The maximum number of tokens of a sentence, boundary tokens of an interleaved model included."""
         return int(len(phonemes) * self.tokens_per_phoneme) + self.spare_tokens
 
     def min_tokens_for_chunk(self, emitted: int, seconds: float = CHUNK) -> int:
-        """New codec tokens to wait for before the next chunk of a sentence is decoded, `emitted` of whose have been.
+        """How many new codec tokens to wait for before the next chunk of a sentence is decoded.
 
-        The first chunk waits for its right context too.
+        `emitted` is the number of the sentence's codec tokens given to the decoder so far, and `seconds` the duration
+        of a chunk. The first chunk is shorter (`FIRST_CHUNK`), but also waits for the tokens of its right context.
         """
         codec = self.codec
         frames = min(seconds, seconds if emitted else FIRST_CHUNK) * codec.sampling_rate / codec.frame_samples
@@ -219,10 +226,10 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         session: Session | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Iterator[AudioChunk]:
-        """Speak chunk by chunk, as soon as tokens are verified and their right context is there; see `__call__`.
+        """Yield audio in chunks, as soon as their tokens and their right context are verified; see `__call__`.
 
-        A chunk is decoded when there are `piece` seconds of new speech (the first of a sentence sooner), or when its
-        sentence has ended if None. The last chunk of a sentence brings its pause, and may be empty.
+        A chunk is decoded after every `piece` seconds of new speech; the first of a sentence is shorter. If it is None,
+        each sentence is one chunk. The last chunk of a sentence ends with the pause after it; it may be empty.
         """
         began = perf_counter()
         speaking = self._start(session)
@@ -255,25 +262,26 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
                 callback_on_step_end(session or self, step, sum(map(len, output.tokens)), callback_kwargs)
 
         def chunks() -> Iterator[AudioChunk]:
-            # Pauses wait: sound begins with the first token, since no token at all is an error.
-            pauses: list[AudioChunk] = []
+            # Chunks of sentences without any token (pauses only) are held back until a sentence has one: if none has,
+            # an error is raised, and no audio may have been yielded before it.
+            pending: list[AudioChunk] = []
             for number, prompt in enumerate(prompts):
                 sentence = self._speak_sentence(output, number, run, prompt, piece, speaking, report, sampling, rule)
                 for audio in sentence:
                     if len(audio) and output.tokens[number] and not output.first_audio:
                         output.first_audio = perf_counter() - began
                     output.parts.append(audio)
-                    pauses.append(AudioChunk(audio, number, output))
+                    pending.append(AudioChunk(audio, number, output))
                     if any(output.tokens):
-                        yield from pauses
-                        pauses.clear()
+                        yield from pending
+                        pending.clear()
                 if speaking.interrupt:
                     break
             if not any(output.tokens) and not speaking.interrupt:
                 raise MmspecError(
                     f"the model said nothing for {text!r} with seed {seeds[0]}: try another seed or a longer text"
                 )
-            yield from pauses
+            yield from pending
 
         return chunks()
 
@@ -289,7 +297,10 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         sampling: SamplingOptions,
         rule: AcceptanceRule,
     ) -> Iterator[Tensor]:
-        """One sentence, chunk by chunk; the last chunk always comes, with the pause after it."""
+        """Generate sentence `number`, append its tokens and statistics to `output`, and yield its audio in chunks.
+
+        A last chunk is always yielded, even without samples; the pause after the sentence is part of it.
+        """
         sentence, seed = output.sentences[number], output.seeds[number]
         tokens: list[int] = []
         rounds: list[tuple[int, int]] = []
@@ -326,7 +337,10 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         yield sound.join([decoder.flush(tokens[emitted:]).float()], [pause], output.sampling_rate)
 
     def _warn(self, output: TextToSpeechOutput, number: int, ended: str) -> None:
-        """Warn of a sentence that came out empty or did not end by itself; nothing at all is an error elsewhere."""
+        """Warn of a sentence that is empty or did not end with the end token, unless it was interrupted.
+
+        No warning is given for an empty sentence that is the only one: `stream` raises an error for it.
+        """
         tokens, sentence = output.tokens[number], output.sentences[number]
         trouble = "came out empty" if not tokens else f"did not end by itself ({ended})" if ended != "end" else ""
         if trouble and ended != "interrupted" and (tokens or len(output.sentences) > 1):
@@ -362,13 +376,15 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         Args:
             text: what to say; a list gives a list of outputs, one after the other.
             voice: one of `voices`, the first if None.
-            seed: sentence i uses seed + i, also over several texts; a list gives each sentence of a text its own; drawn
-                if None.
+            seed: sentence i uses seed + i, also over several texts, or seed[i] if a list is given for one text; random if
+                None.
             generator: where seeds are drawn from instead.
             num_return_sequences: how often each text is said; with more than 1 the outputs are a list.
-            stream_to: given each chunk of audio as soon as it is there; without it, a sentence is decoded in one piece.
+            stream_to: called with each chunk of audio as soon as it is decoded; without it, each sentence is decoded
+                as a whole.
             callback_on_step_end: called as (pipe, step, position, {"output", "tokens", "new", "stats"}) after each
-                round; it may set `pipe.interrupt = True` to stop, and what was said is kept.
+                round. `pipe` is the session if one is given, `step` counts rounds and `position` codec tokens over all
+                sentences. Setting `pipe.interrupt = True` stops generation; the audio so far is returned.
             callback: deprecated; called with the output so far.
             options: see `GenerateOptions`.
         """
@@ -437,9 +453,9 @@ def _check_parts(
     present = transformer.get_output_embeddings().weight.shape[0]
     if present != expected:
         raise MmspecError(
-            f"the transformer has {present} tokens, but the tokenizer's {len(tokenizer)}, the codec's "
-            f"{codec.vocabulary_size} and the end{' and the mark' if interleaved else ''} are {expected}: "
-            "give parts of one model"
+            f"the transformer's vocabulary has {present} tokens instead of {expected}: {len(tokenizer)} of the "
+            f"tokenizer, {codec.vocabulary_size} of the codec, the end token"
+            f"{' and the boundary token' if interleaved else ''}: give parts of one model"
         )
     if interleaved and codec.frame_tokens > 1:
         raise MmspecError(

@@ -78,7 +78,8 @@ class Target(Protocol):
     `weights_hash` names the weights, so that a drafter trained on others can be told; "" if it is not known.
     `protected` tokens are those that lossy rules leave alone. `grid` is the raster that tokens fill, if there is one.
     `max_positions` is how many positions the model has, `model` the model of transformers. Passes are padded to
-    `min_query_len` nodes.
+    `min_query_len` nodes. With `deterministic`, passes of every width agree bit for bit, at the price of drafts that
+    are chains (docs/how-it-works.md).
     """
 
     model: PreTrainedModel
@@ -89,6 +90,7 @@ class Target(Protocol):
     protected: frozenset[int]
     head: OutputHead
     min_query_len: int
+    deterministic: bool
 
     @property
     def grid(self) -> Grid | None: ...

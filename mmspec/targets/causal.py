@@ -1,4 +1,4 @@
-"""Any decoder-only transformers model as a target, unmodified."""
+"""Decoder-only transformers models as targets, without changes to the model."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -21,20 +21,22 @@ from mmspec.targets.probe import probe, refuse, refuse_other_heads
 
 __all__ = ["CausalTarget", "Prompts"]
 
-# The cache is a multiple of this many slots, so that prompts of other lengths do not change the width of attention.
+# The number of cache slots is rounded up to a multiple of this, so that small differences in prompt length do not
+# change the number of key slots that attention reads.
 SLOT_MULTIPLE = 128
 
 
 class CausalTarget:
-    """A transformers causal language model that generates the ids of its `vocabulary` (all of the head's if None).
+    """A transformers causal language model that generates only the model ids in `vocabulary` (None: all of its ids).
 
-    Token t of the loop is the model's id `vocabulary[t]`, and an id outside of it, as prompts have, is the negative
-    token
-    -1 - id. Logits are computed in float32 (float64 for a float64 model). `min_query_len = 1` trades the bitwise
-    agreement of narrow and wide passes for faster plain decoding.
+    Token t of the loop stands for the model id `vocabulary[t]`. A model id that is not in the vocabulary, which can
+    occur in prompts only, is represented by the negative token -1 - id. Logits are computed in float32 (float64 for a
+    float64 model). Setting `min_query_len = 1` makes plain decoding faster, but narrow and wide passes may then differ
+    in the last bits.
 
-    When it is built, and again when a wider cache is needed for the first time, the model is compared with its own
-    forward (`targets.probe`); `check=False` leaves that out. Raises MmspecError for a model that is not understood.
+    On construction, and whenever a wider cache is needed than was tested before, the logits obtained with the tree
+    cache are compared with those of the model's own `forward` (`targets.probe`). `check=False` skips these tests.
+    Raises MmspecError for a model that is not supported or that fails the test.
     """
 
     # Values of `config.model_type` that a subclass knows beside causal language models.
@@ -51,6 +53,7 @@ class CausalTarget:
         self.model = model.eval()
         self.weights_hash = weights_hash
         self.min_query_len = MIN_QUERY_LEN
+        self.deterministic = False
         self.protected: frozenset[int] = frozenset()
         self.grid: Grid | None = None
         self.decoder = self.find_decoder()
@@ -58,8 +61,8 @@ class CausalTarget:
         ids = range(len(weight)) if vocabulary is None else vocabulary
         if not ids or min(ids) < 0 or max(ids) >= len(weight):
             raise MmspecError(
-                f"{len(ids)} tokens up to id {max(ids, default=-1)} were asked for, and the model's head has "
-                f"{len(weight)}: give the model's own numbers"
+                f"vocabulary has {len(ids)} ids from {min(ids, default=0)} to {max(ids, default=-1)}, but the model's "
+                f"output head has {len(weight)} rows: give at least one id, all from 0 to {len(weight) - 1}"
             )
         self.vocabulary_size = len(ids)
         self.vocabulary = torch.tensor(list(ids), device=model.device)
@@ -91,13 +94,13 @@ class CausalTarget:
     def logits(
         self, hidden: Float[Tensor, "*shape width"], positions: Int[Tensor, "*shape"] | None = None
     ) -> Float[Tensor, "*shape vocab"]:
-        """The model's own head, in float32 or wider; it is the same at all positions."""
+        """Logits by the model's output head, in float32 or wider. `positions` is ignored: they share one head."""
         return self.head(hidden)
 
     def embed(
         self, tokens: Int[Tensor, "*shape"], positions: Int[Tensor, "*shape"] | None = None
     ) -> Float[Tensor, "*shape width"]:
-        """The model's own input vectors; they are the same at all positions."""
+        """Input embeddings of tokens. `positions` is ignored: the embedding does not depend on the position."""
         return self.model.get_input_embeddings()(self.ids(tokens))
 
     def ids(self, tokens: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
@@ -109,7 +112,10 @@ class CausalTarget:
         return [self._tokens.get(model_id, -1 - model_id) for model_id in ids]
 
     def model_ids(self, prompt: Int[Tensor, "position"], tokens: Int[Tensor, "token"]) -> Int[Tensor, "token"]:
-        """What the model reads for `tokens` after a prompt of model ids."""
+        """The model ids that are fed to the model for generated `tokens` after `prompt`, which is given as model ids.
+
+        Here they are `ids(tokens)`; a subclass may let them depend on the prompt.
+        """
         return self.ids(tokens)
 
     def generate_processor(self, start: int) -> LogitsProcessor:
@@ -134,17 +140,17 @@ class CausalTarget:
             raise MmspecError("a prompt has no tokens: give at least a beginning-of-sequence token")
         if any(prompt[-1] != other[-1] for prompt, other in zip(prompts.conditional, prompts.unconditional or [])):
             raise MmspecError(
-                "a prompt and its unconditional twin differ in their last token: both streams read one tree, so "
-                "they must "
-                "end alike"
+                "a prompt and its unconditional prompt differ in their last token: both CFG branches verify the same "
+                "tree, whose root is that token, so it must be the same"
             )
         rows, longest, most = len(prompts.conditional), max(map(len, sequences)), self.max_positions
         if longest + capacity > most + MAX_TREE_NODES:
             raise MmspecError(
-                f"{longest} prompt tokens and {capacity} new ones exceed the model's {most} positions: "
-                "shorten one of them"
+                f"{longest} prompt tokens and {capacity - MAX_TREE_NODES} positions for new tokens exceed the model's "
+                f"{most} positions: shorten the prompt or ask for fewer tokens"
             )
-        slots = -(-(longest - 1 + capacity) // SLOT_MULTIPLE) * SLOT_MULTIPLE
+        multiple = KV_BLOCK if self.deterministic else SLOT_MULTIPLE
+        slots = -(-(longest - 1 + capacity) // multiple) * multiple
         self._check_width(slots)
         layers = self.model.config.get_text_config().num_hidden_layers
         cache = TreeCache(layers, len(sequences), slots, self.device)
@@ -153,7 +159,8 @@ class CausalTarget:
         ids = pad_sequence([prompt.position_ids.movedim(0, -1) for prompt in embeds], batch_first=True)
         ids = ids.movedim(-1, 0) if ids.ndim == 3 else ids
         hidden = self.run(cache, vectors, causal(len(sequences), longest, self.device), ids)
-        # The root's entry is in place, to be committed with the first token.
+        # Keys and values of the last prompt token, the root, are already written after the committed slots. They are
+        # committed together with the first generated token.
         cache.advance([len(prompt) - 1 for prompt in sequences])
         last = torch.stack([row[len(prompt) - 1] for row, prompt in zip(hidden, sequences, strict=True)])
         last = rearrange(last, "(branch row) width -> branch row 1 width", row=rows)
@@ -199,8 +206,8 @@ class CausalTarget:
         return self.ids(tree.tokens)
 
     def position_ids(self, state: State, depths: Int[Tensor, "row node"]) -> Int[Tensor, "*axis sequence node"]:
-        # Rows that are longer than the others, and stopped ones, get nodes beyond the model's end, which are never
-        # kept.
+        # All rows get a tree of the same height. In rows that are longer than the others, or that have stopped, nodes
+        # may lie beyond the model's last position. Such nodes are never committed, so their position ids are clamped.
         ids = state.cache.lengths[:, None] + depths.repeat(state.branches, 1)
         return ids.clamp(max=self.max_positions - 1) + state.position_shift
 
@@ -216,11 +223,15 @@ class CausalTarget:
     def run(
         self,
         cache: TreeCache,
-        vectors: Float[Tensor, "row node width"],
-        ancestors: Bool[Tensor, "row node node"],
-        position_ids: Int[Tensor, "*axis row node"],
-    ) -> Float[Tensor, "row node width"]:
-        """Hidden states of new entries, which are written after the committed ones; padded to `min_query_len` nodes."""
+        vectors: Float[Tensor, "sequence node width"],
+        ancestors: Bool[Tensor, "sequence node node"],
+        position_ids: Int[Tensor, "*axis sequence node"],
+    ) -> Float[Tensor, "sequence node width"]:
+        """Run the decoder on new nodes and return their last hidden states.
+
+        Keys and values are written to the slots after the committed ones. The pass is padded to at least
+        `min_query_len` nodes; the padding is not returned. `ancestors[b, i, j]` says that node i attends to node j.
+        """
         width = vectors.shape[1]
         padding = max(0, self.min_query_len - width)
         if padding:

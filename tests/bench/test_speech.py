@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmspec import cli
 from mmspec.bench import suite
-from mmspec.bench.suite import Transformers
+from mmspec.bench.suite import TransformersBaseline
 from mmspec.drafters.hawk_path import HawkPathDrafter
 from mmspec.drafters.medusa import MedusaDrafter
 from mmspec.drafters.vadusa import VadusaDrafter
@@ -73,7 +73,7 @@ def test_every_entrant(run, model: Path, tmp_path: Path) -> None:
     assert code == 0 and json.loads(out.splitlines()[-1])["written"] == "found"
     results = json.loads((tmp_path / "found" / "results.json").read_text())
     rows = {row["label"]: row for row in results["rows"]}
-    assert list(rows) == [speech.CASES[0].label, Transformers.label, *(one.label for one in speech.CASES[1:])]
+    assert list(rows) == [speech.CASES[0].label, TransformersBaseline.label, *(one.label for one in speech.CASES[1:])]
     plain = rows["AR, our loop"]
     for row in rows.values():
         assert row.keys() == FIELDS | SPOKEN and row["batch"] == 1 and sum(row["ended"].values()) == 2
@@ -105,7 +105,7 @@ def test_image_suite(run, model_folder: Path, tmp_path: Path) -> None:
     """The image suite shares rows and report: its own fields, its tables by guidance, transformers second."""
     assert run("image", "--quick", "--model", model_folder)[0] == 0
     rows = json.loads((tmp_path / "results" / "results.json").read_text())["rows"]
-    assert [row["label"] for row in rows] == ["AR, our loop", Transformers.label, "jacobi"]
+    assert [row["label"] for row in rows] == ["AR, our loop", TransformersBaseline.label, "jacobi"]
     assert all(row.keys() == FIELDS | {"seconds_per_image"} for row in rows)
     text = (tmp_path / "results" / "results.md").read_text()
     assert ", guidance " in text and "real-time factor" not in text

@@ -107,7 +107,7 @@ def test_interleaved_is_saved(mixed, hub, tmp_path: Path) -> None:
     assert again.interleaved and again(TEXT, seed=4).tokens == mixed(TEXT, seed=4).tokens
     for model, text in (
         (hub, "interleaved is set, and the codec has 3 tokens a frame: give one of a single token"),
-        (mixed, "the mark are"),
+        (mixed, "the end token and the boundary token: give parts"),
     ):
         speaker = llama(len(hub.tokenizer) + 3 * 16 + 2) if model is hub else llama(len(hub.tokenizer) + 33)
         with pytest.raises(MmspecError, match=text):

@@ -38,7 +38,6 @@ def pipe(magpie: Path) -> ImageTextToTextPipeline:
     return ImageTextToTextPipeline.from_pretrained(magpie / "out", torch_dtype=torch.float64)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_recipe_makes_a_model(magpie: Path, pipe: ImageTextToTextPipeline, temperature: float) -> None:
     """Everything is in the folder, and all drafters give the answers of plain decoding."""
@@ -57,7 +56,6 @@ def test_a_recipe_makes_a_model(magpie: Path, pipe: ImageTextToTextPipeline, tem
             assert pipe(*asked, seed=1, temperature=temperature, drafter=drafter).tokens == plain.tokens
 
 
-@pytest.mark.slow
 def test_training_and_the_processor_read_alike(pipe: ImageTextToTextPipeline) -> None:
     """Ids and pixels of training are those of the shipped processor and template, with a picture and without, in
     several turns."""
@@ -79,7 +77,6 @@ def test_training_and_the_processor_read_alike(pipe: ImageTextToTextPipeline) ->
         assert processor.tokenizer.decode(answers) == "There are two.<|im_end|>"
 
 
-@pytest.mark.slow
 def test_the_base_model_is_kept(magpie: Path, pipe: ImageTextToTextPipeline) -> None:
     """Stored blocks are the source's own; loaded weights are those and the low-rank update, whose wide half is in
     blocks, too."""
@@ -115,7 +112,6 @@ def test_blocks(kind: str) -> None:
     np.testing.assert_allclose(blocks.dequantise(kind, raw).numpy(), expected, rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_damaged_blocks(magpie: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(magpie / "out", tmp_path / "model"))
     (folder / "transformer" / "embedding.safetensors").unlink()
@@ -126,7 +122,6 @@ def test_damaged_blocks(magpie: Path, tmp_path: Path) -> None:
         ImageTextToTextPipeline.from_pretrained(folder)
 
 
-@pytest.mark.slow
 def test_half_an_update(magpie: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(magpie / "out", tmp_path / "model"))
     path = folder / "transformer" / "learnt.safetensors"
@@ -137,7 +132,6 @@ def test_half_an_update(magpie: Path, tmp_path: Path) -> None:
         ImageTextToTextPipeline.from_pretrained(folder)
 
 
-@pytest.mark.slow
 def test_saved_over_itself(magpie: Path, tmp_path: Path) -> None:
     """A model in blocks becomes one of plain weights, which loads and gives the same answer."""
     folder = Path(shutil.copytree(magpie / "out", tmp_path / "model"))
@@ -168,7 +162,6 @@ def test_template_is_smollms(tmp_path: Path) -> None:
     assert processor.tokenizer.convert_tokens_to_ids("<image>") == 3 and processor.chat_template == TEMPLATE
 
 
-@pytest.mark.slow
 def test_training_reads_as_drafting_does(magpie: Path, pipe: ImageTextToTextPipeline) -> None:
     """What the drafter predicts while it drafts is what it predicts of the captured chat in training: no position is
     shifted.

@@ -51,7 +51,6 @@ def test_the_commonest_answer(studio: Studio) -> None:
     assert 0.4 < found["presence"] < 0.65 and found["background"] < 0.4 and found["what"] < 0.4
 
 
-@pytest.mark.slow
 def test_run(vision_folder: Path, tmp_path: Path) -> None:
     """Every kind has its four figures, shares of one; the report is written."""
     folder = Path(shutil.copytree(vision_folder, tmp_path / "model"))

@@ -120,11 +120,8 @@ def follow(
     nowhere = torch.iinfo(torch.long).max
     keys = torch.where(acceptable & real, order * tree.size + nodes, nowhere)
     best = torch.full_like(keys, nowhere).scatter_reduce(1, parents, keys, "amin")
-    chosen = (keys < nowhere) & (keys == best.gather(1, parents))
-    chosen[:, 0] = True
-    on_path = ~(tree.ancestors & ~chosen[:, None]).any(2) & (real | (nodes == 0))
-    path = torch.where(on_path, nodes, tree.size - 1).sort(1).values[:, : tree.height + 1]
-    return Accepted(path, *_tokens(tree, path, on_path.sum(1), samples), samples)
+    path, lengths = tree.path((keys < nowhere) & (keys == best.gather(1, parents)))
+    return Accepted(path, *_tokens(tree, path, lengths, samples), samples)
 
 
 def _tokens(
