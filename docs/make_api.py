@@ -14,8 +14,8 @@ MODULES = {
     "mmspec.pipelines.text_to_image": ["TextToImagePipeline"],
     "mmspec.pipelines.text_to_speech": ["TextToSpeechPipeline"],
     "mmspec.pipelines.image_text_to_text": ["ImageTextToTextPipeline"],
+    "mmspec.pipelines.image_output": ["TextToImageOutput"],
     "mmspec.pipelines.outputs": [
-        "TextToImageOutput",
         "PartialImages",
         "TextToSpeechOutput",
         "AudioChunk",

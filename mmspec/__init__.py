@@ -48,6 +48,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """All public names, whether they have been used yet or not."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Load public names when they are first used, so that `mmspec --help` need not import torch."""
     if name not in _HOMES:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from mmspec.errors import MmspecError, unknown
 
 INDEX, PROMPTS = "model_index.json", "prompts.jsonl"
+VOCABULARY, RESULTS = "vocabulary.json", "results.json"
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -122,6 +123,14 @@ def read_index(folder: Path) -> dict:
         raise MmspecError(
             f"{path} must hold a JSON object, not a {type(index).__name__}: restore it from the model's source"
         )
+    return index
+
+
+def check_kind(folder: Path, kind: str, article: str) -> dict:
+    """The index of a model whose pipeline is `kind`. Raises MmspecError, which asks for `article` model, for others."""
+    index = read_index(folder)
+    if index.get("_class_name") != kind:
+        raise MmspecError(f"{folder} holds a {index.get('_class_name')}, not a {kind}: give {article} model")
     return index
 
 

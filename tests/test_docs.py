@@ -1,7 +1,14 @@
-"""The pages that are made from docstrings."""
+"""The pages that are made from docstrings, and pages whose code is run."""
 
+import json
+import re
 import runpy
+import shutil
 from pathlib import Path
+
+import pytest
+import torch
+from tiny import llama
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -9,3 +16,57 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 def test_api_is_current() -> None:
     """docs/api.md is what `python docs/make_api.py` writes."""
     assert (DOCS / "api.md").read_text() == runpy.run_path(str(DOCS / "make_api.py"))["page"]()
+
+
+def test_figures_are_current() -> None:
+    """What `mmspec info MODEL` shows was measured: models/*/results.json are what docs/make_figures.py writes."""
+    made = runpy.run_path(str(DOCS / "make_figures.py"))
+    for model in made["MODELS"]:
+        assert json.loads((DOCS.parent / "models" / model / "results.json").read_text()) == made["figures"](model)
+
+
+@pytest.mark.slow
+def test_rules_and_processors_run(capsys: pytest.CaptureFixture) -> None:
+    """The examples of own rules, processors and grammars do what the page says."""
+    page = (DOCS / "rules-and-processors.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    exec(compile(code, "rules-and-processors.md", "exec"), {"__name__": "page"})
+    assert "near:0.8 (NOT lossless)" in capsys.readouterr().out
+
+
+def test_generate_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """The snippet for any language model runs."""
+    import transformers
+
+    class Letters:
+        """As much of a tokenizer as the snippet uses."""
+
+        def __call__(self, text: str) -> transformers.BatchEncoding:
+            return transformers.BatchEncoding({"input_ids": [ord(letter) % 40 for letter in text]})
+
+        def decode(self, ids: list[int]) -> str:
+            return f"{len(ids)} tokens"
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda path: llama(40, torch.float32))
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda path: Letters())
+    code = re.search(r"<!-- generate -->\n```python\n(.*?)```", (DOCS.parent / "README.md").read_text(), re.S)
+    assert code is not None
+    exec(compile(code[1], "README.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out == "100 tokens\n"
+
+
+def test_training_of_a_drafter(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snippet for a drafter of one's own model trains one that loads by name and changes no token."""
+    import mmspec
+
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a red heart\na cat face, flat style\n" * 10)
+    code = re.search(r"<!-- train -->\n```python\n(.*?)```", (DOCS / "adding-a-drafter.md").read_text(), re.S)
+    assert code is not None
+    small = code[1].replace("path/to/model", str(folder)).replace("Budget(1500)", "Budget(5)")
+    exec(compile(small, "adding-a-drafter.md", "exec"), {"__name__": "page"})
+    pipe = mmspec.pipeline("text-to-image", folder, device="cpu", dtype="fp64")
+    pipe.set_progress_bar_config(disable=True)
+    plain, drafted = (pipe("a red heart", seed=3, drafter=drafter) for drafter in ("none", "medusa"))
+    assert plain.tokens == drafted.tokens and drafted.stats.drafter == "medusa"

@@ -15,6 +15,7 @@ from mmspec import drafters
 from mmspec.bench import report
 from mmspec.bench.suite import (
     Case,
+    Choice,
     TransformersBaseline,
     build_runners,
     choose_min_query_len,
@@ -76,32 +77,48 @@ ABLATIONS = (
 )
 
 
-def draw(target: ImageTarget, drafter: Drafter, rule: str, prompts: Prompts, length: int, seed: int) -> GenerationStats:
+def draw(
+    target: ImageTarget,
+    sampling: SamplingOptions,
+    drafter: Drafter,
+    rule: str,
+    prompts: Prompts,
+    length: int,
+    seed: int,
+) -> GenerationStats:
     """What one call cost."""
     rows = len(prompts.conditional)
-    return generate(
-        target, prompts, rows, Stop(length), drafter, sampling=SamplingOptions(), seeds=seed, rule=rule
-    ).stats
+    return generate(target, prompts, rows, Stop(length), drafter, sampling=sampling, seeds=seed, rule=rule).stats
 
 
 def run_setting(
-    folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, cases: Sequence[Case]
+    folder: Path,
+    dtype: str,
+    device: str,
+    batch: int,
+    repeats: int,
+    seed: int,
+    cases: Sequence[Case],
+    choice: Choice = Choice(),
 ) -> list[dict]:
     """All cases on the same prompts and seeds."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     target, guidance = pipe.target, pipe.config.guidance_scale
+    lines = [line["prompt"] for line in choice.prompts] or PROMPTS
+    temperature = 1.0 if choice.temperature is None else choice.temperature
 
     def job(turn: int) -> tuple[Prompts, int]:
-        texts = [PROMPTS[(turn * batch + i) % len(PROMPTS)] for i in range(batch)]
+        texts = [lines[(turn * batch + i) % len(lines)] for i in range(batch)]
         return pipe.encode(texts, guidance), target.grid.tokens
 
     choose_min_query_len(target, *job(0))
-    entrants = build_runners(cases, folder, target, *job(0), partial(draw, target))
+    entrants = build_runners(cases, folder, target, *job(0), partial(draw, target, SamplingOptions(temperature)))
     if batch == 1 and cases is not ABLATIONS:
-        transformers = TransformersBaseline(target)
+        transformers = TransformersBaseline(target, temperature=temperature)
         entrants.insert(1, (transformers.label, lambda *arguments: transformers(*arguments).stats))
     title, rows = (
-        f"{dtype}, batch {batch}, guidance {guidance:g}, T = 1, passes of {target.min_query_len} nodes or more",
+        f"{dtype}, batch {batch}, guidance {guidance:g}, T = {temperature:g}, passes of {target.min_query_len} nodes "
+        "or more",
         [],
     )
     for label, runs in run_in_turns(entrants, job, repeats, batch, seed, title).items():
@@ -180,22 +197,23 @@ def run(
     seed: int = 0,
     batches: Sequence[int] = (1,),
     prompts: int = 8,
+    choice: Choice = Choice(),
 ) -> Path:
     """Write `results.json`, `results.md` and `results.png` to `out`, anew after each setting, and return it.
 
-    `quick` runs the cases of `QUICK` and leaves out ablations, growth and memory.
+    `quick` runs the cases of `QUICK` and leaves out ablations, growth and memory; chosen drafters leave them out too.
     """
     folder = resolve(model)
     results = new_results("image", model, device)
-    cases = tuple(case for case in CASES if not quick or case.label in QUICK)
+    cases = choice.cases([case for case in CASES if not quick or case.label in QUICK])
     sweep(
         results,
         out,
         dtypes,
         batches,
-        lambda dtype, batch: run_setting(folder, dtype, device, batch, max(1, prompts // batch), seed, cases),
+        lambda dtype, batch: run_setting(folder, dtype, device, batch, max(1, prompts // batch), seed, cases, choice),
     )
-    if not quick:
+    if not quick and not choice.drafters:
         results["ablations"] = run_setting(folder, dtypes[0], device, 1, prompts, seed, ABLATIONS)
         report.write(out, results)
         results["memory"] = memory(folder, device, seed)

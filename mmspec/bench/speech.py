@@ -12,6 +12,7 @@ import torch
 
 from mmspec.bench.suite import (
     Case,
+    Choice,
     TransformersBaseline,
     build_runners,
     choose_min_query_len,
@@ -171,23 +172,32 @@ def speech_fields(label: str, runs: Sequence[SpeechRun]) -> dict:
 
 
 def run_setting(
-    folder: Path, dtype: str, device: str, batch: int, repeats: int, seed: int, cases: Sequence[Case]
+    folder: Path,
+    dtype: str,
+    device: str,
+    batch: int,
+    repeats: int,
+    seed: int,
+    cases: Sequence[Case],
+    choice: Choice = Choice(),
 ) -> list[dict]:
     """All cases on the same prompts and seeds, at temperature 1 and at the model's own; the model's voices take turns
     too.
     """
     pipe = TextToSpeechPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
+    lines = choice.prompts or tuple({"prompt": text} for text in PROMPTS)
 
     def job(turn: int) -> tuple[Prompts, int]:
         numbers = range(turn * batch, (turn + 1) * batch)
         prompts, stop = pipe.encode_examples(
-            [{"prompt": PROMPTS[i % len(PROMPTS)], "voice": pipe.voices[i % len(pipe.voices)]} for i in numbers]
+            [{"voice": pipe.voices[i % len(pipe.voices)]} | lines[i % len(lines)] for i in numbers]
         )
         return prompts, stop.length
 
     choose_min_query_len(pipe.target, *job(0))
     usable, results = [case for case in cases if fits(case, folder)], []
-    for temperature in dict.fromkeys((1.0, pipe.temperature)):
+    temperatures = (1.0, pipe.temperature) if choice.temperature is None else (choice.temperature,)
+    for temperature in dict.fromkeys(temperatures):
         entrants = build_runners(
             usable, folder, pipe.target, *job(0), partial(speak, pipe, SamplingOptions(temperature))
         )
@@ -214,6 +224,7 @@ def run(
     seed: int = 0,
     batches: Sequence[int] = (1,),
     prompts: int = 8,
+    choice: Choice = Choice(),
 ) -> Path:
     """Write `results.json`, `results.md` and `results.png` to `out`, anew after each setting, and return it.
 
@@ -221,13 +232,13 @@ def run(
     """
     folder = resolve(model)
     results = new_results("speech", model, device)
-    cases = tuple(case for case in CASES if not quick or case.label in QUICK)
+    cases = choice.cases([case for case in CASES if not quick or case.label in QUICK])
     sweep(
         results,
         out,
         dtypes,
         batches,
-        lambda dtype, batch: run_setting(folder, dtype, device, batch, max(1, prompts // batch), seed, cases),
+        lambda dtype, batch: run_setting(folder, dtype, device, batch, max(1, prompts // batch), seed, cases, choice),
     )
     print_location(results, out)
     return out

@@ -37,6 +37,25 @@ class Case:
     options: dict = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a caller measures in the place of a suite's own prompts, cases and temperatures, as far as it is given."""
+
+    prompts: tuple[dict, ...] = ()
+    drafters: tuple[str, ...] = ()
+    temperature: float | None = None
+
+    def cases(self, own: Sequence[Case]) -> tuple[Case, ...]:
+        """Plain decoding and the chosen drafters by name; a suite's own cases if none are chosen."""
+        if not self.drafters:
+            return tuple(own)
+        plain = next(case for case in own if case.drafter == "none")
+        return (plain, *(Case(name, name) for name in self.drafters if name != "none"))
+
+
+NOT_SAMPLED: dict = dict(do_sample=False)
+
+
 class TransformersBaseline:
     """A runner that samples with `transformers.generate`, and with transformers' own classifier-free guidance.
 
@@ -62,9 +81,7 @@ class TransformersBaseline:
             }
         )
         sampling_kwargs = dict(
-            do_sample=True,
-            top_k=0,
-            temperature=self.temperature,
+            **(dict(do_sample=True, top_k=0, temperature=self.temperature) if self.temperature else NOT_SAMPLED),
             logits_processor=[self.target.generate_processor(ids.shape[1])],
         )
         began = perf_counter()

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmspec import zoo
 from mmspec.bench.suite import (
     Case,
+    Choice,
     build_runners,
     choose_min_query_len,
     compare,
@@ -136,17 +137,24 @@ def questions(folder: Path) -> list[dict]:
 
 
 def run_setting(
-    folder: Path, dtype: str, device: str, repeats: int, seed: int, cases: Sequence[Case], task: str
+    folder: Path,
+    dtype: str,
+    device: str,
+    repeats: int,
+    seed: int,
+    cases: Sequence[Case],
+    task: str,
+    choice: Choice = Choice(),
 ) -> list[dict]:
     """All cases on the same questions and seeds, at every temperature."""
     pipe = ImageTextToTextPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
-    lines = [line for line in questions(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]
+    lines = [line for line in choice.prompts or questions(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]
     if not lines:
         return []
     encoded = [pipe.encode_examples([line])[0] for line in lines[:repeats]]
     choose_min_query_len(pipe.target, encoded[0], pipe.max_new_tokens)
     results = []
-    for temperature in TEMPERATURES:
+    for temperature in TEMPERATURES if choice.temperature is None else (choice.temperature,):
         sampling = SamplingOptions(temperature)
         entrants = build_runners(
             cases, folder, pipe.target, encoded[0], pipe.max_new_tokens, partial(answer, pipe, sampling)
@@ -180,6 +188,7 @@ def run(
     seed: int = 0,
     batches: Sequence[int] = (1,),
     prompts: int = 8,
+    choice: Choice = Choice(),
 ) -> Path:
     """Write `results.json`, `results.md` and `results.png` to `out`, anew after each setting, and return it.
 
@@ -189,11 +198,13 @@ def run(
         raise MmspecError("bench vlm answers one question at a time: leave --batch out")
     folder = zoo.resolve(model, allow_transformers=True)
     results = new_results("vlm", model, device)
-    cases = tuple(case for case in CASES if not quick or case.label in QUICK)
+    cases = choice.cases([case for case in CASES if not quick or case.label in QUICK])
 
     def measure(dtype: str, batch: int) -> list[dict]:
         tasks = ("descriptions", SHORT, "several turns")
-        return [line for task in tasks for line in run_setting(folder, dtype, device, prompts, seed, cases, task)]
+        return [
+            line for task in tasks for line in run_setting(folder, dtype, device, prompts, seed, cases, task, choice)
+        ]
 
     sweep(results, out, dtypes, batches, measure)
     print_location(results, out)

@@ -1,10 +1,14 @@
 """What the commands share: options, the console, devices and dtypes by name, quiet libraries, summaries, suites."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
+import tyro
 from rich.console import Console
 
 from mmspec.errors import MmspecError
@@ -16,6 +20,41 @@ if TYPE_CHECKING:
 
 console = Console(stderr=True, emoji=False)
 
+
+def number(kind: type, what: str, metavar: str) -> tyro.constructors.PrimitiveConstructorSpec:
+    """How the parser reads a number: with an error that says what was expected."""
+
+    def read(texts: list[str]) -> Any:
+        try:
+            return kind(texts[0])
+        except ValueError:
+            raise ValueError(f"{texts[0]!r} is not {what}") from None
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, kind | int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+WHOLE, REAL = number(int, "a whole number", "N"), number(float, "a number", "X")
+
+# Options as help shows them. Where nothing is the default, it is said in words.
+Count = Annotated[int, WHOLE]
+Fraction = Annotated[float, REAL]
+Whole = Annotated[int | None, WHOLE, tyro.conf.arg(help_behavior_hint="")]
+Real = Annotated[float | None, REAL, tyro.conf.arg(help_behavior_hint="")]
+Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Names = Annotated[list[str], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")]
+Reals = Annotated[list[float] | None, tyro.conf.arg(metavar="X ...", help_behavior_hint="")]
+Dtype = Annotated[str, tyro.conf.arg(metavar="DTYPE")]
+Device = Annotated[str, tyro.conf.arg(metavar="DEVICE")]
+Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
+Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
 # The benchmark's name of each task.
 SUITES = {"image": "text-to-image", "speech": "text-to-speech", "vlm": "image-text-to-text"}
 
@@ -24,21 +63,21 @@ SUITES = {"image": "text-to-image", "speech": "text-to-speech", "vlm": "image-te
 class SamplingFlags:
     """How to sample, draft and accept."""
 
-    seed: int | None = None
+    seed: Whole = None
     """Same seed, same output, whatever the drafter. Random if left out, and printed."""
-    temperature: float | None = None
+    temperature: Real = None
     """0 is greedy. The model's own default if left out."""
-    top_k: int = 0
+    top_k: Count = 0
     """Keep the k most probable tokens; 0 keeps all."""
-    top_p: float = 1.0
+    top_p: Fraction = 1.0
     """Keep the most probable tokens up to this mass."""
-    min_p: float = 0.0
+    min_p: Fraction = 0.0
     """Keep the tokens that have this share of the most probable one's probability."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Fraction = 1.0
     """Divide the scores of tokens that came before; 1 is none."""
-    drafter: str | None = None
+    drafter: Name = None
     """A drafter by name (see mmspec info); none is plain AR decoding. The model's own default if left out."""
-    acceptance: str | None = None
+    acceptance: Annotated[str | None, tyro.conf.arg(metavar="RULE", help_behavior_hint="")] = None
     """exact (lossless, the default), rejection (lossless in law), tolerance:N or typical:E,D (lossy, and the result
     says so).
     """
@@ -48,6 +87,18 @@ class SamplingFlags:
         """These options, without the seed, as a pipeline takes them."""
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "drafter")
         return {name: getattr(self, name) for name in names} | {"acceptance": self.rule}
+
+    def check_sampling(self) -> None:
+        """Raise MmspecError for values that cannot be, before any model is loaded."""
+        from mmspec.engine.ranges import check_ranges
+        from mmspec.pipelines.request import row_seeds
+
+        check_ranges({key: value for key, value in self.sampling_kwargs.items() if value is not None})
+        row_seeds(0 if self.seed is None else self.seed, None, 1)
+        if self.rule != "exact":
+            from mmspec.engine.accept import acceptance
+
+            acceptance(self.rule)
 
     @property
     def rule(self) -> str:
@@ -65,21 +116,25 @@ class SamplingFlags:
 class ModelFlags:
     """Where and in which precision a model runs, and whether anything is said."""
 
-    dtype: str = "bf16"
+    dtype: Dtype = "bf16"
     """bf16, fp32, fp64 or fp16."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N."""
-    quiet: bool = False
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
+    quiet: Switch = False
     """No progress bar and no summary."""
 
 
 def summary(stats: "GenerationStats", seed: int) -> str:
     """Speed, acceptance, drafter, rule and whether it is lossless, and the seed, in one line."""
-    lossless = "lossless" if stats.lossless else "NOT lossless"
     return (
         f"{stats.tokens_per_second:.0f} tokens/s, mean acceptance length {stats.mean_acceptance_length:.2f}, "
-        f"{stats.drafter}, {stats.acceptance} ({lossless}), seed {seed}"
+        f"{stats.drafter}, {rule_of(stats)}, seed {seed}"
     )
+
+
+def rule_of(stats: "GenerationStats") -> str:
+    """The acceptance rule, and whether it is lossless."""
+    return f"{stats.acceptance} ({'lossless' if stats.lossless else 'NOT lossless'})"
 
 
 def torch_dtype(name: str) -> "torch.dtype":
@@ -96,30 +151,62 @@ def torch_device(name: str) -> str:
     return str(device_of(None if name == "auto" else name))
 
 
+def say(text: str) -> None:
+    """A line on standard error: broken between words in a terminal, and not at all elsewhere."""
+    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+@contextmanager
+def loading(model: str, quiet: bool) -> Iterator[None]:
+    """Say in a terminal that a model is being loaded, for as long as it is."""
+    if quiet or not console.is_terminal:
+        yield
+        return
+    with console.status(f"loading {model}"):
+        yield
+
+
+def check_model(model: str, task: str, drafter: str | None, dtype: str, device: str) -> Path:
+    """The folder of a model. Raises MmspecError for a wrong name of a model, a drafter, a dtype or a device, and for a
+    model of another task, before anything is loaded.
+    """
+    from mmspec import zoo
+    from mmspec.drafters.table import check_name
+    from mmspec.pipelines import check_task
+    from mmspec.placement import check_names
+
+    check_names(dtype, device)
+    folder = zoo.resolve(model, allow_transformers=task == "image-text-to-text")
+    check_task(folder, task)
+    if drafter is not None:
+        check_name(drafter, folder)
+    return folder
+
+
 def quiet_libraries() -> None:
     """No progress bars, advice or warnings from the libraries below; warnings of mmspec in one line each."""
     import warnings
 
-    import diffusers
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    diffusers.logging.set_verbosity_error()
-    diffusers.logging.disable_progress_bar()
+    if "diffusers" in sys.modules:  # it takes long to import, and not every command needs it
+        import diffusers
+
+        diffusers.logging.set_verbosity_error()
+        diffusers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", module="mmspec")
 
     def show(message: Warning | str, *rest: object, **more: object) -> None:
-        console.print(f"mmspec: warning: {message}", markup=False, soft_wrap=True)
+        say(f"mmspec: warning: {message}")
 
     warnings.showwarning = show
 
 
 def run_function(main: Callable[..., None]) -> None:
     """Run a function as a command of its own, its parameters as flags; MmspecError is printed and exits 2."""
-    import tyro
-
     try:
         tyro.cli(main)
     except MmspecError as error:

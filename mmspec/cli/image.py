@@ -1,17 +1,27 @@
 """`mmspec image`."""
 
+import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mmspec.cli.common import (
+    Count,
+    File,
+    Model,
     ModelFlags,
+    Real,
     SamplingFlags,
+    Switch,
+    check_model,
     console,
+    loading,
     quiet_libraries,
+    say,
     software,
     summary,
     torch_device,
@@ -19,49 +29,56 @@ from mmspec.cli.common import (
 )
 from mmspec.errors import MmspecError
 
+if TYPE_CHECKING:
+    from mmspec.pipelines.text_to_image import TextToImagePipeline
+
+TASK = "text-to-image"
+
 
 @dataclass
 class Image(SamplingFlags, ModelFlags):
     """Draw a picture from a text prompt.
 
-    Example: mmspec image "a red heart, 3d style" -o heart.png --seed 7
+    Example: mmspec image a red heart, 3d style -o heart.png --seed 7
     """
 
-    prompt: tyro.conf.Positional[str]
-    """What to draw."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("image.png")
-    """Where to write it: .png (carries prompt, seed and settings), .jpg or .webp."""
-    n: int = 1
+    prompt: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT", help_behavior_hint="")
+    ] = ()
+    """What to draw, in quotes or not; --list says what the model knows."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = Path("image.png")
+    """Where to write it: .png (carries prompt, seed and settings), .jpg or .webp; - writes a PNG to standard output."""
+    n: Count = 1
     """How many pictures; picture i has seed + i and is written to NAME-i."""
-    grid: bool = False
+    grid: Switch = False
     """Write all pictures into one sheet."""
-    guidance: float | None = None
+    guidance: Real = None
     """Classifier-free guidance, 0 to 20; 1 is none. The model's own default if left out."""
-    progressive: Path | None = None
+    progressive: File = None
     """Also write an animation (.gif, .webp, .png) of the first picture being filled."""
-    model: str = "emoji-64"
+    words: Annotated[bool, tyro.conf.arg(name="list", help_behavior_hint="")] = False
+    """Draw nothing, and list the words that the model was trained on."""
+    model: Model = "emoji-64"
     """A bundled name, a folder, or a hub id."""
 
     def run(self) -> int:
         from mmspec.media import image as media
 
-        paths = self._paths()
-        from mmspec.pipelines.text_to_image import TextToImagePipeline
-
-        quiet_libraries()
-        device = torch_device(self.device)
-        pipe = TextToImagePipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(device)
-        pipe.set_progress_bar_config(disable=True)
+        if self.words:
+            return self._print_words()
+        prompt, paths = self._read_arguments()
+        with loading(self.model, self.quiet):
+            pipe = self._load()
         grid = pipe.grid
         columns = (TextColumn("drawing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=self.quiet or not console.is_terminal, transient=True) as bar:
             task = bar.add_task("", total=grid.tokens)
 
-            def show(pipe: TextToImagePipeline, step: int, position: int, callback_kwargs: dict) -> None:
+            def show(pipe: "TextToImagePipeline", step: int, position: int, callback_kwargs: dict) -> None:
                 bar.update(task, completed=position)
 
             output = pipe(
-                self.prompt,
+                prompt,
                 seed=self.seed,
                 num_images_per_prompt=self.n,
                 guidance_scale=self.guidance,
@@ -70,7 +87,7 @@ class Image(SamplingFlags, ModelFlags):
             )
         stats, seed = output.stats, output.seeds[0]
         facts = {
-            "prompt": self.prompt,
+            "prompt": prompt,
             "seed": seed,
             "model": self.model,
             "guidance": pipe.config.guidance_scale if self.guidance is None else self.guidance,
@@ -78,7 +95,12 @@ class Image(SamplingFlags, ModelFlags):
             "dtype": self.dtype,
             "software": software(),
         } | stats.facts
-        if len(paths) == 1:
+        if str(self.out) == "-":
+            buffer = io.BytesIO()
+            media.write(media.sheet(output.images), buffer, "PNG", facts)
+            sys.stdout.buffer.write(buffer.getvalue())
+            sys.stdout.buffer.flush()
+        elif len(paths) == 1:
             media.save(media.sheet(output.images), paths[0], facts)
         else:
             for path, image, seed in zip(paths, output.images, output.seeds, strict=True):
@@ -87,25 +109,62 @@ class Image(SamplingFlags, ModelFlags):
             frames = media.filling(output.images[0], stats.runs[0], grid.height, grid.width, grid.stride)
             media.animate(frames, self.progressive)
         if not self.quiet:
-            names = ", ".join(map(str, paths))
-            console.print(
-                f"{names}: {stats.total:.2f} s, {summary(stats, output.seeds[0])}", highlight=False, soft_wrap=True
-            )
+            written = [str(path) for path in (*paths, self.progressive) if path]
+            say(f"{', '.join(written)}: {stats.total:.2f} s, {summary(stats, output.seeds[0])}")
         return 0
 
+    def _load(self) -> "TextToImagePipeline":
+        from mmspec.pipelines.text_to_image import TextToImagePipeline
+
+        quiet_libraries()
+        device = torch_device(self.device)
+        pipe = TextToImagePipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def _read_arguments(self) -> tuple[str, list[Path]]:
+        """The prompt and the files to write, checked before anything is loaded; "standard output" for -."""
+        from mmspec.pipelines.request import ImageRequest
+
+        if not self.prompt:
+            raise MmspecError("there is no prompt: say what to draw, as in: mmspec image a red heart")
+        prompt, paths = " ".join(self.prompt), self._paths()
+        ImageRequest(prompt, 0, None, 1, 1.0 if self.guidance is None else self.guidance)
+        self.check_sampling()
+        check_model(self.model, TASK, self.drafter, self.dtype, self.device)
+        return prompt, paths
+
     def _paths(self) -> list[Path]:
-        """The files to write, checked before anything is loaded."""
+        """The files to write."""
         from mmspec import files
         from mmspec.media import image as media
 
         if not 1 <= self.n <= 64:
             raise MmspecError(f"--n {self.n} is out of range: give a number from 1 to 64")
         single = self.n == 1 or self.grid
+        if str(self.out) == "-":
+            if not single:
+                raise MmspecError(f"standard output takes one picture, not {self.n}: add --grid, or give a file")
+            if sys.stdout is None or sys.stdout.isatty():
+                raise MmspecError("cannot write a picture to a terminal: add a pipe, or give a file")
         paths = [self.out] if single else [self.out.with_stem(f"{self.out.stem}-{i}") for i in range(self.n)]
-        for path in paths:
+        for path in paths if str(self.out) != "-" else []:
             files.check_output(path, media.STILL)
         if self.progressive:
             files.check_output(self.progressive, media.MOVING)
             if self.progressive.absolute() in [path.absolute() for path in paths]:
                 raise MmspecError(f"--progressive and --out both name {self.progressive}: give two names")
-        return paths
+        return paths if str(self.out) != "-" else [Path("standard output")]
+
+    def _print_words(self) -> int:
+        """What the model was trained on, group by group, on standard output."""
+        from mmspec import zoo
+        from mmspec.pipelines.vocabulary import Vocabulary
+
+        folder = check_model(self.model, TASK, None, self.dtype, self.device)
+        vocabulary = Vocabulary.of(folder)
+        if vocabulary is None:
+            raise MmspecError(f"{folder} has no {zoo.VOCABULARY}: see the model's card for what it can draw")
+        for line in vocabulary.lines():
+            print(line)
+        return 0

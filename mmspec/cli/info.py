@@ -2,55 +2,160 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
+import tyro
 from rich.console import Console
 from rich.table import Table
+
+from mmspec.cli.common import Switch
+from mmspec.errors import MmspecError
 
 
 @dataclass
 class Info:
-    """Models, drafters, acceptance rules, devices and versions.
+    """Models, drafters, acceptance rules, devices and versions; or one model.
 
-    Example: mmspec info --json
+    Example: mmspec info emoji-64
     """
 
-    json: bool = False
+    model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
+    """A bundled name, a folder, or a hub id: its task, defaults, voices, words, and drafters with measured figures."""
+    json: Switch = False
     """Machine-readable."""
 
     def run(self) -> int:
-        import torch
-
-        from mmspec import zoo
-        from mmspec.drafters import names
-        from mmspec.engine.accept import RULES, acceptance
-        from mmspec.versions import versions
-
-        facts = {
-            **versions(),
-            "devices": [
-                "cpu",
-                *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())),
-            ],
-            "threads": torch.get_num_threads(),
-            "models": {
-                entry.name: {"drafters": entry.drafters, "megabytes": round(entry.bytes / 1e6, 1)}
-                for entry in zoo.bundled().values()
-            },
-            "drafters": list(names()),
-            "acceptance": {name: "lossless" if acceptance(name).lossless else "lossy" for name in RULES},
-        }
+        facts = machine_facts() if self.model is None else model_facts(self.model)
         if self.json:
             print(json.dumps(facts, indent=1))
             return 0
-        table = Table(show_header=False)
-        for key, value in facts.items():
-            text = (
-                "\n".join(f"{k}: {v}" for k, v in value.items())
-                if isinstance(value, dict)
-                else ", ".join(map(str, value))
-                if isinstance(value, list)
-                else str(value)
-            )
-            table.add_row(key, text)
-        Console().print(table)
+        for table in machine_tables(facts) if self.model is None else model_tables(facts):
+            Console().print(table)
         return 0
+
+
+def machine_facts() -> dict:
+    """What is here, as data."""
+    import torch
+
+    from mmspec import zoo
+    from mmspec.drafters.table import names
+    from mmspec.engine.accept import RULES, acceptance
+    from mmspec.pipelines import task_of
+    from mmspec.versions import versions
+
+    gpus = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    return {
+        **versions(),
+        "devices": ["cpu", *gpus],
+        "threads": torch.get_num_threads(),
+        "models": {
+            entry.name: {
+                "task": task_of(entry.folder),
+                "drafters": entry.drafters,
+                "megabytes": round(entry.bytes / 1e6, 1),
+            }
+            for entry in zoo.bundled().values()
+        },
+        "drafters": list(names()),
+        "acceptance": {name: "lossless" if acceptance(name).lossless else "lossy" for name in RULES},
+    }
+
+
+def machine_tables(facts: dict) -> list[Table]:
+    """What is here, to be read."""
+    models = make_table("models", "model", "task", "trained drafters", "MB")
+    for name, model in facts["models"].items():
+        models.add_row(name, model["task"], ", ".join(model["drafters"]), f"{model['megabytes']:.0f}")
+    here = make_table("this machine", "what", "which")
+    for key in ("mmspec", "python", "torch", "transformers", "diffusers", "threads"):
+        here.add_row(key, str(facts[key]))
+    here.add_row("devices", ", ".join(facts["devices"]))
+    here.add_row("drafters", ", ".join(facts["drafters"]))
+    here.add_row("acceptance", ", ".join(f"{name} ({kind})" for name, kind in facts["acceptance"].items()))
+    models.caption = "mmspec info MODEL says more of one"
+    return [models, here]
+
+
+def model_facts(name: str) -> dict:
+    """A model by its folder alone, as data: nothing of it is loaded."""
+    from mmspec import zoo
+    from mmspec.drafters.table import usable
+    from mmspec.pipelines import task_of
+    from mmspec.pipelines.vocabulary import Vocabulary
+
+    folder = zoo.resolve(name, allow_transformers=True)
+    index = zoo.read_index(folder) if (folder / zoo.INDEX).is_file() else {}
+    measured = read_results(folder / zoo.RESULTS)
+    figures = measured.pop("drafters", {})
+    vocabulary = Vocabulary.of(folder)
+    # Long lists are settings that only the pipeline reads.
+    defaults = {
+        key: value for key, value in index.items() if isinstance(value, int | float | str) and not key.startswith("_")
+    }
+    return {
+        "model": name,
+        "folder": str(folder),
+        "task": task_of(folder),
+        "megabytes": round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6, 1),
+        "defaults": defaults,
+        "voices": index.get("voices", []),
+        "prompts": vocabulary.prompt if vocabulary else "",
+        "words": vocabulary.groups if vocabulary else {},
+        "drafters": {drafter: figures.get(drafter, {}) for drafter in usable(folder)},
+        "measured": measured,
+    }
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The figures that a model's folder brings, nothing if it brings none."""
+    if not path.is_file():
+        return {}
+    try:
+        results = json.loads(path.read_text())
+        if not all(isinstance(figures, dict) for figures in results.get("drafters", {}).values()):
+            raise ValueError("drafters must be objects")
+        return results
+    except (OSError, ValueError, AttributeError) as error:
+        raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
+
+
+def model_tables(facts: dict) -> list[Table]:
+    """A model, to be read."""
+    about = make_table(facts["model"], "what", "which")
+    about.add_row("task", facts["task"])
+    about.add_row("folder", f"{facts['folder']} ({facts['megabytes']:.0f} MB)")
+    if facts["defaults"]:
+        about.add_row("defaults", "\n".join(f"{key} {value}" for key, value in facts["defaults"].items()))
+    if facts["voices"]:
+        about.add_row("voices", ", ".join(facts["voices"]))
+    if facts["prompts"]:
+        about.add_row("prompts", facts["prompts"])
+    for group, names in facts["words"].items():
+        shown = ", ".join(names[:12]) + (f" ... ({len(names)}; mmspec image --list)" if len(names) > 12 else "")
+        about.add_row(group, shown)
+    drafters = make_table("drafters", "drafter", "tokens a round", "speed-up")
+    for name, figures in facts["drafters"].items():
+        length, speed = figures.get("mean_acceptance_length"), figures.get("speedup")
+        default = " (default)" if name == facts["defaults"].get("drafter") else ""
+        drafters.add_row(
+            name + default, "" if length is None else f"{length:.2f}", "" if speed is None else f"{speed:.2f}x"
+        )
+    measured = facts["measured"]
+    if measured:
+        keys = ("setting", "dtype", "device", "processor", "threads", "commit", "source")
+        drafters.caption = ", ".join(
+            f"{key} {measured[key]}" if key in ("threads", "commit", "source") else str(measured[key])
+            for key in keys
+            if measured.get(key)
+        )
+    return [about, drafters]
+
+
+def make_table(title: str, *columns: str) -> Table:
+    """An empty table whose title and caption stand on the left."""
+    table = Table(*columns, title=title, title_justify="left", caption_justify="left")
+    for column in table.columns[1:]:
+        column.overflow = "fold"
+    return table

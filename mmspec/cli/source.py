@@ -13,7 +13,7 @@ def read_text(text: str | None, file: Path | None) -> str:
     if text is not None:
         return text
     if file is None:
-        raise MmspecError("no text is given: give it in quotes, or a file, or - as the file for standard input")
+        raise MmspecError("no text is given: give it in quotes, or --file FILE, or --file - for standard input")
     source = "standard input" if str(file) == "-" else str(file)
     try:
         return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8-sig")

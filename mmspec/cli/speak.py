@@ -10,19 +10,28 @@ import tyro
 from rich.progress import BarColumn, Progress, TextColumn
 
 from mmspec.cli.common import (
+    File,
+    Model,
     ModelFlags,
+    Name,
     SamplingFlags,
+    Switch,
+    Whole,
+    check_model,
     console,
+    loading,
     quiet_libraries,
+    say,
     software,
     summary,
     torch_device,
     torch_dtype,
 )
-from mmspec.errors import MmspecError
+from mmspec.errors import MmspecError, unknown
 
 if TYPE_CHECKING:
     from mmspec.pipelines.outputs import TextToSpeechOutput
+    from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 
 
 @dataclass
@@ -32,23 +41,23 @@ class Speak(SamplingFlags, ModelFlags):
     Example: mmspec speak "Hello there." -o hello.wav --seed 7
     """
 
-    text: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
-    """What to say, in quotes or not; left out, it is read from --file."""
-    file: Path | None = None
+    text: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ()
+    """What to say, in quotes or not; - is standard input, and left out it is read from --file."""
+    file: File = None
     """A text file, or - for standard input."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("speech.wav")
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = Path("speech.wav")
     """Where to write it: .wav, .flac or .ogg, with text, seed and settings in its comment; - writes a WAV to standard
     output.
     """
-    voice: str | None = None
-    """A voice of the model, its first one if left out."""
-    tolerance: int | None = None
+    voice: Name = None
+    """A voice of the model (mmspec info MODEL lists them), its first one if left out."""
+    tolerance: Whole = None
     """Short for --acceptance tolerance:N; 1 is exact."""
-    stream: bool = False
+    stream: Switch = False
     """Decode piece by piece, as soon as tokens are verified; with -o - each is written at once, to be heard: | aplay"""
-    plot: Path | None = None
+    plot: File = None
     """Also draw waveform and spectrogram of the first sentence with the accepted runs coloured (.png)."""
-    model: str = "wren-86"
+    model: Model = "wren-86"
     """A bundled name, a folder, or a hub id."""
 
     @property
@@ -60,17 +69,12 @@ class Speak(SamplingFlags, ModelFlags):
         return super().rule if self.tolerance is None else f"tolerance:{self.tolerance}"
 
     def run(self) -> int:
-        from mmspec.media import audio as media
+        text, to_pipe = self._read_arguments(), str(self.out) == "-"
+        with loading(self.model, self.quiet):
+            from mmspec.media import audio as media  # needs torch, which takes a second
 
-        text, to_pipe, options = self._read_arguments()
-        try:
-            from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
-        except ModuleNotFoundError as error:
-            raise MmspecError(f"speech needs {error.name}: pip install 'mmspec[speech]'") from None
-
-        quiet_libraries()
-        device = torch_device(self.device)
-        pipe = TextToSpeechPipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(device)
+            self._check_outputs()
+            pipe = self._load()
         writer = media.Pipe(sys.stdout.buffer, pipe.codec.sampling_rate) if to_pipe else None
         play = writer.write if writer else lambda audio: None
         token_samples = pipe.codec.frame_samples / pipe.codec.frame_tokens
@@ -78,7 +82,7 @@ class Speak(SamplingFlags, ModelFlags):
         with Progress(*columns, console=console, disable=self.quiet or not console.is_terminal, transient=True) as bar:
             task = bar.add_task("", total=None, seconds=0.0)
 
-            def show(pipe: TextToSpeechPipeline, step: int, position: int, callback_kwargs: dict) -> None:
+            def show(pipe: "TextToSpeechPipeline", step: int, position: int, callback_kwargs: dict) -> None:
                 so_far: TextToSpeechOutput = callback_kwargs["output"]
                 seconds = position * token_samples / so_far.sampling_rate
                 bar.update(task, total=len(so_far.sentences), completed=len(so_far.ended), seconds=seconds)
@@ -91,9 +95,9 @@ class Speak(SamplingFlags, ModelFlags):
                 seed=self.seed,
                 stream_to=play if self.stream else None,
                 callback_on_step_end=show,
-                **options,
+                **self.sampling_kwargs,
             )
-        stats, spent = output.total, perf_counter() - began
+        stats, spent = output.stats, perf_counter() - began
         facts = {
             "text": text,
             "voice": pipe.voices[0] if self.voice is None else self.voice,
@@ -110,29 +114,50 @@ class Speak(SamplingFlags, ModelFlags):
             self._plot(output, token_samples)
         if not self.quiet:
             first = f", first sound after {output.first_audio:.2f} s" if self.stream else ""
-            console.print(
-                f"{self.out}: {output.seconds:.2f} s of speech in {spent:.2f} s{first}, "
-                f"{summary(stats, output.seeds[0])}",
-                highlight=False,
-                soft_wrap=True,
+            written = ["standard output" if to_pipe else str(self.out), *([str(self.plot)] if self.plot else [])]
+            say(
+                f"{', '.join(written)}: {output.seconds:.2f} s of speech in {spent:.2f} s{first}, "
+                f"{summary(stats, output.seeds[0])}"
             )
         return 0
 
-    def _read_arguments(self) -> tuple[str, bool, dict]:
-        """The text, whether sound goes to standard output, and the options, checked before anything is loaded."""
-        from mmspec import files
+    def _load(self) -> "TextToSpeechPipeline":
+        try:
+            from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
+        except ModuleNotFoundError as error:
+            raise MmspecError(f"speech needs {error.name}: pip install 'mmspec[speech]'") from None
+
+        quiet_libraries()
+        device = torch_device(self.device)
+        return TextToSpeechPipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(device)
+
+    def _read_arguments(self) -> str:
+        """The text; all that can be checked without torch is."""
+        from mmspec import zoo
         from mmspec.cli.source import read_text
+
+        dash = self.text == ("-",) and self.file is None
+        text = read_text(" ".join(self.text) if self.text and not dash else None, Path("-") if dash else self.file)
+        self.check_sampling()
+        folder = check_model(self.model, "text-to-speech", self.drafter, self.dtype, self.device)
+        voices = zoo.read_index(folder).get("voices")
+        if self.voice is not None and isinstance(voices, list) and self.voice not in voices:
+            raise unknown("voice", self.voice, map(str, voices))
+        if not text.strip():
+            raise MmspecError("there is nothing to say: the text has no letter and no digit")
+        return text
+
+    def _check_outputs(self) -> None:
+        """Raise MmspecError for files that cannot be written."""
+        from mmspec import files
         from mmspec.media import audio as media
 
-        text = read_text(" ".join(self.text) if self.text else None, self.file)
-        to_pipe = str(self.out) == "-"
         media.check_output(self.out)
-        if not to_pipe:
+        if str(self.out) != "-":
             media.library("soundfile")
         if self.plot:
             files.check_output(self.plot, {".png": "PNG"})
             media.library("matplotlib", "bench")
-        return text, to_pipe, self.sampling_kwargs
 
     def _plot(self, output: "TextToSpeechOutput", token_samples: float) -> None:
         """Draw the first sentence that was said."""

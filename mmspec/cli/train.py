@@ -2,29 +2,31 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from mmspec.cli.common import torch_device
+from mmspec.cli.common import Device, File, Names, torch_device
 from mmspec.errors import MmspecError
 
 
 @dataclass
 class Train:
-    """Rebuild a model folder from its recipe: data, tokenizer, target, drafters. An interrupted run resumes.
+    """Rebuild a model folder from its recipe; an interrupted run resumes.
 
     Example: mmspec train models/emoji-64/recipe.yaml --work training --out rebuilt
     """
 
-    recipe: tyro.conf.Positional[Path]
+    recipe: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RECIPE")]
     """A recipe.yaml, or a model folder that holds one."""
-    work: Path = Path("training")
+    work: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("training")
     """Folder for data and checkpoints."""
-    out: Path | None = None
+    out: File = None
     """Model folder to fill; WORK/model if left out."""
-    stages: list[str] = field(default_factory=list)
+    stages: Names = field(default_factory=list)
     """Only these, e.g. tokenizer, target, drafters, drafters.hawk."""
-    device: str = "auto"
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
 
     def run(self) -> int:
         try:

@@ -4,13 +4,26 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from mmspec.cli.common import console, quiet_libraries, suite, torch_device
+from mmspec.cli.common import (
+    Count,
+    Device,
+    File,
+    Names,
+    Reals,
+    Switch,
+    Whole,
+    console,
+    loading,
+    quiet_libraries,
+    suite,
+    torch_device,
+)
 from mmspec.errors import MmspecError
 
 if TYPE_CHECKING:
@@ -19,45 +32,49 @@ if TYPE_CHECKING:
 
 @dataclass
 class Verify:
-    """Does every drafter give the same tokens as plain decoding, and greedy plain decoding those of
-    transformers.generate?
+    """Compare every drafter's tokens with those of plain decoding.
+
+    Greedy plain decoding is compared with transformers.generate as well.
 
     Exit code 1 if any float64 row differs.
 
     Example: mmspec verify emoji-64 --prompts 4 --dtype fp64 --temperature 1 --guidance 2
     """
 
-    model: tyro.conf.Positional[str] = "emoji-64"
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "emoji-64"
     """A bundled name, a folder, or a hub id; pictures, speech or answers."""
-    prompts: int = 10
-    """How many of the model's own prompts, spread evenly over its list."""
-    seed: int = 0
+    prompts: Count = 10
+    """How many of the model's own prompts, spread evenly over its list; of the benchmark's if it has none."""
+    seed: Count = 0
     """Seed of the first prompt; each next one counts up."""
-    dtype: list[str] = field(default_factory=lambda: ["fp64", "fp32", "bf16"])
-    temperature: list[float] = field(default_factory=lambda: [0.0, 0.7, 1.0])
-    guidance: list[float] | None = None
+    dtype: Annotated[list[str], tyro.conf.arg(metavar="DTYPE ...")] = field(
+        default_factory=lambda: ["fp64", "fp32", "bf16"]
+    )
+    """bf16, fp32, fp64 or fp16."""
+    temperature: Annotated[list[float], tyro.conf.arg(metavar="X ...")] = field(default_factory=lambda: [0.0, 0.7, 1.0])
+    """0 is greedy, and compared with transformers.generate too."""
+    guidance: Reals = None
     """1 and 2 for pictures if left out; speech and answers have none."""
-    repetition_penalty: list[float] = field(default_factory=lambda: [1.0])
-    batch: list[int] = field(default_factory=lambda: [1, 4])
-    drafters: list[str] = field(default_factory=list)
+    repetition_penalty: Annotated[list[float], tyro.conf.arg(metavar="X ...")] = field(default_factory=lambda: [1.0])
+    """1 is none."""
+    batch: Annotated[list[int], tyro.conf.arg(metavar="N ...")] = field(default_factory=lambda: [1, 4])
+    """How many rows at once."""
+    drafters: Names = field(default_factory=list)
     """All that the model has weights for, if left out."""
-    tokens: int | None = None
+    tokens: Whole = None
     """Compare this many tokens; the whole picture, sentence or answer if left out."""
-    deterministic: bool = False
+    deterministic: Switch = False
     """Draft chains, so that passes of every width agree bit for bit in bf16 and fp32 too (CPUs)."""
-    device: str = "auto"
-    json: Path | None = None
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
+    json: File = None
     """Also write the findings there."""
 
     def run(self) -> int:
-        from torch import float64
-
         from mmspec import files, zoo
-        from mmspec.drafters import usable
-        from mmspec.placement import dtype_of
-        from mmspec.verify import verify
+        from mmspec.drafters.table import check_name, usable
+        from mmspec.placement import check_names, dtype_of
 
-        quiet_libraries()
         folder = zoo.resolve(self.model, allow_transformers=True)
         for name in ("dtype", "temperature", "guidance", "repetition_penalty", "batch"):
             if getattr(self, name) == []:
@@ -66,6 +83,16 @@ class Verify:
             raise MmspecError("--prompts, --batch and --tokens must be 1 or more")
         if self.json:
             files.check_output(self.json, {".json": "JSON"})
+        for dtype in self.dtype:
+            check_names(dtype, self.device)
+        for drafter in self.drafters:
+            check_name(drafter, folder)
+        with loading(self.model, quiet=False):
+            from torch import float64
+
+            from mmspec.verify import verify
+
+            quiet_libraries()
         names = self.drafters or [name for name in usable(folder) if name != "none"]
         prompts = sample_prompts(folder, self.prompts)
         columns = ("dtype", "T", "guidance", "penalty", "batch", "drafter", "equal", "generate")
@@ -109,11 +136,13 @@ def table_row(finding: "Finding") -> tuple[str, ...]:
 def sample_prompts(folder: Path, count: int) -> list[dict]:
     """Lines spread evenly over the model's own list; the benchmark's where it has none."""
     from mmspec import zoo
-    from mmspec.pipelines import task_of
+    from mmspec.pipelines import reads_pictures, task_of
 
     task = task_of(folder)
     if task == "image-text-to-text":
         lines = suite(task).questions(folder)
+        if not reads_pictures(folder):
+            lines = [{"prompt": line["prompt"]} for line in lines]
     elif (folder / zoo.PROMPTS).exists():
         lines = zoo.prompts(folder)
     else:

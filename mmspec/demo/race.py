@@ -42,7 +42,7 @@ def speech_steps(session: Session, prompt: str, seed: int, drafter: str) -> Iter
     for chunk in session.stream(prompt, seed=seed, drafter=drafter):
         output = chunk.output
         text = f"{output.seconds:.1f} s of speech"
-        yield [list(row) for row in output.tokens], output.total, partial(dict, text=text)
+        yield [list(row) for row in output.tokens], output.stats, partial(dict, text=text)
 
 
 def answer_steps(session: Session, prompt: str, seed: int, drafter: str) -> Iterator[Step]:

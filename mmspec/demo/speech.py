@@ -133,16 +133,16 @@ def tab(stage: Stage) -> None:
                 sent.append(base64.b64encode(sound.pcm(chunk.audio).numpy().astype("<i2").tobytes()).decode())
                 first, out = max(0, len(sent) - REPEATED), chunk.output
                 message = json.dumps({"rate": rate, "first": first, "pieces": sent[first:]})
-                spent = sum(stats.total for stats in out.stats)
+                spent = sum(stats.total for stats in out.sentence_stats)
                 line = (
                     f"{out.seconds:.1f} s of speech after {spent:.1f} s of work; "
                     f"the first sound came after {out.first_audio:.2f} s"
                 )
-                yield message, line, player.numbers(out.total), gr.skip()
+                yield message, line, player.numbers(out.stats), gr.skip()
             if out is None:
                 yield gr.skip(), "Stopped.", gr.skip(), gr.skip()
                 return
-            yield gr.skip(), line, player.numbers(out.total), (rate, sound.pcm(out.audio).numpy())
+            yield gr.skip(), line, player.numbers(out.stats), (rate, sound.pcm(out.audio).numpy())
 
     inputs = [text, voice, tolerance, seed, temperature, drafter]
     outputs = [pieces, progress, numbers, full_audio]

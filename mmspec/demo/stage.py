@@ -95,7 +95,7 @@ def measure_plain(pipe: Pipeline) -> dict[int, float]:
     """
     row = example(pipe.folder)
     if pipe.voices:
-        calls = (pipe(row["prompt"], seed=0, drafter="none", stream_to=len).total for _ in range(REPEATS - 1))
+        calls = (pipe(row["prompt"], seed=0, drafter="none", stream_to=len).stats for _ in range(REPEATS - 1))
         return {1: max(map(row_rate, calls))}
     rates: dict[int, float] = {}
     prompts, stop = pipe.encode_examples([row])

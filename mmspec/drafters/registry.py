@@ -1,63 +1,19 @@
-"""Drafters by name: the table, other packages' entry points, and loading for a target."""
+"""Drafters by name, loaded for a target."""
 
 import json
 import warnings
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mmspec import zoo
 from mmspec.drafters.base import Drafter, TrainedDrafter
+from mmspec.drafters.table import TABLE, Entry, check_name, names, usable, without_weights
 from mmspec.engine.cost import measured
-from mmspec.errors import MmspecError, unknown
+from mmspec.errors import MmspecError
 from mmspec.targets.base import Prompts, Target
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Where a drafter's class is (`module:Class`), and whether it is trained for a target."""
-
-    path: str
-    trained: bool = False
-
-    def load(self) -> type[Drafter]:
-        """The class. Raises MmspecError if there is none."""
-        module, _, name = self.path.partition(":")
-        try:
-            kind = getattr(import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise MmspecError(f"the drafter {self.path} does not load: {error}") from None
-        if not (isinstance(kind, type) and issubclass(kind, Drafter)):
-            raise MmspecError(f"{self.path} is no drafter: make it a subclass of mmspec.drafters.base.Drafter")
-        return kind
-
-
-TABLE = {
-    "none": Entry("mmspec.drafters.none:NoDrafter"),
-    "lookup": Entry("mmspec.drafters.lookup:LookupDrafter"),
-    "jacobi": Entry("mmspec.drafters.jacobi:JacobiDrafter"),
-    "medusa": Entry("mmspec.drafters.medusa:MedusaDrafter", trained=True),
-    "vadusa": Entry("mmspec.drafters.vadusa:VadusaDrafter", trained=True),
-    "hawk": Entry("mmspec.drafters.hawk:HawkDrafter", trained=True),
-    "hawk-path": Entry("mmspec.drafters.hawk_path:HawkPathDrafter", trained=True),
-    "msd": Entry("mmspec.drafters.msd:MsdDrafter", trained=True),
-}
-
-
-def names() -> dict[str, Entry]:
-    """Built-in drafters and those that other packages register under `mmspec.drafters`."""
-    others = entry_points(group="mmspec.drafters")
-    return TABLE | {entry.name: Entry(entry.value) for entry in others if entry.name not in TABLE}
-
-
-def usable(folder: Path | None) -> list[str]:
-    """Names that load for a model: drafters that need no training, and those that its folder has weights for."""
-    trained = zoo.drafters(folder) if folder else []
-    return [name for name, entry in names().items() if not entry.trained and name not in trained] + trained
+__all__ = ["TABLE", "Entry", "by_name", "load", "names", "usable"]
 
 
 def load(
@@ -86,9 +42,7 @@ def load(
 def by_name(name: str, folder: Path | None, target: Target, **options: object) -> Drafter:
     """The drafter of that name, with its weights from `folder` if its kind has any, and `options` set."""
     path = folder / "drafters" / name if folder else None
-    in_folder = {entry.name for entry in path.parent.iterdir()} if path and path.parent.is_dir() else set()
-    if name not in names() and name not in in_folder:
-        raise unknown("drafter", name, {*names(), *in_folder})
+    check_name(name, folder)
     config = _read_config(name, path) if path and (path / "config.json").exists() else {}
     # A configuration with the field names of LLaMA is of the layout that the authors of MSD publish.
     released = "num_attention_heads" in config
@@ -102,10 +56,7 @@ def by_name(name: str, folder: Path | None, target: Target, **options: object) -
     if not issubclass(cls, TrainedDrafter):
         return cls(**options)
     if path is None or not config:
-        raise MmspecError(
-            f"drafter {name!r} has no weights for this model: train it with `mmspec train`, "
-            f"or use one of {', '.join(sorted(usable(folder)))}"
-        )
+        raise without_weights(name, folder)
     _check_shape(name, config, target)
     drafter = cls.from_released(path) if released else _load_weights(name, path, cls)
     if not released and config.get("target") and target.weights_hash and config["target"] != target.weights_hash:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
-from mmspec.errors import MmspecError
+from mmspec.engine.ranges import check_ranges
 
 if TYPE_CHECKING:
     from mmspec.engine.state import Prefixes
@@ -26,10 +26,6 @@ PREFIX_FREE = (
     hf.EtaLogitsWarper,
     hf.SuppressTokensLogitsProcessor,
 )
-
-
-# Options, and the least and the largest value of each.
-RANGES = (("temperature", 0.0, 100.0), ("top_k", 0, 2**31), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -50,20 +46,7 @@ class SamplingOptions:
     logits_processor: Sequence[hf.LogitsProcessor] = ()
 
     def __post_init__(self) -> None:
-        for name, low, high in RANGES:
-            value = getattr(self, name)
-            kind = int if name == "top_k" else int | float
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-                raise MmspecError(f"{name}={value} is out of range: give a number from {low} to {high}")
-        if self.top_p == 0.0:
-            raise MmspecError(
-                "top_p=0.0 leaves no token to sample: give a number above 0, or temperature=0 for greedy decoding"
-            )
-        penalty = self.repetition_penalty
-        if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not 0.0 < penalty <= 10.0:
-            raise MmspecError(
-                f"repetition_penalty={penalty} is out of range: give a number above 0 and up to 10 (1 is none)"
-            )
+        check_ranges(vars(self))
 
     @property
     def greedy(self) -> bool:

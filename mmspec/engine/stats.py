@@ -57,7 +57,7 @@ def timed(phase: str) -> Callable[[Callable[Parameters, Result]], Callable[Param
     return decorate
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class GenerationStats:
     """Counts and seconds of one call.
 
@@ -81,6 +81,8 @@ class GenerationStats:
     @classmethod
     def sum(cls, parts: "list[GenerationStats]") -> "GenerationStats":
         """Calls with one drafter and rule, one after the other: row i of each goes on with row i of the next."""
+        if not parts:
+            return cls()
         first = parts[0]
         rows = zip_longest(*(part.runs for part in parts), fillvalue=[])
         return cls(
@@ -114,6 +116,13 @@ class GenerationStats:
         self.total += seconds["total"]
         self.nodes += nodes
         self.cache_bytes = max(self.cache_bytes, cache_bytes)
+
+    def __repr__(self) -> str:
+        return (
+            f"GenerationStats({self.drafter}, {self.acceptance} ({'lossless' if self.lossless else 'NOT lossless'}), "
+            f"{self.tokens} tokens in {self.rounds} rounds, mean acceptance length {self.mean_acceptance_length:.2f}, "
+            f"{self.tokens_per_second:.0f} tokens/s)"
+        )
 
     @property
     def tokens(self) -> int:

@@ -6,7 +6,7 @@ import sys
 import warnings
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -108,13 +108,17 @@ def _within(data: bytes, source: str) -> io.BytesIO:
 
 def save(image: Image.Image, path: Path, metadata: dict[str, object]) -> None:
     """Write to a temporary file beside `path` and rename it; a PNG carries the metadata as text."""
-    kind = STILL[path.suffix.lower()]
+    write_atomically(path, lambda partial: write(image, partial, STILL[path.suffix.lower()], metadata))
+
+
+def write(image: Image.Image, file: Path | BinaryIO, kind: str, metadata: dict[str, object]) -> None:
+    """Write a picture of `kind` to a path or a stream; a PNG carries the metadata as text."""
     options = {}
     if kind == "PNG":
         options["pnginfo"] = PngInfo()
         for key, value in metadata.items():
             options["pnginfo"].add_text(key, str(value))
-    write_atomically(path, lambda partial: image.save(partial, format=kind, **options))
+    image.save(file, format=kind, **options)
 
 
 def sheet(images: list[Image.Image]) -> Image.Image:

@@ -1,8 +1,9 @@
 """What a user calls: `mmspec.pipeline(task)`."""
 
+import json
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from mmspec.errors import MmspecError, unknown
 
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     import torch
 
     from mmspec.pipelines.base import Pipeline
+    from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
+    from mmspec.pipelines.text_to_image import TextToImagePipeline
+    from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 
 # For each task, its pipeline and the bundled model that is its default.
 TASKS = {
@@ -17,6 +21,50 @@ TASKS = {
     "text-to-speech": ("mmspec.pipelines.text_to_speech:TextToSpeechPipeline", "wren-86"),
     "image-text-to-text": ("mmspec.pipelines.image_text_to_text:ImageTextToTextPipeline", "magpie-135"),
 }
+
+
+@overload
+def pipeline(
+    task: Literal["text-to-image"],
+    model: str | Path | None = None,
+    *,
+    device: "str | torch.device | None" = None,
+    dtype: "str | torch.dtype" = "bf16",
+    **options: Any,
+) -> "TextToImagePipeline": ...
+
+
+@overload
+def pipeline(
+    task: Literal["text-to-speech"],
+    model: str | Path | None = None,
+    *,
+    device: "str | torch.device | None" = None,
+    dtype: "str | torch.dtype" = "bf16",
+    **options: Any,
+) -> "TextToSpeechPipeline": ...
+
+
+@overload
+def pipeline(
+    task: Literal["image-text-to-text"],
+    model: str | Path | None = None,
+    *,
+    device: "str | torch.device | None" = None,
+    dtype: "str | torch.dtype" = "bf16",
+    **options: Any,
+) -> "ImageTextToTextPipeline": ...
+
+
+@overload
+def pipeline(
+    task: str,
+    model: str | Path | None = None,
+    *,
+    device: "str | torch.device | None" = None,
+    dtype: "str | torch.dtype" = "bf16",
+    **options: Any,
+) -> "Pipeline": ...
 
 
 def pipeline(
@@ -33,6 +81,11 @@ def pipeline(
     one, else the CPU, if None; `dtype` (or `torch_dtype`) is bf16, fp32, fp16 or fp64. Other options go to
     `from_pretrained`.
     """
+    if task == "text-generation":
+        raise MmspecError(
+            "there is no task 'text-generation': chat with a language model by 'image-text-to-text', or continue a "
+            "text by mmspec.generate (docs/adding-a-target.md)"
+        )
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     from mmspec.placement import check_pair, device_of, dtype_of
@@ -46,6 +99,15 @@ def pipeline(
     except ModuleNotFoundError as error:
         raise MmspecError(f"{task} needs {error.name}: pip install 'mmspec[speech]'") from None
     return kind.from_pretrained(model or default, torch_dtype=precision, **options).to(placement)
+
+
+def check_task(folder: Path, task: str) -> None:
+    """Raise MmspecError for a model of another task, without loading anything of it."""
+    from mmspec import zoo
+
+    if (folder / zoo.INDEX).is_file() or task != "image-text-to-text":
+        kind = TASKS[task][0].rpartition(":")[2]
+        zoo.check_kind(folder, kind, f"{'an' if task[0] in 'aeiou' else 'a'} {task}")
 
 
 def task_of(folder: Path) -> str:
@@ -62,3 +124,12 @@ def task_of(folder: Path) -> str:
         f"{folder / zoo.INDEX} names {name!r}, which is no pipeline of mmspec: give a model for one of "
         f"{', '.join(TASKS)}"
     )
+
+
+def reads_pictures(folder: Path) -> bool:
+    """Whether the model of an image-text-to-text folder takes pictures, by the class that its configuration names."""
+    path = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    try:
+        return not json.loads((path / "config.json").read_text())["architectures"][0].endswith("ForCausalLM")
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return True  # loading says what is wrong

@@ -1,15 +1,17 @@
 """What all pipelines share: loading and saving, placement, the target, sampling options, sessions."""
 
+import inspect
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar
 
 import torch
 import transformers
+from tqdm.auto import tqdm
 from transformers import LogitsProcessor, PreTrainedModel
 
 from mmspec import zoo
@@ -17,11 +19,11 @@ from mmspec.drafters.base import Drafter
 from mmspec.engine.accept import AcceptanceRule, acceptance
 from mmspec.engine.loop import Stop
 from mmspec.engine.sampling import SamplingOptions
-from mmspec.errors import MmspecError
+from mmspec.errors import MmspecError, short, unknown
 from mmspec.pipelines.loading import copy_companions, open_folder, rename_target
 from mmspec.pipelines.session import Session
 from mmspec.pipelines.solo import Run, Runner, Solo
-from mmspec.placement import check_pair, dtype_of
+from mmspec.placement import check_pair, device_of, dtype_of
 from mmspec.targets.base import Prompts
 from mmspec.targets.causal import CausalTarget
 
@@ -52,6 +54,27 @@ class GenerateOptions(TypedDict, total=False):
     acceptance: str | AcceptanceRule
 
 
+# Arguments of other libraries' pipelines that mean nothing here, and what to do.
+FOREIGN_OPTIONS = {
+    "num_inference_steps": "an autoregressive model has no denoising steps: leave it out",
+    "height": "the model's pictures have one size: leave it out",
+    "width": "the model's pictures have one size: leave it out",
+    "negative_prompt": "guidance is against the empty prompt: leave it out",
+    "latents": "there are none: use seed or generator",
+    "eta": "that is for diffusion: leave it out",
+    "callback_on_step_end_tensor_inputs": "callback_on_step_end is always given all that there is: leave it out",
+    "cross_attention_kwargs": "that is for diffusion: leave it out",
+    "num_return_sequences": "use num_images_per_prompt",
+    "num_images_per_prompt": "use num_return_sequences",
+    "do_sample": "temperature=0 is greedy, and above 0 samples",
+    "num_beams": "there is no beam search: leave it out",
+    "max_length": "use max_new_tokens",
+    "generate_kwargs": "give its entries as arguments",
+    "assistant_model": "use drafter",
+    "speed": "the model speaks at one speed: leave it out",
+}
+
+
 class Pipeline(ABC, Generic[AnyTarget]):
     """Turns prompts into media with a target that drafters speed up.
 
@@ -71,6 +94,10 @@ class Pipeline(ABC, Generic[AnyTarget]):
     temperature: float
     # Names of voices, for a pipeline that speaks.
     voices: Sequence[str] = ()
+    # The names of the constructor's parts.
+    parts: ClassVar[tuple[str, ...]]
+    # How `progress_bar` looks; it is off unless `set_progress_bar_config` says otherwise.
+    _progress_bar_config: dict = {"disable": True}
 
     def _begin(self) -> None:
         """The state that every pipeline has; called by constructors."""
@@ -108,6 +135,29 @@ class Pipeline(ABC, Generic[AnyTarget]):
     def interrupt(self, value: bool) -> None:
         self._own_session.interrupt = value
 
+    # The name that pipelines of diffusers use.
+    _interrupt = interrupt
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The arguments that make another pipeline like this one, which shares its models: parts and settings.
+
+        Trained drafters stay with `folder`, which is none of them.
+        """
+        return {name: getattr(self, name) for name in self.parts} | self.current_settings()
+
+    def current_settings(self) -> dict[str, Any]:
+        """The settings of the index, as they are now."""
+        return {name: getattr(self, name) for name in self.settings}
+
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Options of tqdm for the progress bar, as in diffusers: `disable=False` shows it."""
+        self._progress_bar_config = config
+
+    def progress_bar(self, iterable: Iterable | None = None, total: float | None = None) -> tqdm:
+        """A progress bar over something, or of `total` steps."""
+        return tqdm(iterable, total=total, **self._progress_bar_config)
+
     def _start(self, session: Session | None) -> Session:
         """The session of a generation that begins."""
         session = session or self._own_session
@@ -117,6 +167,10 @@ class Pipeline(ABC, Generic[AnyTarget]):
     @property
     def device(self) -> torch.device:
         return self.transformer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
 
     @property
     def target(self) -> AnyTarget:
@@ -153,7 +207,12 @@ class Pipeline(ABC, Generic[AnyTarget]):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move to a device, and the transformer to a dtype; what decodes its tokens keeps its precision."""
         kwargs.pop("silence_dtype_warnings", None)
-        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        try:
+            device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        except (RuntimeError, TypeError) as error:
+            raise MmspecError(f"to() takes a device or a dtype of torch, such as 'cuda': {short(error)}") from None
+        if device is not None and device.type in ("cuda", "mps"):
+            device_of(device)  # says which devices there are
         check_pair(device or self.device, dtype_of(dtype or self.transformer.dtype))
         self.transformer.to(device=device, dtype=dtype)
         return self
@@ -161,6 +220,11 @@ class Pipeline(ABC, Generic[AnyTarget]):
     def read_options(self, options: GenerateOptions) -> tuple[SamplingOptions, str | Drafter, AcceptanceRule]:
         """How to sample, what to draft with, and how to accept; the model's defaults where nothing is said."""
         sampling: dict = dict(options)
+        for name in sampling.keys() - GenerateOptions.__annotations__.keys():
+            if name in FOREIGN_OPTIONS:
+                raise MmspecError(f"{type(self).__name__} takes no {name}: {FOREIGN_OPTIONS[name]}")
+            parameters = inspect.signature(type(self).__call__).parameters.keys() - {"self", "options", "session"}
+            raise unknown("option", name, [*parameters, *GenerateOptions.__annotations__])
         drafter, rule = sampling.pop("drafter", None), acceptance(sampling.pop("acceptance", "exact"))
         if sampling.get("temperature") is None:
             sampling["temperature"] = self.temperature
@@ -208,7 +272,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
             index = {
                 "_class_name": type(self).__name__,
                 "transformer": ["transformers", type(self.transformer).__name__],
-                **{name: getattr(self, name) for name in self.settings},
+                **self.current_settings(),
                 **described,
             }
             (folder / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Unpack
 import jinja2
 import torch
 from safetensors import SafetensorError
-from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from mmspec import zoo
 from mmspec.engine.loop import Stop
@@ -18,8 +18,9 @@ from mmspec.pipelines import quantized
 from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, deprecated_callback, model_class
 from mmspec.pipelines.chats import Chat, as_chats, example_chat
 from mmspec.pipelines.outputs import ImageTextToTextOutput, TextChunk
-from mmspec.pipelines.request import row_seeds
+from mmspec.pipelines.request import check_count, row_seeds
 from mmspec.pipelines.session import Session
+from mmspec.pipelines.text_processor import TextProcessor
 from mmspec.targets.causal import CausalTarget
 from mmspec.targets.registry import target_of
 from mmspec.targets.vision_language import VisualPrompts
@@ -29,21 +30,23 @@ UNFINISHED = "\ufffd"
 
 
 class ImageTextToTextPipeline(Pipeline[CausalTarget]):
-    """Answers questions about pictures with a vision-language model of transformers.
+    """Answers questions about pictures with a vision-language model of transformers, or about none with a language
+    model.
 
     >>> pipe = ImageTextToTextPipeline.from_pretrained("magpie-135", torch_dtype=torch.bfloat16)
     >>> pipe("photo.png", "How many hearts are there?").text
     """
 
     article = "an image-text-to-text"
+    parts = ("processor", "transformer")
     settings: ClassVar = {"drafter": str, "temperature": (int, float), "max_new_tokens": int}
     allow_transformers = True
 
     def __init__(
         self,
-        processor: ProcessorMixin,
+        processor: ProcessorMixin | TextProcessor,
         transformer: PreTrainedModel,
-        drafter: str = "jacobi",
+        drafter: str = "lookup",
         temperature: float = 0.0,
         max_new_tokens: int = 256,
     ):
@@ -57,11 +60,13 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         if "processor" not in components:
             path = folder / "processor" if (folder / "processor").is_dir() else folder
             try:
-                parts["processor"] = AutoProcessor.from_pretrained(path)
+                processor = AutoProcessor.from_pretrained(path)
             except Exception as error:  # tokenizers raises bare Exception for a damaged file
                 raise MmspecError(
                     f"{path} has no processor that loads ({short(error)}): restore it from the model's source"
                 ) from None
+            text_only = isinstance(processor, PreTrainedTokenizerBase)
+            parts["processor"] = TextProcessor(processor, path) if text_only else processor
         if "transformer" not in components:
             parts["transformer"] = load_transformer(folder, dtype)
         return parts
@@ -113,6 +118,8 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         text: object = None,
         *,
         seed: int | list[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_return_sequences: int = 1,
         max_new_tokens: int | None = None,
         session: Session | None = None,
         **options: Unpack[GenerateOptions],
@@ -120,12 +127,13 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         """Answer round by round; see `__call__` for the arguments."""
         began = perf_counter()
         answering = self._start(session)
-        chats = as_chats(images, text)
+        check_count("num_return_sequences", num_return_sequences)
+        chats = [chat for chat in as_chats(images, text) for _ in range(num_return_sequences)]
         length = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise MmspecError(f"max_new_tokens={length}: give a whole number from 1 up")
+        check_count("max_new_tokens", length)
         sampling, drafter, rule = self.read_options(options)
-        seeds = row_seeds(0 if seed is None and sampling.greedy else seed, None, len(chats), "chats")
+        unseeded = seed is None and generator is None
+        seeds = row_seeds(0 if unseeded and sampling.greedy else seed, generator, len(chats), "chats")
         prompts, ends = self.encode(chats), self.ends
         spent = perf_counter() - began
         run = self.load_drafter(answering, drafter, prompts, length)
@@ -169,6 +177,8 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         text: object = None,
         *,
         seed: int | list[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_return_sequences: int = 1,
         max_new_tokens: int | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback: Callable[[TextChunk], object] | None = None,
@@ -185,6 +195,8 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
                 chat, or a list of chats, whose parts `{"type": "image"}` stand for the images, one after the other. An
                 answer at the end of a chat is gone on with.
             seed: chat i uses seed + i; a list gives each its own; drawn if None.
+            generator: where seeds are drawn from instead: one generator, or one for each answer.
+            num_return_sequences: how many answers to each chat, next to each other.
             max_new_tokens: the most tokens of an answer; the model's default if None.
             callback_on_step_end: called as (pipe, step, position, {"output", "tokens", "new", "stats"}) after each
                 round; it may set `pipe.interrupt = True` to stop, and what was said is kept.
@@ -192,19 +204,30 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
             options: see `GenerateOptions`.
         """
         deprecated_callback(callback)
-        chunks = self.stream(images, text, seed=seed, max_new_tokens=max_new_tokens, session=session, **options)
-        for step, chunk in enumerate(chunks):
-            output = chunk.output
-            if callback:
-                callback(chunk)
-            if callback_on_step_end:
-                callback_kwargs = {
-                    "output": output,
-                    "tokens": output.tokens,
-                    "new": chunk.tokens,
-                    "stats": output.stats,
-                }
-                callback_on_step_end(session or self, step, min(map(len, output.tokens)), callback_kwargs)
+        chunks = self.stream(
+            images,
+            text,
+            seed=seed,
+            generator=generator,
+            num_return_sequences=num_return_sequences,
+            max_new_tokens=max_new_tokens,
+            session=session,
+            **options,
+        )
+        with self.progress_bar(total=max_new_tokens or self.max_new_tokens) as bar:
+            for step, chunk in enumerate(chunks):
+                output = chunk.output
+                bar.update(max(map(len, output.tokens)) - bar.n)
+                if callback:
+                    callback(chunk)
+                if callback_on_step_end:
+                    callback_kwargs = {
+                        "output": output,
+                        "tokens": output.tokens,
+                        "new": chunk.tokens,
+                        "stats": output.stats,
+                    }
+                    callback_on_step_end(session or self, step, min(map(len, output.tokens)), callback_kwargs)
         return chunk.output
 
 

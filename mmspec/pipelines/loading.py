@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmspec.pipelines.base import Pipeline
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-COMPANIONS = ("README.md", "recipe.yaml", zoo.PROMPTS)
+COMPANIONS = ("README.md", "recipe.yaml", zoo.PROMPTS, zoo.VOCABULARY, zoo.RESULTS)
 
 
 def open_folder(cls: "type[Pipeline]", model: str | Path, options: dict) -> tuple[Path, torch.dtype, dict]:
@@ -33,12 +33,7 @@ def open_folder(cls: "type[Pipeline]", model: str | Path, options: dict) -> tupl
         raise unknown("option of from_pretrained", name, [*parameters, *HUB_OPTIONS, "torch_dtype"])
     if cls.allow_transformers and not (folder / zoo.INDEX).is_file():
         return folder, dtype, {}
-    index = zoo.read_index(folder)
-    if index.get("_class_name") != cls.__name__:
-        raise MmspecError(
-            f"{folder} holds a {index.get('_class_name')}, not a {cls.__name__}: give {cls.article} model"
-        )
-    return folder, dtype, index
+    return folder, dtype, zoo.check_kind(folder, cls.__name__, cls.article)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

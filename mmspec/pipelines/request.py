@@ -1,10 +1,11 @@
 """Arguments of a pipeline, checked: prompts, counts, guidance, and a seed for each row."""
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mmspec.errors import MmspecError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_SEED = 2**63 - 1
 
@@ -13,8 +14,7 @@ class ImageRequest:
     """`prompts` and `seeds` have one entry for each picture, the pictures of a prompt next to each other."""
 
     def __init__(self, prompt: Any, seed: Any, generator: Any, count: int, guidance: float):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise MmspecError(f"num_images_per_prompt={count}: give a whole number from 1 up")
+        check_count("num_images_per_prompt", count)
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance <= 20:
             raise MmspecError(
                 f"guidance_scale={guidance} is out of range: give a number from 0 to 20 (1 is no guidance)"
@@ -45,7 +45,7 @@ def row_seeds(seed: Any, generator: Any, rows: int, name: str = "pictures") -> l
     if seed is not None and generator is not None:
         raise MmspecError("both seed and generator were given: give one of them")
     if seed is None:
-        return draw_seeds(generator, rows)
+        return draw_seeds(generator, rows, name)
     several = [seed + row for row in range(rows)] if isinstance(seed, int) and not isinstance(seed, bool) else [seed]
     seeds = list(seed) if isinstance(seed, list | tuple) else several
     for value in seeds:
@@ -56,10 +56,12 @@ def row_seeds(seed: Any, generator: Any, rows: int, name: str = "pictures") -> l
     return seeds
 
 
-def draw_seeds(generator: Any, rows: int) -> list[int]:
+def draw_seeds(generator: Any, rows: int, name: str = "pictures") -> list[int]:
     """Seeds from one generator (or torch's own, if None) counted up, or from one generator for each row."""
 
-    def draw(source: torch.Generator | None) -> int:
+    import torch  # here, so that arguments are checked before it is loaded
+
+    def draw(source: "torch.Generator | None") -> int:
         device = source.device if source is not None else "cpu"
         return int(torch.randint(2**31, (), generator=source, device=device))
 
@@ -67,5 +69,11 @@ def draw_seeds(generator: Any, rows: int) -> list[int]:
         first = draw(generator)
         return [first + row for row in range(rows)]
     if len(generator) != rows:
-        raise MmspecError(f"{len(generator)} generators were given for {rows} pictures: give one each, or a single one")
+        raise MmspecError(f"{len(generator)} generators were given for {rows} {name}: give one each, or a single one")
     return [draw(source) for source in generator]
+
+
+def check_count(name: str, count: object) -> None:
+    """Raise MmspecError for an argument that is no whole number from 1 up."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise MmspecError(f"{name}={count}: give a whole number from 1 up")

@@ -20,6 +20,15 @@ class Session(Generic[P]):
     def __init__(self, pipe: P, runner: "Runner | None" = None):
         self.pipe, self.runner, self.interrupt = pipe, runner, False
 
+    @property
+    def _interrupt(self) -> bool:
+        """The name that pipelines of diffusers use."""
+        return self.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        self.interrupt = value
+
     def interrupted(self) -> bool:
         """Whether the present generation is to end."""
         return self.interrupt

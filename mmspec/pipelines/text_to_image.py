@@ -1,9 +1,11 @@
 """Text to image: a prompt, a decoder-only model over VQ codes, pictures."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, VQModel
 from einops import rearrange
@@ -17,10 +19,12 @@ from mmspec.engine.loop import Stop
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, load_transformer
+from mmspec.pipelines.image_output import TextToImageOutput
 from mmspec.pipelines.loading import load_tokenizer
-from mmspec.pipelines.outputs import Images, PartialImages, TextToImageOutput
+from mmspec.pipelines.outputs import Images, PartialImages
 from mmspec.pipelines.request import ImageRequest
 from mmspec.pipelines.session import Session
+from mmspec.pipelines.vocabulary import Vocabulary, warning
 from mmspec.targets.base import Grid, Prompts
 from mmspec.targets.image import ImageTarget
 
@@ -42,6 +46,8 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
     """
 
     article = "a text-to-image"
+    parts = ("tokenizer", "transformer", "vqvae")
+    _progress_bar_config: dict = {}
     settings: ClassVar = {
         "grid_height": int,
         "grid_width": int,
@@ -88,6 +94,11 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         return self.config.temperature
 
     @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The words that the model was trained on, None where its folder does not say."""
+        return Vocabulary.of(self.folder)
+
+    @property
     def grid(self) -> Grid:
         return Grid(self.config.grid_height, self.config.grid_width, self.config.end_of_row)
 
@@ -102,6 +113,9 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
             options = dict(torch_dtype=torch.float32, low_cpu_mem_usage=False)
             parts["vqvae"] = zoo.load_component(folder, "vqvae", VQModel, **options)
         return parts
+
+    def current_settings(self) -> dict[str, Any]:
+        return {name: self.config[name] for name in self.settings}
 
     def describe_parts(self) -> None:
         """diffusers writes the index."""
@@ -174,6 +188,10 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
         request = ImageRequest(prompt, seed, generator, num_images_per_prompt, guidance)
         sampling, drafter, rule = self.read_options(options)
+        vocabulary = self.vocabulary
+        unknown_words = vocabulary.unknown_words(request.prompts) if vocabulary else {}
+        if unknown_words:
+            warnings.warn(warning(unknown_words), stacklevel=2)
         prompts, total = self.encode(request.prompts, request.guidance), self.grid.tokens
         run = self.load_drafter(session, drafter, prompts, total)
         seeds, stats = request.seeds, GenerationStats()
@@ -211,7 +229,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         return_dict: bool = True,
         session: Session | None = None,
         **options: Unpack[GenerateOptions],
-    ) -> Any:
+    ) -> TextToImageOutput:
         """Draw pictures: a `TextToImageOutput`, or its values as a tuple without `return_dict`.
 
         Args:
@@ -244,3 +262,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
                     callback_on_step_end(session or self, part.step, part.position, callback_kwargs)
         output = TextToImageOutput(self.paint(part.tokens, output_type), part.stats, part.tokens, part.seeds)
         return output if return_dict else output.to_tuple()
+
+
+# `DiffusionPipeline.from_pretrained` looks for the class that an index names in diffusers alone.
+diffusers.TextToImagePipeline = TextToImagePipeline

@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Literal, Self, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from mmspec.pipelines.endings import StallDetector
 from mmspec.pipelines.loading import load_tokenizer
 from mmspec.pipelines.outputs import AudioChunk, TextToSpeechOutput
 from mmspec.pipelines.phonemize import Phonemizer
-from mmspec.pipelines.request import row_seeds
+from mmspec.pipelines.request import check_count, row_seeds
 from mmspec.pipelines.session import Session
 from mmspec.pipelines.solo import Run
 from mmspec.targets.base import Prompts
@@ -43,6 +43,18 @@ CHUNK, FIRST_CHUNK = 0.6, 0.3
 
 # Seconds of silence or repetition after which a sentence has stalled.
 STALL = 2.0
+
+
+class SpeechOptions(GenerateOptions, total=False):
+    """The arguments of `TextToSpeechPipeline` beside the text."""
+
+    voice: str | None
+    seed: int | list[int] | None
+    generator: torch.Generator | None
+    stream_to: Callable[[Tensor], object] | None
+    callback_on_step_end: StepCallback | None
+    callback: Callable[[TextToSpeechOutput], object] | None
+    session: Session | None
 
 
 class TextToSpeechPipeline(Pipeline[SpeechTarget]):
@@ -61,6 +73,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
     """
 
     article = "a text-to-speech"
+    parts = ("tokenizer", "transformer", "codec")
     settings: ClassVar = {
         "voices": list,
         "drafter": str,
@@ -206,6 +219,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         *,
         voice: str | None = None,
         seed: int | list[int] | None = None,
+        generator: torch.Generator | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback: Callable[[TextToSpeechOutput], object] | None = None,
         piece: float | None = CHUNK,
@@ -221,12 +235,12 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         speaking = self._start(session)
         deprecated_callback(callback)
         if not isinstance(text, str):
-            raise MmspecError(f"text must be a string, not {type(text).__name__}")
+            raise MmspecError(f"text must be a string, not {type(text).__name__}: give one text at a time")
         if piece is not None and not (isinstance(piece, int | float) and piece > 0):
             raise MmspecError(f"piece={piece}: give the seconds of a chunk, more than 0, or None for whole sentences")
         sampling, drafter, rule = self.read_options(options)
         read = self.phonemizer.read(text)
-        seeds = row_seeds(seed, None, len(read.sentences), "sentences")
+        seeds = row_seeds(seed, generator, len(read.sentences), "sentences")
         voice = self.voices[0] if voice is None else voice
         prompts = [self.encode([sentence.phonemes], voice) for sentence in read.sentences]
         longest = max(self.longest(sentence.phonemes) for sentence in read.sentences)
@@ -239,7 +253,12 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             if callback:
                 callback(output)
             if callback_on_step_end:
-                callback_kwargs = {"output": output, "tokens": output.tokens, "new": [new], "stats": output.stats[-1]}
+                callback_kwargs = {
+                    "output": output,
+                    "tokens": output.tokens,
+                    "new": [new],
+                    "stats": output.sentence_stats[-1],
+                }
                 callback_on_step_end(session or self, step, sum(map(len, output.tokens)), callback_kwargs)
 
         def chunks() -> Iterator[AudioChunk]:
@@ -288,7 +307,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         stats, decoder, emitted, last = GenerationStats(), StreamDecoder(self.codec), 0, -1
         output.tokens.append(tokens)
         output.rounds.append(rounds)
-        output.stats.append(stats)
+        output.sentence_stats.append(stats)
         length = self.longest(sentence.phonemes)
         results = run(
             prompt,
@@ -328,23 +347,39 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             shown = sentence.text if len(sentence.text) < 60 else f"{sentence.text[:57]}..."
             warnings.warn(f"sentence {number + 1} {trouble}: {shown!r}; try another seed", stacklevel=1)
 
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(  # type: ignore[overload-overlap]
+        self, text: str, *, num_return_sequences: Literal[1] = 1, **options: Unpack[SpeechOptions]
+    ) -> TextToSpeechOutput: ...
+
+    @overload
+    def __call__(
+        self, text: str | list[str], *, num_return_sequences: int = 1, **options: Unpack[SpeechOptions]
+    ) -> list[TextToSpeechOutput]: ...
+
+    def __call__(
         self,
-        text: str,
+        text: str | list[str],
         *,
         voice: str | None = None,
         seed: int | list[int] | None = None,
+        generator: torch.Generator | None = None,
+        num_return_sequences: int = 1,
         stream_to: Callable[[Tensor], object] | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback: Callable[[TextToSpeechOutput], object] | None = None,
         session: Session | None = None,
         **options: Unpack[GenerateOptions],
-    ) -> TextToSpeechOutput:
+    ) -> TextToSpeechOutput | list[TextToSpeechOutput]:
         """Speak a text, sentence by sentence.
 
         Args:
+            text: what to say; a list gives a list of outputs, one after the other.
             voice: one of `voices`, the first if None.
-            seed: sentence i uses seed + i, or seed[i] if a list is given; a random seed if None.
+            seed: sentence i uses seed + i, also over several texts, or seed[i] if a list is given for one text; random if
+                None.
+            generator: where seeds are drawn from instead.
+            num_return_sequences: how often each text is said; with more than 1 the outputs are a list.
             stream_to: called with each chunk of audio as soon as it is decoded; without it, each sentence is decoded
                 as a whole.
             callback_on_step_end: called as (pipe, step, position, {"output", "tokens", "new", "stats"}) after each
@@ -353,19 +388,43 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             callback: deprecated; called with the output so far.
             options: see `GenerateOptions`.
         """
-        chunks = self.stream(
-            text,
+        check_count("num_return_sequences", num_return_sequences)
+        speak = partial(
+            self._speak,
             voice=voice,
-            seed=seed,
+            stream_to=stream_to,
             callback_on_step_end=callback_on_step_end,
             callback=callback,
-            piece=CHUNK if stream_to else None,
             session=session,
             **options,
         )
-        for chunk in chunks:
-            if stream_to and len(chunk.audio):
-                stream_to(chunk.audio)
+        if isinstance(text, str) and num_return_sequences == 1:
+            return speak(text, seed=seed, generator=generator)
+        if isinstance(seed, list | tuple):
+            raise MmspecError("a list of seeds is for the sentences of one text: give one number, which counts up")
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, list | tuple) or not texts:
+            raise MmspecError(f"text must be a string or a list of strings, not {text!r:.60}")
+        first = row_seeds(seed, generator, 1)[0]
+        outputs: list[TextToSpeechOutput] = []
+        for one in texts:
+            for _ in range(num_return_sequences):
+                outputs.append(speak(one, seed=first + sum(len(output.seeds) for output in outputs), generator=None))
+        return outputs
+
+    def _speak(
+        self,
+        text: str,
+        stream_to: Callable[[Tensor], object] | None,
+        **options: Any,
+    ) -> TextToSpeechOutput:
+        """Speak one text, with a progress bar of its sentences."""
+        with self.progress_bar() as bar:
+            for chunk in self.stream(text, piece=CHUNK if stream_to else None, **options):
+                bar.total = len(chunk.output.sentences)
+                bar.update(len(chunk.output.ended) - bar.n)
+                if stream_to and len(chunk.audio):
+                    stream_to(chunk.audio)
         return chunk.output
 
 

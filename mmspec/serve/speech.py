@@ -67,14 +67,14 @@ def router(serving: Serving) -> APIRouter:
                 yield buffer.getvalue()
                 buffer.seek(0)
                 buffer.truncate()
-            serving.metrics.count(model, chunk.output.total)
+            serving.metrics.count(model, chunk.output.stats)
 
         async def events() -> AsyncIterator[str]:
             async for chunk in parts:
                 samples = media.pcm(chunk.audio).numpy().astype("<i2").tobytes()
                 yield event({"type": "speech.audio.delta", "audio": base64.b64encode(samples).decode()})
             output = chunk.output
-            stats, phonemes = output.total, sum(len(sentence.phonemes) for sentence in output.sentences)
+            stats, phonemes = output.stats, sum(len(sentence.phonemes) for sentence in output.sentences)
             yield event(
                 {
                     "type": "speech.audio.done",
@@ -95,7 +95,7 @@ def router(serving: Serving) -> APIRouter:
         if not whole:
             return StreamingResponse(await prime(chunks()), media_type=MEDIA_TYPES[body.response_format])
         output = (await drain(parts)).output
-        facts: dict[str, object] = {"text": text, "metrics": serving.metrics.count(model, output.total).model_dump()}
+        facts: dict[str, object] = {"text": text, "metrics": serving.metrics.count(model, output.stats).model_dump()}
         kind = body.response_format.upper()
         data = await serving.thread(lambda: media.encode(output.audio, rate, kind, facts))
         return Response(data, media_type=MEDIA_TYPES[body.response_format])

@@ -34,7 +34,10 @@ def find(path: Path, module: str) -> None:
 def read(path: Path) -> tuple[dict, ModuleType]:
     """A recipe as data, and the module that has its stages: its `module`, or by its `task` in recipes of before."""
     if not path.is_file():
-        raise MmspecError(f"no recipe at {path}: give the path of a recipe.yaml, such as models/emoji-64/recipe.yaml")
+        raise MmspecError(
+            f"no recipe at {path}: give the path of a recipe.yaml, such as models/emoji-64/recipe.yaml; recipes "
+            "rebuild whole models, and docs/adding-a-drafter.md says how a drafter is trained for another"
+        )
     try:
         settings = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:

@@ -19,12 +19,18 @@ from mmspec.targets.causal import Prompts
 from mmspec.train.capture import capture
 from mmspec.train.drafter import train_drafters
 from mmspec.train.run import Run
-from recipes.emoji_64.data import BACKGROUNDS, CATEGORIES, Picture, build, caption
+from mmspec.zoo import VOCABULARY
+from recipes.emoji_64.data import BACKGROUNDS, CATEGORIES, PACKAGES, Picture, build, caption
 from recipes.emoji_64.target import CodeSet, encode_pictures, train_target, train_text_tokenizer
 from recipes.emoji_64.tokenizer import learn_codebook, train_tokenizer
 
 console = Console(stderr=True)
 EVERY = {"words": 99, "categories": CATEGORIES}
+# The form of a prompt, and its words beside the names (`data.caption`).
+FORM = {
+    "prompt": "a NAME[ on a BACKGROUND background][, STYLE style]",
+    "words": ["a", "an", "on", "background", "style"],
+}
 GUIDANCES = (1.0, 2.0, 3.0)
 
 
@@ -41,11 +47,17 @@ def pipeline(run: Run) -> TextToImagePipeline:
 
 
 def data(run: Run) -> None:
-    """Fetch the art, and write the prompts of all pictures."""
+    """Fetch the art, and write the prompts of all pictures and the words that they are made of."""
     all_pictures = build(run.work / "data", **run.recipe["data"])[1]
     run.out.mkdir(parents=True, exist_ok=True)
     rows = [json.dumps({"prompt": caption(p.name, p.style), "held_out": p.held_out}) for p in all_pictures]
     (run.out / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    groups = {
+        "names": sorted({p.name for p in all_pictures}),
+        "styles": list(PACKAGES),
+        "backgrounds": list(BACKGROUNDS),
+    }
+    (run.out / VOCABULARY).write_text(json.dumps(FORM | groups, indent=1, ensure_ascii=False) + "\n")
     console.print(f"{len(all_pictures)} pictures, {sum(p.held_out for p in all_pictures)} held out")
 
 

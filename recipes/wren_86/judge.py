@@ -45,7 +45,7 @@ class Take:
     @property
     def lossless(self) -> bool:
         """Whether the model spoke it, and as plain decoding does."""
-        return bool(self.output and self.output.total.lossless)
+        return bool(self.output and self.output.stats.lossless)
 
 
 def speak(
@@ -89,7 +89,7 @@ def row(label: str, takes: list[Take], ratings: list[Rating], plain: list[Rating
         differences = [rating.errors - other.errors for rating, other in zip(ratings, plain, strict=True)]
         rate, error = error_rate(differences, words)
         result |= {"over_ar": rate, "over_ar_error": error}
-    parts = [stats for output in outputs for stats in output.stats]
+    parts = [stats for output in outputs for stats in output.sentence_stats]
     tokens, ended = sum(part.tokens for part in parts), [reason for output in outputs for reason in output.ended]
     return result | {
         "drafter": parts[0].drafter,

@@ -1,4 +1,4 @@
-"""`mmspec ask` and `mmspec chat`: answers on standard output, pictures from pipes, JSON, histories, and errors."""
+"""`mmspec ask`: answers on standard output, pictures from pipes, JSON, and errors."""
 
 import io
 import json
@@ -83,14 +83,16 @@ def test_ask_for_json(run, answer: str) -> None:
     assert "NOT lossless" in lossy
 
 
-def test_chat(run, vision_folder: Path) -> None:
-    """Every answer knows what was said before; an empty line ends the talk; question i has seed + i."""
-    code, out, _ = run("chat", "red.png", *LAW, "--quiet", heard=b"what is this?\nsure?\n\nnot read\n")
-    pipe = ImageTextToTextPipeline.from_pretrained(vision_folder, torch_dtype="fp64")
-    first = pipe(Image.new("RGB", (40, 30), "red"), "what is this?", seed=4, temperature=1.0)
-    second = pipe([*first.chat(), {"role": "user", "content": "sure?"}], seed=5, temperature=1.0)
-    assert code == 0 and out == f"{first.text}\n{second.text}\n"
-    assert run("chat", *LAW, "--quiet", heard=b"hello\n")[1] == pipe(None, "hello", seed=4, temperature=1.0).text + "\n"
+def test_answer_comes_before_the_figures(run, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer and its line break have left before the statistics are written, wherever either goes."""
+    from mmspec.cli import ask
+
+    order = []
+    honest = ask.say
+    monkeypatch.setattr(ask, "say", lambda text: (order.append("figures"), honest(text)))
+    monkeypatch.setattr("builtins.print", lambda *texts, **options: order.append((texts, options.get("flush"))))
+    run("ask", "red.png", "what is this?", *LAW)
+    assert order == [((answer,), True), "figures"]
 
 
 @pytest.mark.parametrize(

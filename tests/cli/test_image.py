@@ -39,6 +39,27 @@ def test_picture_and_metadata(run, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["heart.png", "plain.png"]
 
 
+def test_unquoted_and_piped(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words without quotes are the prompt; - writes a PNG to standard output, and the result says where all went."""
+    import io
+    import sys
+
+    assert run("image", *PROMPT.split(), "-o", "a.png", "--seed", 7, "--quiet") == (0, "", "")
+    assert run("image", PROMPT, "-o", "b.png", "--seed", 7, "--quiet")[0] == 0
+    picture = Image.open("a.png")
+    assert picture.text["prompt"] == PROMPT and picture.tobytes() == Image.open("b.png").tobytes()
+    out = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "stdout", out)
+    code, _, err = run("image", PROMPT, "-o", "-", "--seed", 7, "--progressive", "fill.gif")
+    assert code == 0 and err.startswith("standard output, fill.gif: ")
+    piped = Image.open(io.BytesIO(out.buffer.getvalue()))
+    assert piped.format == "PNG" and piped.tobytes() == picture.tobytes() and piped.text["seed"] == "7"
+    assert "standard output takes one picture, not 2" in run("image", PROMPT, "-o", "-", "--n", 2)[2]
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    assert "cannot write a picture to a terminal" in run("image", PROMPT, "-o", "-")[2]
+    assert not list(tmp_path.glob("standard*"))
+
+
 def test_lossy_is_said(run) -> None:
     """A lossy rule is named as one in the summary and in the file."""
     _, _, err = run("image", PROMPT, "-o", "lossy.png", "--seed", 1, "--acceptance", "tolerance:3")

@@ -25,7 +25,7 @@ def test_source_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
     for text, name, words in (
         ("hello", "a.txt", "a text and the file .*a.txt are both given: give one"),
-        (None, None, "no text is given: give it in quotes, or a file, or - as the file for standard input"),
+        (None, None, "no text is given: give it in quotes, or --file FILE, or --file - for standard input"),
         (None, "gone.txt", "cannot read .*gone.txt: No such file or directory; give a text file"),
         (None, ".", "cannot read .*: Is a directory; give a text file"),
         (None, "latin.txt", r"latin.txt is not UTF-8 text \(byte 3\): save it as UTF-8"),

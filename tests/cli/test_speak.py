@@ -63,10 +63,10 @@ def test_sound_and_metadata(speak, tmp_path: Path, name: str) -> None:
 def test_text_from_elsewhere(speak, tmp_path: Path) -> None:
     """Words without quotes, a file, and standard input say what the quoted text says; "None" is a word as any other."""
     Path("hello.txt").write_text(TEXT + "\n")
-    ways = [[TEXT], TEXT.split(), ["--file", "hello.txt"], ["--file", "-"]]
+    ways = [[TEXT], TEXT.split(), ["--file", "hello.txt"], ["--file", "-"], ["-"]]
     for i, arguments in enumerate(ways):
         assert speak("-o", f"{i}.wav", "--seed", 4, "--quiet", *arguments, stdin=TEXT.encode()) == (0, b"", "")
-    assert [heard(f"{i}.wav")[0] for i in range(4)] == [heard("0.wav")[0]] * 4
+    assert [heard(f"{i}.wav")[0] for i in range(5)] == [heard("0.wav")[0]] * 5
     assert speak("None", "-o", "none.wav", "--seed", 4)[0] == 0 and heard("none.wav")[2]["text"] == "None"
 
 
@@ -124,7 +124,7 @@ def test_warnings_of_speech(speak) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "no text is given: give it in quotes, or a file, or - as the file for standard input"),
+        ([], "no text is given: give it in quotes, or --file FILE, or --file - for standard input"),
         ([""], "there is nothing to say: the text has no letter and no digit"),
         (["日本"], "there is nothing to say: '日', '本' cannot be said"),
         (["caf\udce9"], "the text is not valid UTF-8"),

@@ -31,17 +31,15 @@ def test_interleaved(mixed, temperature: float, penalty: float) -> None:
     wanted = mixed(TEXT, drafter="none", **how)
     assert (
         wanted.tokens[0]
-        and len(wanted.tokens[0]) < wanted.stats[0].tokens
+        and len(wanted.tokens[0]) < wanted.stats.tokens
         and all(0 <= code < 32 for code in wanted.tokens[0])
     )
     assert torch.equal(wanted.audio, mixed.codec.decode(torch.tensor(wanted.tokens))[0])
     for drafter in ("lookup", "jacobi", "vadusa"):
         found = mixed(TEXT, drafter=drafter, **how)
-        assert (
-            found.tokens == wanted.tokens and found.stats[0].tokens == wanted.stats[0].tokens and found.total.lossless
-        )
+        assert found.tokens == wanted.tokens and found.stats.tokens == wanted.stats.tokens and found.stats.lossless
         assert [len(found.rounds[0]), sum(map(sum, found.rounds[0]))] == [
-            len(found.stats[0].runs[0]),
+            len(found.stats.runs[0]),
             len(found.tokens[0]),
         ]
     joined = torch.cat([chunk.audio for chunk in mixed.stream(TEXT, **how)])
@@ -99,7 +97,7 @@ def test_interleaved_stall(mixed, monkeypatch) -> None:
     monkeypatch.setattr(mixed, "silence", frozenset({7}))
     with pytest.warns(UserWarning, match=r"did not end by itself \(silence\)"):
         out = mixed("Hello there, how are you this morning?", seed=1)
-    assert out.ended == ["silence"] and out.tokens == [[7] * 172] and out.stats[0].tokens == 172 + 10
+    assert out.ended == ["silence"] and out.tokens == [[7] * 172] and out.stats.tokens == 172 + 10
 
 
 def test_interleaved_is_saved(mixed, hub, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_end_is_reported(pipe) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         out = pipe(TEXT, seed=4)
-    assert out.ended == ["end"] and out.stats[0].tokens == len(out.tokens[0]) + 1
+    assert out.ended == ["end"] and out.stats.tokens == len(out.tokens[0]) + 1
 
 
 @pytest.mark.parametrize("drafter", ["none", "jacobi"])

@@ -1,0 +1,95 @@
+"""What `ask` and `chat` share: options, the model, and answers that are shown as they come."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.style import Style
+
+from mmspec.cli.common import (
+    Model,
+    ModelFlags,
+    SamplingFlags,
+    Whole,
+    check_model,
+    loading,
+    quiet_libraries,
+    torch_device,
+    torch_dtype,
+)
+from mmspec.errors import MmspecError
+
+if TYPE_CHECKING:
+    from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
+    from mmspec.pipelines.outputs import ImageTextToTextOutput
+
+COLOURS = ("cyan", "green")
+
+
+@dataclass(kw_only=True)
+class AnswerFlags(SamplingFlags, ModelFlags):
+    """How to answer. Question i of a chat has seed + i."""
+
+    max_new_tokens: Whole = None
+    """What the model's index says if left out, else 256."""
+    model: Model = "magpie-135"
+    """A bundled name, a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."""
+
+    def check(self) -> None:
+        """Raise MmspecError for what cannot work, before anything is loaded."""
+        from mmspec.pipelines.request import check_count
+
+        self.check_sampling()
+        if self.max_new_tokens is not None:
+            check_count("max_new_tokens", self.max_new_tokens)
+        check_model(self.model, "image-text-to-text", self.drafter, self.dtype, self.device)
+
+
+class Answerer:
+    """The model of a command, and answers that are printed as they are verified if that is wanted."""
+
+    def __init__(self, command: AnswerFlags):
+        self.command = command
+        with loading(command.model, command.quiet):
+            self.pipe = self._load()
+
+    def _load(self) -> "ImageTextToTextPipeline":
+        from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
+
+        quiet_libraries()
+        command = self.command
+        device = torch_device(command.device)
+        pipe = ImageTextToTextPipeline.from_pretrained(command.model, torch_dtype=torch_dtype(command.dtype))
+        return pipe.to(device)
+
+    def answer(self, chat: list[dict], seed: int | None, shown: bool) -> "ImageTextToTextOutput":
+        """Answer the last message of a chat; what came in one round has one colour in a terminal."""
+        terminal = Console()
+        coloured = terminal.color_system and not terminal.no_color
+        options = self.command.sampling_kwargs | {"max_new_tokens": self.command.max_new_tokens}
+        output = None
+        for step, chunk in enumerate(self.pipe.stream(chat, seed=seed, **options)):
+            output = chunk.output
+            if shown:  # not by rich's print, which expands tabs and draws :heart: as a heart
+                text = chunk.texts[0]
+                print(Style(color=COLOURS[step % 2]).render(text) if coloured else text, end="", flush=True)
+        if shown:
+            print(flush=True)
+        if output is None:
+            raise MmspecError("the answer was stopped before its first word: ask again")
+        return output
+
+    def facts(self, answer: "ImageTextToTextOutput") -> dict:
+        """How an answer came about, as data."""
+        stats = answer.stats
+        return {
+            "seed": answer.seeds[0],
+            "ended": answer.ended[0],
+            "drafter": stats.drafter,
+            "acceptance": stats.acceptance,
+            "lossless": stats.lossless,
+            "tokens": stats.tokens,
+            "mean_acceptance_length": round(stats.mean_acceptance_length, 3),
+            "tokens_per_second": round(stats.tokens_per_second, 1),
+            "seconds_to_first_token": round(answer.first_token, 3),
+        }

@@ -1,0 +1,80 @@
+"""The names of drafters: those of mmspec, those of other packages, and those that a model has weights for.
+
+This module imports no torch, so that a wrong name is refused at once.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmspec import zoo
+from mmspec.errors import MmspecError, unknown
+
+if TYPE_CHECKING:
+    from mmspec.drafters.base import Drafter
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a drafter's class is (`module:Class`), and whether it is trained for a target."""
+
+    path: str
+    trained: bool = False
+
+    def load(self) -> "type[Drafter]":
+        """The class. Raises MmspecError if there is none."""
+        from mmspec.drafters.base import Drafter
+
+        module, _, name = self.path.partition(":")
+        try:
+            kind = getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise MmspecError(f"the drafter {self.path} does not load: {error}") from None
+        if not (isinstance(kind, type) and issubclass(kind, Drafter)):
+            raise MmspecError(f"{self.path} is no drafter: make it a subclass of mmspec.drafters.base.Drafter")
+        return kind
+
+
+TABLE = {
+    "none": Entry("mmspec.drafters.none:NoDrafter"),
+    "lookup": Entry("mmspec.drafters.lookup:LookupDrafter"),
+    "jacobi": Entry("mmspec.drafters.jacobi:JacobiDrafter"),
+    "medusa": Entry("mmspec.drafters.medusa:MedusaDrafter", trained=True),
+    "vadusa": Entry("mmspec.drafters.vadusa:VadusaDrafter", trained=True),
+    "hawk": Entry("mmspec.drafters.hawk:HawkDrafter", trained=True),
+    "hawk-path": Entry("mmspec.drafters.hawk_path:HawkPathDrafter", trained=True),
+    "msd": Entry("mmspec.drafters.msd:MsdDrafter", trained=True),
+}
+
+
+def names() -> dict[str, Entry]:
+    """Built-in drafters and those that other packages register under `mmspec.drafters`."""
+    others = entry_points(group="mmspec.drafters")
+    return TABLE | {entry.name: Entry(entry.value) for entry in others if entry.name not in TABLE}
+
+
+def usable(folder: Path | None) -> list[str]:
+    """Names that load for a model: drafters that need no training, and those that its folder has weights for."""
+    trained = zoo.drafters(folder) if folder else []
+    return [name for name, entry in names().items() if not entry.trained and name not in trained] + trained
+
+
+def check_name(name: str, folder: Path | None) -> None:
+    """Raise MmspecError for a drafter that is not known, or that the model in `folder` has no weights for."""
+    path = folder / "drafters" if folder else None
+    in_folder = {entry.name for entry in path.iterdir()} if path and path.is_dir() else set()
+    if name not in names() and name not in in_folder:
+        raise unknown("drafter", name, {*usable(folder), *in_folder})
+    if name in TABLE and TABLE[name].trained and not (path and (path / name / "config.json").exists()):
+        raise without_weights(name, folder)
+
+
+def without_weights(name: str, folder: Path | None) -> MmspecError:
+    """The error for a trained drafter that the model has no weights for."""
+    recipe = "train it with `mmspec train`, or " if folder and (folder / "recipe.yaml").is_file() else ""
+    return MmspecError(
+        f"drafter {name!r} has no weights for this model: {recipe}use one of {', '.join(sorted(usable(folder)))}; "
+        "docs/adding-a-drafter.md says how drafters are trained"
+    )
