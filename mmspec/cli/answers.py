@@ -60,7 +60,8 @@ class Answerer:
         command = self.command
         device = torch_device(command.device)
         pipe = ImageTextToTextPipeline.from_pretrained(command.model, torch_dtype=torch_dtype(command.dtype))
-        return pipe.to(device)
+        pipe.to(device).deterministic = command.deterministic
+        return pipe
 
     def answer(self, chat: list[dict], seed: int | None, shown: bool) -> "ImageTextToTextOutput":
         """Answer the last message of a chat; what came in one round has one colour in a terminal."""

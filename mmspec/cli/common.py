@@ -120,6 +120,8 @@ class ModelFlags:
     """bf16, fp32, fp64 or fp16."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
+    deterministic: Switch = False
+    """Plain decoding's tokens bit for bit in bf16 on a CPU: drafts are chains, and fewer tokens come in a round."""
     quiet: Switch = False
     """No progress bar and no summary."""
 

@@ -119,6 +119,7 @@ class Image(SamplingFlags, ModelFlags):
         quiet_libraries()
         device = torch_device(self.device)
         pipe = TextToImagePipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(device)
+        pipe.deterministic = self.deterministic
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -129,7 +129,9 @@ class Speak(SamplingFlags, ModelFlags):
 
         quiet_libraries()
         device = torch_device(self.device)
-        return TextToSpeechPipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(device)
+        pipe = TextToSpeechPipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(device)
+        pipe.deterministic = self.deterministic
+        return pipe
 
     def _read_arguments(self) -> str:
         """The text; all that can be checked without torch is."""

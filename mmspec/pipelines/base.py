@@ -187,19 +187,20 @@ class Pipeline(ABC, Generic[AnyTarget]):
 
     @property
     def deterministic(self) -> bool:
-        """Whether the tokens of a seed are the same bit for bit in every precision, with any drafter and in any batch.
+        """Whether a seed gives the same tokens in bfloat16 bit for bit, with any drafter and in any batch, on a CPU.
 
         Drafts are then chains, so that attention sums over keys in one order whatever was drafted, and fewer tokens are
-        accepted a round (docs/how-it-works.md). Known to hold on CPUs; setting it elsewhere raises MmspecError.
+        accepted a round (docs/how-it-works.md). Setting it raises MmspecError for other devices and dtypes.
         """
         return self.target.deterministic
 
     @deterministic.setter
     def deterministic(self, value: bool) -> None:
-        if value and self.device.type != "cpu":
+        device, dtype = self.device.type, self.transformer.dtype
+        if value and (device, dtype) != ("cpu", torch.bfloat16):
             raise MmspecError(
-                f"deterministic passes are not known on {self.device.type}, whose kernels differ by width: "
-                "use dtype fp32, or the CPU"
+                f"deterministic passes are known in bf16 on a CPU, not in {dtype} on {device}: use that, or fp32 "
+                "without them, where only ties of about 1e-6 are decided by rounding"
             )
         self.target.deterministic = value
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Passes are padded to at least this many nodes. Matrix libraries sum one to three rows in another order than four and
-# more; from four on, passes of every width agree bit for bit on the CPU, in bfloat16 and float32 alike
-# (docs/how-it-works.md has the figures).
+# more. From four on, the linear layers of a pass agree bit for bit for every width on the CPU in bfloat16, and up to 15
+# rows in float32 (docs/how-it-works.md has the figures).
 MIN_QUERY_LEN = 4
 
 # Rows of a 16-bit head that are widened at a time, where nothing multiplies them as they are.

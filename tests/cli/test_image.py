@@ -149,3 +149,13 @@ def test_damaged_model(run, model_folder: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     code, _, err = run("image", PROMPT, "--model", folder, "--device", "cpu", model=False)
     assert code == 2 and "model.safetensors is truncated" in err
+
+
+def test_deterministic(run) -> None:
+    """The picture of plain decoding in bf16; other precisions are refused."""
+    command = ("image", PROMPT, "--seed", 3, "--device", "cpu", "--dtype", "bf16", "--deterministic")
+    for name in ("jacobi", "none"):
+        assert run(*command, "-o", f"{name}.png", "--drafter", name)[0] == 0
+    assert Image.open("jacobi.png").tobytes() == Image.open("none.png").tobytes()
+    code, _, err = run(*command, "--dtype", "fp32")
+    assert code == 2 and "deterministic passes are known in bf16 on a CPU, not in torch.float32 on cpu" in err
