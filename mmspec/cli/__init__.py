@@ -53,8 +53,8 @@ speculative decoding, with the same output.
 mmspec COMMAND --help explains a command, mmspec --version says which version this is."""
 
 
-# What the lines of the parser's tables begin with, behind the code of a colour.
-BOX = ("╭", "│", "╰", "\x1b[2;37m", "\x1b[37;2m")
+# The codes of colours, and what the lines of the parser's tables begin with.
+COLOUR, BOX = re.compile(r"\x1b\[[0-9;]*m"), ("╭", "│", "╰", "+", "|")
 
 
 class Command(Protocol):
@@ -68,8 +68,6 @@ class Command(Protocol):
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "NO_COLOR" in os.environ:
-        tyro._experimental_options["ansi_codes"] = False
     try:
         if arguments == ["--version"]:
             print(f"mmspec {__version__}")
@@ -122,18 +120,22 @@ def run_parser(kind: Any, prog: str, arguments: list[str], **options: Any) -> An
 
 
 class Screen(io.StringIO):
-    """Keeps what is written for later, and has colours where standard output has them."""
+    """Keeps what is written for later. Has colours where standard output is a terminal and NO_COLOR is not set."""
 
-    encoding = "utf-8"
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(sys.__stdout__, "encoding", None) or "ascii"
 
     def isatty(self) -> bool:
-        return bool(sys.__stdout__ and sys.__stdout__.isatty())
+        return "NO_COLOR" not in os.environ and sys.__stdout__ is not None and sys.__stdout__.isatty()
 
 
 def wrap_help(text: str, columns: int) -> str:
     """Help whose usage and description, which the parser does not wrap, are no wider than the terminal."""
     lines = (
-        line if line.startswith(BOX) else textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
+        line
+        if COLOUR.sub("", line).startswith(BOX)
+        else textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
         for line in text.rstrip().splitlines()
     )
     return "\n".join(lines)
@@ -141,7 +143,7 @@ def wrap_help(text: str, columns: int) -> str:
 
 def first_paragraph(box: str) -> str:
     """What stands in the parser's box up to its first rule, on one line."""
-    lines = [re.sub(r"^[\W_]{0,2}\s|[│|]\s*$", "", line).strip() for line in box.splitlines()[1:]]
+    lines = [re.sub(r"^[\W_]{0,2}\s|[│|]\s*$", "", line).strip() for line in COLOUR.sub("", box).splitlines()[1:]]
     text: list[str] = []
     for line in lines:
         if not re.search(r"\w", line):

@@ -1,7 +1,9 @@
 """Help: narrow enough for the terminal, without the parser's types, without colours where none are wanted."""
 
+import io
 import json
 import re
+import sys
 
 import pytest
 
@@ -49,13 +51,27 @@ def test_first_line_and_version(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize("colours", [True, False])
 def test_no_color(colours: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """NO_COLOR is respected even in a terminal."""
-    import tyro
 
-    monkeypatch.setitem(tyro._experimental_options, "ansi_codes", True)
-    monkeypatch.setattr("tyro._fmtlib._FORCE_ANSI", True)
+    class Terminal(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "__stdout__", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     if not colours:
         monkeypatch.setenv("NO_COLOR", "1")
-    assert ("\x1b[" in show_help(capsys, "info")) == colours
+    text = show_help(capsys, "info")
+    assert ("\x1b[" in text) == colours
+    assert all(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) <= 80 for line in text.splitlines())
+    with pytest.raises(SystemExit):
+        cli.main(["image", "a", "--seed", "abc"])
+    assert (
+        capsys.readouterr().err == "mmspec: error: --seed: 'abc' is not a whole number; mmspec image --help says more\n"
+    )
 
 
 @pytest.mark.parametrize(
