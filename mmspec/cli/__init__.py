@@ -53,8 +53,8 @@ speculative decoding, with the same output.
 mmspec COMMAND --help explains a command, mmspec --version says which version this is."""
 
 
-# The codes of colours, and what the lines of the parser's tables begin with.
-COLOUR, BOX = re.compile(r"\x1b\[[0-9;]*m"), ("╭", "│", "╰", "+", "|")
+# The codes of colours.
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Command(Protocol):
@@ -132,10 +132,9 @@ class Screen(io.StringIO):
 
 def wrap_help(text: str, columns: int) -> str:
     """Help whose usage and description, which the parser does not wrap, are no wider than the terminal."""
+    plain = {line: COLOUR.sub("", line) for line in text.rstrip().splitlines()}
     lines = (
-        line
-        if COLOUR.sub("", line).startswith(BOX)
-        else textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
+        line if len(plain[line]) <= columns else textwrap.fill(plain[line], columns, break_on_hyphens=False)
         for line in text.rstrip().splitlines()
     )
     return "\n".join(lines)
