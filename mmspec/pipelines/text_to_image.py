@@ -114,7 +114,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
             parts["vqvae"] = zoo.load_component(folder, "vqvae", VQModel, **options)
         return parts
 
-    def current_settings(self) -> dict[str, Any]:
+    def current_settings(self) -> dict[str, object]:
         return {name: self.config[name] for name in self.settings}
 
     def describe_parts(self) -> None:
