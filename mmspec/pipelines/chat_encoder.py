@@ -63,11 +63,11 @@ class ChatEncoder:
         processor = self._with_separator(separator)
         separated = _with_texts(chat, lambda text: _cut(text, cuts.get(text, []), separator))
         innocent = _with_texts(chat, lambda text: "x" if text.strip() else text)
-        wanted, found = (
-            self._count(processor, processor.apply_chat_template(part, **options | {"tokenize": False}))
-            for part in (innocent, separated)
-        )
-        if found != wanted:
+        counts = {
+            self._count(processor, processor.apply_chat_template(texts, **options | {"tokenize": False}))
+            for texts in (innocent, separated)
+        }
+        if len(counts) > 1:
             raise MmspecError(
                 "the model's tokenizer takes a control token in the chat for more than text: leave it out, or write it "
                 "otherwise"

@@ -103,6 +103,12 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
                 f"the model's processor refuses the chat ({short(error)}): check roles and pictures"
             ) from None
 
+    def text_of(self, tokens: list[int], ended: bool) -> str:
+        """The text of an answer's tokens; unless it has `ended`, the first bytes of a character wait for its rest."""
+        said = [token for token in tokens if token not in self.ends]
+        whole = self.processor.tokenizer.decode(said, skip_special_tokens=True)
+        return whole if ended else whole.rstrip(UNFINISHED)
+
     def encode_examples(self, rows: list[dict]) -> tuple[VisualPrompts, Stop]:
         folder = self.folder or Path()
         return self.encode([example_chat(row, folder) for row in rows]), Stop(self.max_new_tokens, self.ends)
@@ -151,8 +157,7 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
                 for row, new in enumerate(result.tokens):
                     last[row] = new[-1] if new else last[row]
                     output.tokens[row] += [token for token in new if token not in ends]
-                    whole = self.processor.tokenizer.decode(output.tokens[row], skip_special_tokens=True)
-                    shown = whole.rstrip(UNFINISHED) if last[row] not in ends else whole
+                    shown = self.text_of(output.tokens[row], last[row] in ends)
                     new_texts.append(shown[len(output.texts[row]) :])
                     output.texts[row] += new_texts[-1]
                 yield TextChunk(new_texts, result.tokens, output)
