@@ -31,9 +31,6 @@ from mmspec.targets.image import ImageTarget
 # Brightness of positions that have no code yet.
 UNDECODED = 0.75
 
-# Pictures that are decoded at a time.
-DECODE_ROWS = 16
-
 
 class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
     """Draws pictures with an autoregressive model, drafted by `drafter` and verified by the model.
@@ -161,7 +158,8 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         grid, count = self.grid, self.grid.tokens
         padded = torch.tensor([(row + [-1] * count)[:count] for row in tokens])
         codes = padded.unflatten(1, (grid.height, grid.stride))[:, :, : grid.width].flatten(1)
-        parts = [self.decode(part) for part in codes.clamp(min=0).split(DECODE_ROWS)]
+        # One by one: how a decoder rounds depends on how many pictures it decodes, and a seed's picture must not.
+        parts = [self.decode(part) for part in codes.clamp(min=0).split(1)]
         pictures = torch.cat(parts).float().cpu() / 2 + 0.5
         missing = rearrange(codes < 0, "row (height width) -> row 1 height width", height=grid.height).float()
         if missing.any():
