@@ -41,6 +41,7 @@ STYLE = """
 .spoken .heard { text-decoration: underline; text-decoration-color: rgb(30, 160, 80) }
 .prose table { display: block; overflow-x: auto; width: 100% }
 .prose th, .prose td { word-break: normal !important; overflow-wrap: normal !important; white-space: nowrap }
+.icon-button-wrapper:not(:has(button, a)) { display: none !important }
 .wrap.hide { visibility: hidden }
 .canvas { height: min(448px, 90vw) !important }
 footer .divider { display: none }

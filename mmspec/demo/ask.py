@@ -48,7 +48,7 @@ def tab(stage: Stage) -> None:
             notice = gr.Markdown(label="Notice", elem_classes="notice")
             numbers = gr.Markdown(label="Speed and acceptance")
             runs = gr.HighlightedText(
-                label="Rounds of the last answer: what came in one round has one colour",
+                label="Rounds of the last answer, in two colours by turns",
                 color_map={"a": "#7dcf9f", "b": "#f9cf9a"},
                 show_inline_category=False,
             )
@@ -159,12 +159,12 @@ def text_of(content: Any) -> str:
 
 
 def examples(folder: Path | None, count: int = 4) -> list[str]:
-    """Pictures that the model's folder brings: first those that its prompts ask to describe, in few words."""
+    """Pictures that the model's folder brings, those first of which its prompts ask what they show."""
     if folder is None:
         return []
     described = []
     if (folder / zoo.PROMPTS).is_file():
-        rows = [row for row in zoo.prompts(folder) if row.get("kind") == "describe" and row.get("image")]
-        described = [folder / row["image"] for row in sorted(rows, key=lambda row: len(row.get("answer", "")))]
+        rows = zoo.prompts(folder)
+        described = [folder / row["image"] for row in rows if row.get("kind") == "what" and row.get("image")]
     paths = [*described, *sorted((folder / "samples").glob("*.png"))]
     return [str(path) for path in dict.fromkeys(paths) if path.is_file()][:count]

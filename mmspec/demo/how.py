@@ -37,9 +37,9 @@ STYLE = f"""
 .round ol {{ list-style: none; padding: 0; margin: .5rem 0; }}
 .round li {{ border-left: 4px solid #6366f1; padding: .15rem .75rem; margin: .4rem 0; }}
 .round input {{ border: 1.5px solid currentColor !important; }}
-.round label {{ display: inline-flex; gap: .5rem; align-items: center; cursor: pointer; }}
+.round label {{ margin-top: .75rem; display: inline-flex; gap: .5rem; align-items: center; cursor: pointer; }}
 @media (prefers-reduced-motion: reduce) {{ .round input {{ border: 1.5px solid currentColor !important; }}
-.round label {{ display: none !important; }} }}
+.round label {{ margin-top: .75rem; display: none !important; }} }}
 @media (prefers-reduced-motion: no-preference) {{
   .round [class*="moves"] {{ animation: {SECONDS}s linear infinite both; }}
   .round:has(input:checked) [class*="moves"] {{ animation-play-state: paused; }}
