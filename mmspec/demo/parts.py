@@ -18,6 +18,8 @@ TERMS = {
     "acceptance": "drafted tokens are kept up to the first that the model itself would not have chosen; there it puts "
     "its own",
     "plain decoding": "the same model without drafts: one pass for each token",
+    "×": "how many times as fast as plain decoding, which is timed between the rounds of the same run, so that a busy "
+    "machine slows both",
 }
 
 

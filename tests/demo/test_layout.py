@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from demo.pages import NEEDS_BROWSER, PATIENCE, shown, tab, visit
+from demo.pages import LOADING, NEEDS_BROWSER, PATIENCE, shown, tab, visit
 
 expect = pytest.importorskip("playwright.sync_api").expect
 pytest.importorskip("gradio")
@@ -93,7 +93,7 @@ def test_how_it_works(page) -> None:
     assert {"0", "1"} <= seen
     panel.get_by_label("Hold the drawing").check()
     assert part.evaluate("e => getComputedStyle(e).animationPlayState") == "paused"
-    for word in ("token", "draft", "round", "acceptance", "plain decoding"):
+    for word in ("token", "draft", "round", "acceptance", "plain decoding", "×"):
         expect(panel.locator("strong").get_by_text(word, exact=True)).to_be_visible()
 
 
@@ -110,6 +110,17 @@ def test_footer(page) -> None:
     """The footer ends with a word."""
     text = page.locator("footer").inner_text()
     assert "API" in text and not text.strip().endswith("·")
+
+
+def test_the_page_waits_for_the_models(folders, tmp_path: Path, browser) -> None:
+    """Who opens the address at once sees what is loading, and then the demo without doing anything."""
+    command = ("-m", "mmspec", "demo", "--tabs", "image", "--models", folders[0])
+    with shown(tmp_path / "log", *command) as address:
+        page = browser.new_page()
+        page.goto(address)
+        expect(page.get_by_role("status")).to_contain_text("loading")
+        expect(page.get_by_label("What to draw")).to_be_visible(timeout=LOADING)
+        page.close()
 
 
 def test_one_tab_alone(folders, tmp_path: Path, browser) -> None:
