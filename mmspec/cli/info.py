@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -108,7 +108,7 @@ def model_facts(name: str) -> dict:
     }
 
 
-def read_results(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict:
     """The figures that a model's folder brings, nothing if it brings none."""
     if not path.is_file():
         return {}

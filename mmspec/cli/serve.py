@@ -1,9 +1,12 @@
 """`mmspec serve`."""
 
+import copy
 import ipaddress
 import os
+import re
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 from mmspec.cli.common import console, quiet_libraries, torch_device, torch_dtype
 from mmspec.errors import MmspecError
@@ -14,6 +17,7 @@ class Serve:
     """Serve models over HTTP, in the shapes that OpenAI's clients speak.
 
     Example: mmspec serve --port 8000
+    Behind a proxy: mmspec serve --allowed-hosts api.example.org --root-path /mmspec --cors-origins https://example.org
 
     Images at /v1/images/generations, speech at /v1/audio/speech, chats with pictures at /v1/chat/completions; a
     description at /docs. An API key is read from MMSPEC_API_KEY.
@@ -33,8 +37,17 @@ class Serve:
     """Most seconds for a request."""
     body: int = 20
     """Most megabytes of a request's body."""
-    text: int = 4000
-    """Most characters of a prompt, a text to speak, or a message."""
+    text: int | None = None
+    """Most characters of a prompt, a text to speak, or a chat; if left out 4096 of speech and 32000 of the others."""
+    alias: tuple[str, ...] = ()
+    """Further names of models, as in dall-e-3=emoji-64 tts-1=wren-86."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the server from a browser, as in https://example.org; * is any."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names to answer to beside the local ones, as a proxy passes them on; *.example.org and * are patterns. On
+    loopback only local names are answered to if left out, elsewhere any."""
+    root_path: str = ""
+    """The path below which a proxy serves this, as in /mmspec."""
     allow_urls: bool = False
     """Fetch pictures from http(s) addresses; private ones are refused even so."""
     dtype: str = "bf16"
@@ -46,8 +59,12 @@ class Serve:
 
     def run(self) -> int:
         for name, low in (("rows", 1), ("queue", 0), ("timeout", 0.1), ("body", 1), ("text", 1)):
-            if getattr(self, name) < low:
-                raise MmspecError(f"--{name} {getattr(self, name)} is out of range: give at least {low}")
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise MmspecError(f"--{name} {value} is out of range: give at least {low}")
+        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
+            raise MmspecError(f"--root-path {self.root_path}: give a path such as /mmspec, without a slash at its end")
+        aliases = dict(read_alias(alias) for alias in self.alias)
         try:
             import uvicorn
 
@@ -70,16 +87,38 @@ class Serve:
         local_names = (
             frozenset({"localhost", "127.0.0.1", "[::1]"}) if ipaddress.ip_address(host).is_loopback else frozenset()
         )
-        app = application(Serving(pipes, limits, key, self.allow_urls, local_names))
+        hosts = local_names | set(self.allowed_hosts)
+        serving = Serving(pipes, limits, key, self.allow_urls, hosts, aliases)
+        app = application(serving, self.cors_origins, self.root_path)
         console.print(
             f"mmspec: serving {', '.join(pipes)} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C "
             "ends it)",
             soft_wrap=True,
         )
-        options = dict(log_level="warning" if self.quiet else "info", timeout_graceful_shutdown=30, server_header=False)
+        level = "warning" if self.quiet else "info"
+        options: dict[str, Any] = dict(log_config=log_config(level), log_level=level, access_log=False)
+        options |= dict(timeout_graceful_shutdown=30, server_header=False)
         options["limit_concurrency"] = 64 + 2 * len(pipes) * (self.rows + self.queue)
-        uvicorn.Server(uvicorn.Config(app, **options)).run(sockets=[listener])  # type: ignore[arg-type]
+        uvicorn.Server(uvicorn.Config(app, **options)).run(sockets=[listener])
         return 0
+
+
+def read_alias(alias: str) -> tuple[str, str]:
+    """A further name of a model, and the model's."""
+    name, equals, model = alias.partition("=")
+    if not (name and equals and model):
+        raise MmspecError(f"--alias {alias}: give NAME=MODEL, as in dall-e-3=emoji-64")
+    return name, model
+
+
+def log_config(level: str) -> dict:
+    """uvicorn's configuration of logging, with the time in each line, and the server's own line for each request."""
+    from uvicorn.config import LOGGING_CONFIG
+
+    config = copy.deepcopy(LOGGING_CONFIG)
+    config["formatters"]["default"] |= {"fmt": "%(asctime)s %(levelprefix)s %(message)s"}
+    config["loggers"]["mmspec.serve"] = {"handlers": ["default"], "level": level.upper(), "propagate": False}
+    return config
 
 
 def listening(host: str, port: int) -> socket.socket:

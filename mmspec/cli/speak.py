@@ -109,7 +109,7 @@ class Speak(SamplingFlags, ModelFlags):
         if writer is None:
             output.save(self.out, **facts)
         elif not self.stream:
-            writer.write(output.audio)
+            media.Pipe(sys.stdout.buffer, output.sampling_rate, samples=len(output.audio)).write(output.audio)
         if self.plot:
             self._plot(output, token_samples)
         if not self.quiet:

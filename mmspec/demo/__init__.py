@@ -1,1 +1,1 @@
-"""Demos in the browser: one tab for each modality, and a race between speculative and plain decoding."""
+"""Demos in the browser: a tab for each modality, a race with plain decoding, and a page that explains it."""

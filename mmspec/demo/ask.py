@@ -5,95 +5,151 @@ from typing import Any
 
 import gradio as gr
 
+from mmspec import zoo
+from mmspec.demo import parts
 from mmspec.demo.stage import Stage, as_seed
 from mmspec.errors import MmspecError
 from mmspec.media import image as picture
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
+from mmspec.pipelines.session import Session
 
 QUESTIONS = ["What is in the picture?", "How many are there?", "Describe the picture."]
+
+NO_PICTURE = (
+    "**No picture was given.** The answer comes from the words alone, and what it says of a picture is invented."
+)
 
 
 def tab(stage: Stage) -> None:
     """Build the tab."""
     player = stage.player("image-text-to-text")
-    pipe: ImageTextToTextPipeline = player.pipe  # type: ignore[assignment]
-    with gr.Row():
-        with gr.Column():
-            image = gr.Image(label="Picture", type="filepath", height=320, sources=["upload", "clipboard"])
-            pictures = examples(pipe.folder)
-            if pictures:
-                gr.Examples(pictures, image, label="Example pictures")
-            with gr.Accordion("Settings", open=False):
-                seed = gr.Number(
-                    7,
-                    label="Seed",
-                    info="The same seed gives the same answer with any drafter; empty draws one",
-                    precision=0,
-                )
-                temperature = gr.Slider(0, 1.5, pipe.temperature, step=0.1, label="Temperature", info="0 is greedy")
-                length = gr.Slider(8, 512, pipe.max_new_tokens, step=8, label="Most new tokens")
-                drafter = gr.Dropdown(
-                    player.drafters, value=pipe.drafter, label="Drafter", info="changes the speed alone"
-                )
-        with gr.Column():
-            talk = gr.Chatbot(label="Chat", height=300, sanitize_html=True, buttons=["copy"])
+    pipe = player.pipe
+    assert isinstance(pipe, ImageTextToTextPipeline)
+    pictures = examples(pipe.folder)
+    with gr.Row(elem_classes="stage even"):
+        with gr.Column(elem_classes="stage-input"):
+            gr.Markdown("#### The picture", elem_classes="heading")
+            image = gr.Image(
+                pictures[0] if pictures else None,
+                label="Picture",
+                show_label=False,
+                type="filepath",
+                height=240,
+                elem_classes="asked",
+                sources=["upload", "clipboard"],
+                buttons=[],
+            )
             question = gr.Textbox(QUESTIONS[0], label="Question", max_lines=3, max_length=1000)
-            gr.Examples(QUESTIONS, question, label="Examples")
-            with gr.Row():
-                go, stop, clear = gr.Button("Ask", variant="primary"), gr.Button("Stop"), gr.Button("New chat")
+            buttons = parts.Buttons.make("Ask", "Answering …")
+        with gr.Column(elem_classes="stage-output"):
+            gr.Markdown("#### The chat", elem_classes="heading")
+            talk = gr.Chatbot(label="Chat", show_label=False, height=360, sanitize_html=True, buttons=["copy"])
+            clear = gr.Button("New chat", size="sm")
+            notice = gr.Markdown(label="Notice", elem_classes="notice")
+            numbers = gr.Markdown(label="Speed and acceptance")
             runs = gr.HighlightedText(
-                label="Accepted runs of the last answer: what came in one round has one colour",
+                label="Rounds of the last answer, in two colours by turns",
                 color_map={"a": "#7dcf9f", "b": "#f9cf9a"},
                 show_inline_category=False,
             )
-            numbers = gr.Markdown(label="Live numbers")
+            # The picture that the chat is about.
+            subject = gr.State(None)
+        with gr.Column(elem_classes="stage-settings"):
+            gr.Examples(QUESTIONS, question, label="Example questions")
+            if pictures:
+                gr.Examples(pictures, image, label="Example pictures")
+            with gr.Accordion("Settings", open=False):
+                seed = parts.seed_field("gives the same answer")
+                temperature = parts.temperature_field(pipe.temperature)
+                length = gr.Slider(
+                    8,
+                    512,
+                    pipe.max_new_tokens,
+                    step=8,
+                    label="Longest answer",
+                    info="In tokens; a word has one or more.",
+                )
+                drafter = parts.drafter_field(player)
+            fields = [question, seed, temperature, length, drafter]
+
+            def code(question: str, seed: float | None, temperature: float, length: float, drafter: str) -> str:
+                settings = dict(
+                    seed=as_seed(seed), temperature=temperature, max_new_tokens=int(length), drafter=drafter
+                )
+                arguments = ['"picture.png"', parts.repr_code(question)]
+                return parts.call(player, "image-text-to-text", arguments, settings, "print(out.text)")
+
+            parts.python_code(fields, code)
+            parts.terms()
+
+    # The pictures that visitors' running questions are about.
+    asking: dict[str | None, str | None] = {}
 
     def ask(
         path: str | None,
         question: str,
-        talk: list,
-        seed: float,
+        seed: float | None,
         temperature: float,
-        length: int,
+        length: float,
         drafter: str,
+        talk: list,
+        subject: str | None,
         request: gr.Request,
     ):
+        options = dict(temperature=temperature, max_new_tokens=int(length), drafter=drafter)
         with player.session(request.session_hash) as session:
             if not question.strip():
                 raise MmspecError("there is no question: type one, such as 'How many are there?'")
-            history = [{"role": message["role"], "content": text_of(message["content"])} for message in talk]
-            chat: list[dict] = [*history, {"role": "user", "content": question}]
-            if path:
-                chat[0] = {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "image": picture.read(path)},
-                        {"type": "text", "text": chat[0]["content"]},
-                    ],
-                }
-            talk = [*talk, {"role": "user", "content": question}, {"role": "assistant", "content": ""}]
-            options = dict(temperature=temperature, max_new_tokens=int(length), drafter=drafter)
-            coloured: list[tuple[str, str]] = []
-            words = None
-            for step, words in enumerate(session.stream(chat, seed=as_seed(seed), **options)):
-                coloured.append((words.texts[0], "ab"[step % 2]))
-                talk[-1] = {"role": "assistant", "content": words.output.text}
-                yield talk, coloured, player.numbers(words.output.stats), gr.skip()
-            if words is None:
-                yield gr.skip(), gr.skip(), "Stopped.", gr.skip()
-                return
-            yield talk, coloured, player.numbers(words.output.stats), ""
+            asking[request.session_hash] = path
+            try:
+                yield from answer(session, path, question, as_seed(seed), options, talk if path == subject else [])
+            finally:
+                asking.pop(request.session_hash, None)
 
-    inputs = [image, question, talk, seed, temperature, length, drafter]
-    outputs = [talk, runs, numbers, question]
-    answering = gr.on(
-        [go.click, question.submit], ask, inputs, outputs, concurrency_limit=8, api_name="ask", show_progress="hidden"
+    def answer(session: Session, path: str | None, question: str, seed: int | None, options: dict, talk: list):
+        """A question in a chat that may have begun already: what the page shows, round by round."""
+        chat: list[dict] = [{"role": message["role"], "content": text_of(message["content"])} for message in talk]
+        chat.append({"role": "user", "content": question})
+        if path:
+            image_part = {"type": "image", "image": picture.read(path)}
+            chat[0]["content"] = [image_part, {"type": "text", "text": chat[0]["content"]}]
+        talk = [*talk, {"role": "user", "content": question}, {"role": "assistant", "content": ""}]
+        told = "" if path else NO_PICTURE
+        yield talk, [], "", told, path, gr.skip()
+        coloured: list[tuple[str, str]] = []
+        words = None
+        for step, words in enumerate(session.stream(chat, seed=seed, **options)):
+            coloured.append((words.texts[0], "ab"[step % 2]))
+            talk[-1] = {"role": "assistant", "content": words.output.text}
+            yield talk, coloured, player.numbers([words.output.stats]), told, path, gr.skip()
+        if session.interrupt or words is None:
+            yield gr.skip(), gr.skip(), "Stopped.", *[gr.skip()] * 3
+            return
+        yield talk, coloured, player.numbers([words.output.stats]), told, path, ""
+
+    def change(path: str | None, subject: str | None, request: gr.Request):
+        """Another picture is there: begin anew, unless it is the one that is asked about already."""
+        if path in (subject, asking.get(request.session_hash, "")):
+            return [gr.skip()] * 7
+        return empty(request)
+
+    def empty(request: gr.Request):
+        stage.stop(request)
+        return [[], [], "", "", None, *buttons.state(False)]
+
+    answering = buttons.connect(
+        stage,
+        ask,
+        [image, *fields, talk, subject],
+        [talk, runs, numbers, notice, subject, question],
+        [numbers, notice],
+        "ask",
+        [question.submit],
     )
-    stop.click(stage.stop, api_visibility="private", queue=False)
-    for event in (clear.click, image.change):
-        event(stage.stop, cancels=answering, api_visibility="private", queue=False).then(
-            lambda: ([], [], ""), None, [talk, runs, numbers], api_visibility="private"
-        )
+    quiet: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", queue=False)
+    everything = [talk, runs, numbers, notice, subject, buttons.start, buttons.stop]
+    clear.click(empty, None, everything, cancels=answering, **quiet)
+    image.change(change, [image, subject], everything, **quiet)
 
 
 def text_of(content: Any) -> str:
@@ -102,6 +158,13 @@ def text_of(content: Any) -> str:
     return "".join(part if isinstance(part, str) else part.get("text", "") for part in parts)
 
 
-def examples(folder: Path | None) -> list[str]:
-    """Pictures that the model's folder brings."""
-    return [str(path) for path in sorted((folder / "samples").glob("*.png"))[:4]] if folder else []
+def examples(folder: Path | None, count: int = 4) -> list[str]:
+    """Pictures that the model's folder brings, those first of which its prompts ask what they show."""
+    if folder is None:
+        return []
+    described = []
+    if (folder / zoo.PROMPTS).is_file():
+        rows = zoo.prompts(folder)
+        described = [folder / row["image"] for row in rows if row.get("kind") == "what" and row.get("image")]
+    paths = [*described, *sorted((folder / "samples").glob("*.png"))]
+    return [str(path) for path in dict.fromkeys(paths) if path.is_file()][:count]

@@ -1,27 +1,20 @@
-"""What the tabs share: models that many visitors use at once, stopping, and live numbers."""
+"""What the tabs share: models that many visitors use at once, and each visitor's run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import gradio as gr
 import torch
 
-from mmspec import drafters, zoo
-from mmspec.engine.accept import acceptance
-from mmspec.engine.loop import Stop
-from mmspec.engine.sampling import SamplingOptions
+from mmspec import drafters
+from mmspec.demo.plain import PlainTimer
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
-from mmspec.pipelines import TASKS, pipeline, task_of
+from mmspec.pipelines import TASKS, pipeline
 from mmspec.pipelines.base import Pipeline
 from mmspec.pipelines.session import Session
-from mmspec.pipelines.solo import Solo
-from mmspec.serve.hosting import HostedModel, example, host
-from mmspec.targets.base import Prompts
-
-# Rounds of plain decoding whose speed is compared with, and how often they are timed: other work may wake for a moment.
-SAMPLE, REPEATS = 24, 3
+from mmspec.serve.hosting import HostedModel, host
 
 # Calls that may wait for a model.
 WAITING = 64
@@ -29,12 +22,10 @@ WAITING = 64
 
 @dataclass
 class Player:
-    """A model that is shown, plain decoding's tokens per second here by number of CFG branches, and visitors'
-    sessions.
-    """
+    """A model that is shown, the time of plain decoding beside its runs, and visitors' sessions."""
 
     model: HostedModel
-    plain: dict[int, float]
+    plain: PlainTimer = field(default_factory=PlainTimer)
     sessions: dict[str | None, Session] = field(default_factory=dict)
 
     @property
@@ -68,81 +59,49 @@ class Player:
         if visitor in self.sessions:
             self.sessions[visitor].interrupt = True
 
-    def numbers(self, stats: GenerationStats, branches: int = 1) -> str:
-        """One line, as Markdown."""
-        rows = len(stats.runs)
-        if stats.tokens <= rows:
+    def numbers(self, calls: list[GenerationStats]) -> str:
+        """Speed, acceptance and comparison with plain decoding, of calls one after the other: one line of Markdown."""
+        first = calls[0]
+        if all(stats.tokens <= len(stats.runs) for stats in calls):
             return ""
-        rate, plain = row_rate(stats), self.plain[branches]
-        same = "the same output as without" if stats.lossless else "**not** the same output as without"
+        rate, plain = row_rate(calls), self.plain.rate(calls)
+        tokens, rounds = sum(stats.tokens for stats in calls), sum(sum(map(len, stats.runs)) for stats in calls)
+        compared = (
+            f"**{rate / plain:.2f} ×** plain decoding, which would do {plain:.0f} tokens/s here now"
+            if plain
+            else "plain decoding is not timed yet"
+        )
+        same = "the same output as plain decoding" if first.lossless else "**not** the same output as plain decoding"
+        rule = "exact" if first.lossless and first.acceptance.startswith("tolerance") else first.acceptance
         return (
-            f"**{rate:.0f} tokens/s** · {stats.mean_acceptance_length:.2f} tokens a round · "
-            f"**{rate / plain:.2f} ×** plain decoding ({plain:.0f} tokens/s here) · "
-            f"{stats.drafter}, {stats.acceptance}: {same}"
+            f"**{rate:.0f} tokens/s** · {tokens / max(1, rounds):.2f} tokens per round · {compared} · "
+            f"drafter {first.drafter}, acceptance {rule}: {same}"
         )
 
 
-def row_rate(stats: GenerationStats) -> float:
-    """Tokens per second of a row, after the first ones, which come with the prompt."""
-    rows = len(stats.runs)
-    return (stats.tokens - rows) / (stats.total - stats.prefill) / rows
-
-
-def measure_plain(pipe: Pipeline) -> dict[int, float]:
-    """Tokens per second of plain decoding, by number of CFG branches.
-
-    Where there are voices the codec has its part of this machine while tokens come, so plain decoding is timed with it.
-    """
-    row = example(pipe.folder)
-    if pipe.voices:
-        calls = (pipe(row["prompt"], seed=0, drafter="none", stream_to=len).stats for _ in range(REPEATS - 1))
-        return {1: max(map(row_rate, calls))}
-    rates: dict[int, float] = {}
-    prompts, stop = pipe.encode_examples([row])
-    for guidance in (0.0, 1.0) if prompts.unconditional else (1.0,):
-        part = prompts.select(slice(None), guidance)
-        rates[len(part.branches)] = max(_time_plain(pipe, part, stop.length) for _ in range(REPEATS))
-    return rates
-
-
-def _time_plain(pipe: Pipeline, prompts: Prompts, length: int) -> float:
-    stats = GenerationStats()
-    run = Solo()(pipe.target, pipe.folder, "none", prompts, length)
-    rounds = run(
-        prompts,
-        1,
-        Stop(SAMPLE),
-        sampling=SamplingOptions(1.0),
-        seeds=[0],
-        rule=acceptance("exact"),
-        stats=stats,
-        cancel=lambda: False,
-    )
-    for _ in rounds:
-        pass
-    return row_rate(stats)
+def row_rate(calls: list[GenerationStats]) -> float:
+    """Tokens per second of a row, without the first ones, which come with the prompt."""
+    tokens = sum((stats.tokens - len(stats.runs)) / len(stats.runs) for stats in calls)
+    return tokens / sum(stats.total - stats.prefill for stats in calls)
 
 
 class Stage:
-    """The models of a demo, one for each task; those for `tasks` alone if given."""
+    """The models of a demo by task, `names` says which. `tell` is called with a line before each is loaded."""
 
     def __init__(
         self,
-        models: tuple[str, ...] = (),
+        names: dict[str, str],
         device: str | None = None,
         dtype: str | torch.dtype = "bf16",
-        tasks: set[str] | None = None,
         rows: int = 8,
+        tell: Callable[[str], object] = lambda line: None,
     ):
         self.players: dict[str, Player] = {}
-        for name in models or zoo.bundled():
-            task = task_of(zoo.resolve(name, allow_transformers=True))
-            if tasks is not None and task not in tasks:
-                continue
-            if task in self.players:
-                raise MmspecError(f"{name} and {self.players[task].name} are both for {task}: name one")
+        for number, (task, name) in enumerate(names.items(), 1):
+            tell(f"loading {name}, model {number} of {len(names)}")
             model = host(name, task, pipeline(task, name, device=device, dtype=dtype), rows, WAITING)
-            self.players[task] = Player(model, measure_plain(model.pipe))
+            self.players[task] = Player(model)
+            model.batcher.on_round = self.players[task].plain
 
     def player(self, task: str) -> Player:
         """The model for a task. Raises MmspecError if none is loaded."""
@@ -154,6 +113,10 @@ class Stage:
         """End everything of a visitor."""
         for player in self.players.values():
             player.stop(request.session_hash)
+
+    def running(self, visitor: str | None) -> bool:
+        """Whether a visitor has something running."""
+        return any(visitor in player.sessions for player in self.players.values())
 
     def close(self) -> None:
         """End the models' threads."""

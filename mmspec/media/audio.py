@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import math
 import os
 import struct
 import sys
@@ -20,6 +21,15 @@ from mmspec import files
 from mmspec.errors import MmspecError
 
 KINDS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+# libsndfile's formats and subtypes, by the names of kinds.
+FORMATS = {
+    "WAV": ("WAV", "PCM_16"),
+    "FLAC": ("FLAC", "PCM_16"),
+    "OGG": ("OGG", "VORBIS"),
+    "OPUS": ("OGG", "OPUS"),
+    "MP3": ("MP3", "MPEG_LAYER_III"),
+}
+OPUS_RATE = 24000
 UNKNOWN = 0xFFFFFFFF
 WAV_COMMENT = 2000  # libsndfile reads no longer one
 DRAFTED, BONUS = ("#7dcf9f", "#c4ebd3"), ("#f0962e", "#f9cf9a")
@@ -74,16 +84,39 @@ def comment(metadata: dict[str, object], room: int | None) -> str:
 
 
 def encode(audio: Float[Tensor, "sample"], rate: int, kind: str, metadata: dict[str, object]) -> bytes:
-    """A whole file of `kind`, the metadata as JSON in its comment."""
-    soundfile = library("soundfile")
+    """A whole file of `kind`, the metadata as JSON in its comment but for AAC; Opus has a rate of its own."""
     if not len(audio):
         raise MmspecError("there is no audio to write: give at least one sample")
-    buffer = io.BytesIO()
-    subtype = "VORBIS" if kind == "OGG" else "PCM_16"
-    with soundfile.SoundFile(buffer, "w", samplerate=rate, channels=1, subtype=subtype, format=kind) as file:
+    if kind == "AAC":
+        return _aac(audio, rate)
+    if kind == "OPUS":
+        resampler = Resampler(rate, OPUS_RATE)
+        audio, rate = torch.cat([resampler.push(audio), resampler.flush()]), OPUS_RATE
+    soundfile = library("soundfile")
+    buffer, (container, subtype) = io.BytesIO(), FORMATS[kind]
+    if subtype not in soundfile.available_subtypes(container):
+        raise MmspecError(
+            f"libsndfile {soundfile.__libsndfile_version__} writes no {kind}: install soundfile 0.13 or later, or ask "
+            "for another format"
+        )
+    with soundfile.SoundFile(buffer, "w", samplerate=rate, channels=1, subtype=subtype, format=container) as file:
         file.comment = comment(metadata, WAV_COMMENT if kind == "WAV" else None)
         for block in pcm(audio).split(rate):  # libsndfile overflows its stack on a long block of Vorbis
             file.write(block.numpy())
+    return buffer.getvalue()
+
+
+def _aac(audio: Float[Tensor, "sample"], rate: int) -> bytes:
+    """An AAC file (ADTS) by FFmpeg's encoder."""
+    av = library("av", "aac")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="adts") as file:
+        stream = file.add_stream("aac", rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(pcm(audio).numpy()[None], format="s16", layout="mono")
+        frame.sample_rate = rate
+        for last in (frame, None):
+            for packet in stream.encode(last):
+                file.mux(packet)
     return buffer.getvalue()
 
 
@@ -94,16 +127,18 @@ def save(audio: Float[Tensor, "sample"], rate: int, path: Path, metadata: dict[s
 
 
 class Pipe:
-    """A WAV without an end on a binary stream, or its samples alone without `header`; each chunk is flushed.
+    """A WAV on a binary stream, or its samples alone without `header`; each chunk is flushed.
 
-    Once the reader has gone, `open` is False and chunks go nowhere.
+    The header of a WAV says how long it is if all its `samples` are told, and is without an end otherwise. Once the
+    reader has gone, `open` is False and chunks go nowhere.
     """
 
-    def __init__(self, out: BinaryIO, rate: int, header: bool = True) -> None:
+    def __init__(self, out: BinaryIO, rate: int, header: bool = True, samples: int | None = None) -> None:
         self.out = out
         self.open = True
         fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
-        wav_header = struct.pack("<4sI4s", b"RIFF", UNKNOWN, b"WAVE") + fmt + struct.pack("<4sI", b"data", UNKNOWN)
+        whole, data = (UNKNOWN, UNKNOWN) if samples is None else (36 + 2 * samples, 2 * samples)
+        wav_header = struct.pack("<4sI4s", b"RIFF", whole, b"WAVE") + fmt + struct.pack("<4sI", b"data", data)
         self.header = wav_header if header else b""
 
     def write(self, audio: Float[Tensor, "sample"]) -> None:
@@ -124,6 +159,45 @@ class Pipe:
             raise MmspecError(
                 f"cannot write to standard output: {error.strerror or error}; choose another place"
             ) from None
+
+
+class Resampler:
+    """Resamples sound that comes in chunks by torchaudio's windowed sinc: chunks join to what the whole would give.
+
+    Only samples whose right context is there are given out; `flush` gives the rest.
+    """
+
+    def __init__(self, rate: int, new_rate: int) -> None:
+        divisor = math.gcd(rate, new_rate)
+        self.old, self.new = rate // divisor, new_rate // divisor
+        # torchaudio's filter reaches over 6 zero crossings at a roll-off of 0.99; in frames of `old` samples.
+        reach = math.ceil(6 * self.old / (min(self.old, self.new) * 0.99))
+        self.context = -(-reach // self.old)
+        self.waiting = torch.zeros(0)
+        self.before = 0  # frames at the front of `waiting` that are context alone
+
+    def push(self, audio: Float[Tensor, "_"]) -> Float[Tensor, "_"]:
+        """What can be given out now that `audio` has come."""
+        self.waiting = torch.cat([self.waiting, audio.detach().float().cpu()])
+        frames = len(self.waiting) // self.old - self.context
+        if self.old == self.new or frames <= self.before:
+            return self.flush() if self.old == self.new else self.waiting[:0]
+        start, end = self.before * self.new, frames * self.new
+        result = self._resample(self.waiting[: (frames + self.context) * self.old])[start:end]
+        kept = max(0, frames - self.context)
+        self.before, self.waiting = frames - kept, self.waiting[kept * self.old :]
+        return result
+
+    def flush(self) -> Float[Tensor, "_"]:
+        """The rest, when all has come."""
+        result = self._resample(self.waiting)[self.before * self.new :]
+        self.before, self.waiting = 0, self.waiting[:0]
+        return result
+
+    def _resample(self, audio: Float[Tensor, "_"]) -> Float[Tensor, "_"]:
+        if self.old == self.new or not len(audio):
+            return audio
+        return library("torchaudio").functional.resample(audio, self.old, self.new)
 
 
 def join(parts: list[Float[Tensor, "_"]], pauses: list[float], rate: int) -> Float[Tensor, "sample"]:

@@ -76,7 +76,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def data_of(url: str) -> bytes:
     """The file in a data URL, `data:image/png;base64,...`; ValueError if it is broken."""
     head, comma, body = url.partition(",")
-    if not comma or not head.endswith(";base64"):
+    if not comma or not head.lower().endswith(";base64"):
         raise ValueError("its head is not data:image/png;base64")
     return base64.b64decode(body, validate=True)
 
@@ -84,7 +84,7 @@ def data_of(url: str) -> bytes:
 def _bytes(source: Any) -> Any:
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    if isinstance(source, str) and source.startswith("data:"):
+    if isinstance(source, str) and source[:5].lower() == "data:":
         return io.BytesIO(data_of(source))
     if str(source) == "-":
         return _within(sys.stdin.buffer.read(BYTES + 1), "standard input")

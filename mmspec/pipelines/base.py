@@ -139,14 +139,14 @@ class Pipeline(ABC, Generic[AnyTarget]):
     _interrupt = interrupt
 
     @property
-    def components(self) -> dict[str, Any]:
+    def components(self) -> dict[str, object]:
         """The arguments that make another pipeline like this one, which shares its models: parts and settings.
 
         Trained drafters stay with `folder`, which is none of them.
         """
         return {name: getattr(self, name) for name in self.parts} | self.current_settings()
 
-    def current_settings(self) -> dict[str, Any]:
+    def current_settings(self) -> dict[str, object]:
         """The settings of the index, as they are now."""
         return {name: getattr(self, name) for name in self.settings}
 
@@ -287,7 +287,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
         """Write the components."""
 
 
-def model_class(entry: Any, source: Path) -> type[PreTrainedModel]:
+def model_class(entry: object, source: Path) -> type[PreTrainedModel]:
     """The model class of transformers that an index entry or a configuration names, the last word of it."""
     name = str(entry[-1]) if isinstance(entry, list) and entry else str(entry)
     kind = getattr(transformers, name, None)

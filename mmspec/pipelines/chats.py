@@ -1,6 +1,7 @@
 """Chats with pictures, in the forms that people give them."""
 
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import TypeAlias
 
 from mmspec.errors import MmspecError
 from mmspec.media import image as media
@@ -73,7 +74,7 @@ def _read_part(part: dict, pictures: list) -> dict:
     return {"type": "image", "image": media.read(source)}
 
 
-def example_chat(row: dict, folder: Any) -> Chat:
+def example_chat(row: dict, folder: Path) -> Chat:
     """A line of `prompts.jsonl`: turns before it, its question, and its picture in the first message."""
     messages: list[dict] = [
         {"role": role, "content": text}

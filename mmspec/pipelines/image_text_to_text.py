@@ -16,6 +16,7 @@ from mmspec.engine.loop import Stop
 from mmspec.errors import MmspecError, short
 from mmspec.pipelines import quantized
 from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, deprecated_callback, model_class
+from mmspec.pipelines.chat_encoder import ChatEncoder
 from mmspec.pipelines.chats import Chat, as_chats, example_chat
 from mmspec.pipelines.outputs import ImageTextToTextOutput, TextChunk
 from mmspec.pipelines.request import check_count, row_seeds
@@ -52,6 +53,7 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
     ):
         self.processor, self.transformer = processor, transformer
         self.drafter, self.temperature, self.max_new_tokens = drafter, temperature, max_new_tokens
+        self._encoder: ChatEncoder | None = None
         self._begin()
 
     @classmethod
@@ -91,22 +93,26 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         return frozenset(token for token in tokens if token is not None)
 
     def encode(self, chats: list[Chat]) -> VisualPrompts:
-        """Chats as token ids and pixels, by the processor's own template."""
+        """Chats as token ids and pixels, by the processor's own template; control tokens in texts are text."""
         if not getattr(self.processor, "chat_template", None):
             raise MmspecError(f"{self.folder or 'the processor'} has no chat template: use a model that has one")
-        rows = []
         try:
             with self._tokenizer_lock:
-                for chat in chats:
-                    # An answer at the end of a chat is gone on with, as transformers' pipeline does.
-                    end = "continue_final_message" if chat[-1]["role"] == "assistant" else "add_generation_prompt"
-                    options = dict(tokenize=True, return_dict=True, return_tensors="pt") | {end: True}
-                    rows.append(dict(self.processor.apply_chat_template(chat, **options)))
-                return VisualPrompts.of(rows)
+                if self._encoder is None or self._encoder.processor is not self.processor:
+                    self._encoder = ChatEncoder(self.processor)
+                return VisualPrompts.of([self._encoder(chat) for chat in chats])
+        except MmspecError:
+            raise
         except (jinja2.TemplateError, ValueError, KeyError, TypeError) as error:
             raise MmspecError(
                 f"the model's processor refuses the chat ({short(error)}): check roles and pictures"
             ) from None
+
+    def text_of(self, tokens: list[int], ended: bool) -> str:
+        """The text of an answer's tokens; unless it has `ended`, the first bytes of a character wait for its rest."""
+        said = [token for token in tokens if token not in self.ends]
+        whole = self.processor.tokenizer.decode(said, skip_special_tokens=True)
+        return whole if ended else whole.rstrip(UNFINISHED)
 
     def encode_examples(self, rows: list[dict]) -> tuple[VisualPrompts, Stop]:
         folder = self.folder or Path()
@@ -159,8 +165,7 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
                 for row, new in enumerate(result.tokens):
                     last[row] = new[-1] if new else last[row]
                     output.tokens[row] += [token for token in new if token not in ends]
-                    whole = self.processor.tokenizer.decode(output.tokens[row], skip_special_tokens=True)
-                    shown = whole.rstrip(UNFINISHED) if last[row] not in ends else whole
+                    shown = self.text_of(output.tokens[row], last[row] in ends)
                     new_texts.append(shown[len(output.texts[row]) :])
                     output.texts[row] += new_texts[-1]
                 yield TextChunk(new_texts, result.tokens, output)

@@ -1,11 +1,6 @@
 """Arguments of a pipeline, checked: prompts, counts, guidance, and a seed for each row."""
 
-from typing import TYPE_CHECKING, Any
-
 from mmspec.errors import MmspecError
-
-if TYPE_CHECKING:
-    import torch
 
 MAX_SEED = 2**63 - 1
 
@@ -13,7 +8,7 @@ MAX_SEED = 2**63 - 1
 class ImageRequest:
     """`prompts` and `seeds` have one entry for each picture, the pictures of a prompt next to each other."""
 
-    def __init__(self, prompt: Any, seed: Any, generator: Any, count: int, guidance: float):
+    def __init__(self, prompt: object, seed: object, generator: object, count: int, guidance: float):
         check_count("num_images_per_prompt", count)
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance <= 20:
             raise MmspecError(
@@ -24,7 +19,7 @@ class ImageRequest:
         self.seeds = row_seeds(seed, generator, len(self.prompts))
 
 
-def texts(prompt: Any) -> list[str]:
+def texts(prompt: object) -> list[str]:
     """One prompt or a list of them, none of them empty."""
     rows = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(rows, list | tuple) or not all(isinstance(text, str) for text in rows):
@@ -38,7 +33,7 @@ def texts(prompt: Any) -> list[str]:
     return list(rows)
 
 
-def row_seeds(seed: Any, generator: Any, rows: int, name: str = "pictures") -> list[int]:
+def row_seeds(seed: object, generator: object, rows: int, name: str = "pictures") -> list[int]:
     """A seed for each row: counted up from one seed, as listed, or drawn from the generator; errors call the rows
     `name`.
     """
@@ -47,7 +42,7 @@ def row_seeds(seed: Any, generator: Any, rows: int, name: str = "pictures") -> l
     if seed is None:
         return draw_seeds(generator, rows, name)
     several = [seed + row for row in range(rows)] if isinstance(seed, int) and not isinstance(seed, bool) else [seed]
-    seeds = list(seed) if isinstance(seed, list | tuple) else several
+    seeds: list = list(seed) if isinstance(seed, list | tuple) else several
     for value in seeds:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
             raise MmspecError(f"seed={value} is out of range: give a whole number from 0 to 2**63 - 1")
@@ -56,14 +51,16 @@ def row_seeds(seed: Any, generator: Any, rows: int, name: str = "pictures") -> l
     return seeds
 
 
-def draw_seeds(generator: Any, rows: int, name: str = "pictures") -> list[int]:
+def draw_seeds(generator: object, rows: int, name: str = "pictures") -> list[int]:
     """Seeds from one generator (or torch's own, if None) counted up, or from one generator for each row."""
-
     import torch  # here, so that arguments are checked before it is loaded
 
-    def draw(source: "torch.Generator | None") -> int:
-        device = source.device if source is not None else "cpu"
-        return int(torch.randint(2**31, (), generator=source, device=device))
+    def draw(source: object) -> int:
+        if source is None:
+            return int(torch.randint(2**31, ()))
+        if not isinstance(source, torch.Generator):
+            raise MmspecError(f"generator is a {type(source).__name__}: give a torch.Generator, or a list of them")
+        return int(torch.randint(2**31, (), generator=source, device=source.device))
 
     if not isinstance(generator, list | tuple):
         first = draw(generator)

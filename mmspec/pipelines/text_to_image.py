@@ -31,9 +31,6 @@ from mmspec.targets.image import ImageTarget
 # Brightness of positions that have no code yet.
 UNDECODED = 0.75
 
-# Pictures that are decoded at a time.
-DECODE_ROWS = 16
-
 
 class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
     """Draws pictures with an autoregressive model, drafted by `drafter` and verified by the model.
@@ -114,7 +111,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
             parts["vqvae"] = zoo.load_component(folder, "vqvae", VQModel, **options)
         return parts
 
-    def current_settings(self) -> dict[str, Any]:
+    def current_settings(self) -> dict[str, object]:
         return {name: self.config[name] for name in self.settings}
 
     def describe_parts(self) -> None:
@@ -161,7 +158,8 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         grid, count = self.grid, self.grid.tokens
         padded = torch.tensor([(row + [-1] * count)[:count] for row in tokens])
         codes = padded.unflatten(1, (grid.height, grid.stride))[:, :, : grid.width].flatten(1)
-        parts = [self.decode(part) for part in codes.clamp(min=0).split(DECODE_ROWS)]
+        # One by one: how a decoder rounds depends on how many pictures it decodes, and a seed's picture must not.
+        parts = [self.decode(part) for part in codes.clamp(min=0).split(1)]
         pictures = torch.cat(parts).float().cpu() / 2 + 0.5
         missing = rearrange(codes < 0, "row (height width) -> row 1 height width", height=grid.height).float()
         if missing.any():

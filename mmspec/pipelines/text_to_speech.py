@@ -376,8 +376,8 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         Args:
             text: what to say; a list gives a list of outputs, one after the other.
             voice: one of `voices`, the first if None.
-            seed: sentence i uses seed + i, also over several texts, or seed[i] if a list is given for one text; drawn
-                at random if None.
+            seed: sentence i uses seed + i, also over several texts, or seed[i] if a list is given for one text; a
+                random seed if None.
             generator: where seeds are drawn from instead.
             num_return_sequences: how often each text is said; with more than 1 the outputs are a list.
             stream_to: called with each chunk of audio as soon as it is decoded; without it, each sentence is decoded

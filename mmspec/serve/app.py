@@ -2,15 +2,19 @@
 
 import asyncio
 import hmac
+import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Literal
+from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -26,7 +30,16 @@ from mmspec.serve.serving import Serving
 ROUTERS = {"text-to-image": images.router, "text-to-speech": speech.router, "image-text-to-text": chat.router}
 
 # Paths that need no API key.
-OPEN = ("/health", "/docs", "/openapi.json")
+OPEN = ("/", "/health", "/docs", "/openapi.json")
+ASSETS = "/static-offline-docs/"
+
+# Headers that programs in a browser may read.
+EXPOSED = ("x-request-id", "x-mmspec-unsaid", "retry-after")
+
+# Ids of requests that are taken over: they go into the log and into headers.
+REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")
+
+log = logging.getLogger("mmspec.serve")
 
 
 class ModelCard(BaseModel):
@@ -54,7 +67,8 @@ class AuthAndLimits:
     """Turns away bodies that are too large or too slow, foreign host names, and requests without the API key if there
     is one.
 
-    It counts what was answered, too.
+    It counts what was answered, too, gives each request an id (its own `x-request-id`, if it has one) and writes a line
+    in the log about it.
     """
 
     def __init__(self, app: ASGIApp, serving: Serving):
@@ -64,10 +78,13 @@ class AuthAndLimits:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         began, answered = monotonic(), {"status": 500}
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        name = given if REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}".encode()
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answered["status"] = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", name)]
             await asyncio.wait_for(send(message), self.serving.limits.seconds)  # who does not read is not waited for
 
         try:
@@ -76,16 +93,21 @@ class AuthAndLimits:
             path = getattr(scope.get("route"), "path", "other")
             self.serving.metrics.requests.labels(path, str(answered["status"])).inc()
             self.serving.metrics.seconds.labels(path).observe(monotonic() - began)
+            client, model = scope.get("client") or ("-",), scope.get("state", {}).get("model", "-")
+            asked = f"{scope['method']} {scope['path']!a}".replace("'", "")
+            seconds = monotonic() - began
+            log.info("%s %s %d %.3f s %s %s", client[0], asked, answered["status"], seconds, model, name.decode())
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {key.lower(): value for key, value in scope["headers"]}
         key, most, read = self.serving.api_key, self.serving.limits.body, 0
         host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1"))
-        if self.serving.hosts and host not in self.serving.hosts:
+        if self.serving.hosts and not any(matches(host, pattern) for pattern in self.serving.hosts):
             return await error_response(Refusal(400, "this server does not answer to that host name"))(
                 scope, receive, send
             )
-        if key is not None and scope["path"] not in OPEN:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if key is not None and path not in OPEN and not path.startswith(ASSETS):
             sent = headers.get(b"authorization", b"")
             if not hmac.compare_digest(sent, b"Bearer " + key.encode()):
                 return await error_response(
@@ -114,11 +136,17 @@ class AuthAndLimits:
         await self.app(scope, limited, send)
 
 
-def card(model: HostedModel) -> ModelCard:
-    """A model as the list shows it."""
+def matches(host: str, pattern: str) -> bool:
+    """Whether a host name is the one that is allowed, or one below `*.` of it; `*` allows any."""
+    host, pattern = host.lower(), pattern.lower()
+    return pattern in ("*", host) or (pattern.startswith("*.") and host.endswith(pattern[1:]))
+
+
+def card(name: str, model: HostedModel) -> ModelCard:
+    """A model as the list shows it, under one of its names."""
     pipe = model.pipe
     return ModelCard(
-        id=model.name,
+        id=name,
         created=model.since,
         task=model.task,
         drafters=drafters.usable(pipe.folder),
@@ -126,8 +154,11 @@ def card(model: HostedModel) -> ModelCard:
     )
 
 
-def application(serving: Serving) -> FastAPI:
-    """The server's ASGI application; models stop when it does."""
+def application(serving: Serving, origins: Sequence[str] = (), root_path: str = "") -> FastAPI:
+    """The server's ASGI application; models stop when it does.
+
+    Pages of the `origins` may call it from a browser, and a proxy serves it below `root_path`.
+    """
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -135,22 +166,28 @@ def application(serving: Serving) -> FastAPI:
         for model in serving.models.values():
             model.batcher.close()
 
-    app = FastAPI(title="mmspec", version=__version__, lifespan=life, redoc_url=None)
+    app = FastAPIOffline(title="mmspec", version=__version__, lifespan=life, redoc_url=None, root_path=root_path)
     for task in {model.task for model in serving.models.values()}:
         app.include_router(ROUTERS[task](serving))
 
     @app.get("/v1/models", responses=ERROR_RESPONSES, tags=["models"], summary="Models that are served")
     async def models() -> ModelList:
-        return ModelList(data=[card(model) for model in serving.models.values()])
+        return ModelList(data=[card(name, model) for name, model in serving.names.items()])
 
     @app.get("/v1/models/{name}", responses=ERROR_RESPONSES, tags=["models"], summary="One model")
     async def model(name: str) -> ModelCard:
-        if name not in serving.models:
+        if name not in serving.names:
             raise Refusal(
-                404, f"no model {name!r} is served here: there is {', '.join(serving.models)}", "model_not_found"
+                404, f"no model {name!r} is served here: there is {', '.join(serving.names)}", "model_not_found"
             )
-        return card(serving.models[name])
+        return card(name, serving.names[name])
 
+    @app.get("/", include_in_schema=False)
+    @app.head("/", include_in_schema=False)
+    async def index(request: Request) -> RedirectResponse:
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
+
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={503: ERROR_RESPONSES[503]}, tags=["server"], summary="Whether the server works")
     async def health() -> Health:
         stopped = [name for name, model in serving.models.items() if not model.batcher.alive]
@@ -175,8 +212,13 @@ def application(serving: Serving) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first: dict = error.errors()[0]
-        field = ".".join(str(step) for step in first["loc"] if step != "body")
-        return error_response(Refusal(400, f"{field or 'the body'}: {first['msg']}"))
+        where = [str(step) for step in first["loc"] if step != "body"]
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "json_invalid":
+            where, message = [], f"it is no JSON ({first['ctx']['error']} at character {where[0]})"
+        elif not where and not request.headers.get("content-type", "").startswith("application/json"):
+            message = "send JSON, with Content-Type: application/json"
+        return error_response(Refusal(400, f"{'.'.join(where) or 'the body'}: {message}"))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -189,6 +231,10 @@ def application(serving: Serving) -> FastAPI:
         return error_response(Refusal(500, FAILED))
 
     app.add_middleware(AuthAndLimits, serving=serving)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED
+        )
     generated = app.openapi
 
     def openapi() -> dict:

@@ -102,6 +102,8 @@ class Batcher:
         self.target, self.folder = target, folder
         self.drafters = {name: drafters.by_name(name, folder, target) for name in drafters.usable(folder)}
         self.costs: dict[tuple[int, int], Cost] = {}
+        # Called after each round, in the batcher's thread, with the batch and the statistics of the calls in it.
+        self.on_round: Callable[[Batch, list[GenerationStats]], None] | None = None
         self._queue: list[Job] = []
         self._batches: dict[Hashable, SharedBatch] = {}
         self._taken = 0
@@ -261,8 +263,12 @@ class Batcher:
 
     def _round(self, key: Hashable) -> None:
         """A round of one batch."""
+        shared = self._batches[key]
         try:
-            result = self._batches[key].batch.round()
+            result = shared.batch.round()
+            if self.on_round:
+                calls = dict.fromkeys(job for job, _ in shared.owners)
+                self.on_round(shared.batch, [job.stats for job in calls])
         except Exception as error:
             self._lose(key, error)
             return

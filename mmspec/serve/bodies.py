@@ -18,6 +18,13 @@ class StrictModel(BaseModel):
         return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
+class UserFields(StrictModel):
+    """Who asks, in OpenAI's words; taken, and used for nothing."""
+
+    user: str | None = None
+    safety_identifier: str | None = None
+
+
 class SamplingFields(StrictModel):
     """How to sample, draft and accept; see `pipelines.base.GenerateOptions`. All but OpenAI's are mmspec's own."""
 

@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions`."""
 
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import time
 from typing import Annotated, Literal
 from uuid import uuid4
@@ -9,15 +9,19 @@ from uuid import uuid4
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from mmspec.media import image as media
+from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 from mmspec.pipelines.outputs import ImageTextToTextOutput, TextChunk
-from mmspec.serve.bodies import SamplingFields, StrictModel
+from mmspec.serve.bodies import SamplingFields, StrictModel, UserFields
 from mmspec.serve.errors import ERROR_RESPONSES, Refusal
 from mmspec.serve.metrics import Metrics
 from mmspec.serve.remote import fetch
-from mmspec.serve.serving import EVENTS, Serving, drain, event, prime
+from mmspec.serve.serving import EVENTS, PROMPT_CHARACTERS, Serving, drain, event, event_stream
+
+# The most stop sequences of a request, as in OpenAI's API.
+STOP_SEQUENCES = 4
 
 
 class TextPart(StrictModel):
@@ -27,7 +31,7 @@ class TextPart(StrictModel):
 
 class ImageUrl(StrictModel):
     url: str
-    detail: Literal["auto", "low", "high"] = "auto"
+    detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
 class ImagePart(StrictModel):
@@ -37,33 +41,83 @@ class ImagePart(StrictModel):
     image_url: ImageUrl
 
 
+def _parts(content: object) -> object:
+    """A text as a list of one part."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _stops(stop: object) -> object:
+    """A stop sequence as a list of one."""
+    return [stop] if isinstance(stop, str) else stop
+
+
 class Message(StrictModel):
+    """What somebody said: a text, or a list of parts."""
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=32)]
+    content: Annotated[
+        list[Annotated[TextPart | ImagePart, Field(discriminator="type")]],
+        BeforeValidator(_parts, json_schema_input_type=str | list[TextPart | ImagePart]),
+        Field(max_length=128),
+    ]
     name: str | None = None
+    tool_calls: Annotated[list, Field(max_length=0)] | None = None
+    annotations: Annotated[list, Field(max_length=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_null(cls, data: object) -> object:
+        if isinstance(data, dict) and "content" in data and data["content"] is None:
+            raise ValueError("content is null: give a text, or leave the message out")
+        return data
 
 
 class StreamOptions(StrictModel):
     include_usage: bool = False
+    include_obfuscation: bool | None = None
 
 
-class ChatRequest(SamplingFields):
+class TextFormat(StrictModel):
+    type: Literal["text"]
+
+
+class ChatRequest(SamplingFields, UserFields):
     """A chat to be answered. The sampling fields that OpenAI lacks are mmspec's own; the temperature is the model's own
-    if left out.
+    if left out. What this server has not is taken at the value that asks for nothing.
     """
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=16)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: (
+        Annotated[
+            list[str], BeforeValidator(_stops, json_schema_input_type=str | list[str]), Field(max_length=STOP_SEQUENCES)
+        ]
+        | None
+    ) = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logprobs: Literal[False] | None = None
-    user: str | None = None
+    top_logprobs: Literal[0] | None = None
+    logit_bias: dict[str, Literal[0]] | None = None
+    tools: Annotated[list, Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list, Field(max_length=0)] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    response_format: TextFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    store: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
 
 
 class Answer(BaseModel):
@@ -95,31 +149,53 @@ class ChatResponse(BaseModel):
 
 
 class StopSequences:
-    """The text of one answer up to the first of the `stops`; what may be the beginning of one is held back."""
+    """One answer up to the first of the `stops`; what may be the beginning of one is held back.
 
-    def __init__(self, stops: list[str]):
-        self.stops, self.text, self.sent, self.over = stops, "", 0, False
+    With stops, an answer is read token by token, so that its end and the number of its tokens (`count`, up to the one
+    that completes a stop sequence) are those of plain decoding, however many tokens a round brings. `decode` gives the
+    text of tokens.
+    """
 
-    def push(self, text: str, last: bool = False) -> str:
-        """What may be sent now that `text` has come."""
+    def __init__(self, stops: list[str], decode: Callable[[list[int]], str]):
+        self.stops, self.decode = stops, decode
+        self.text, self.sent, self.over, self.tokens = "", 0, False, list[int]()
+
+    @property
+    def count(self) -> int:
+        """Tokens of the answer."""
+        return len(self.tokens)
+
+    def push(self, tokens: list[int], text: str) -> str:
+        """What may be sent now that a round has brought `tokens`, and `text` with them."""
         if self.over:
             return ""
-        self.text += text
-        starts = [start for stop in self.stops if (start := self.text.find(stop)) >= 0]
-        if starts:
-            self.text, self.over = self.text[: min(starts)], True
-        held = 0
-        if not (last or self.over):
-            beginnings = (n for stop in self.stops for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
-            held = max(beginnings, default=0)
-        ready = self.text[self.sent : len(self.text) - held]
-        self.sent = max(self.sent, len(self.text) - held)
+        if not self.stops:
+            self.tokens += tokens
+            self.text += text
+            return self._send(len(self.text))
+        for token in tokens:
+            self.tokens.append(token)
+            self.text = self.decode(self.tokens)
+            starts = [start for stop in self.stops if (start := self.text.find(stop)) >= 0]
+            if starts:
+                self.text, self.over = self.text[: min(starts)], True
+                return self._send(len(self.text))
+        beginnings = (n for stop in self.stops for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
+        return self._send(len(self.text) - max(beginnings, default=0))
+
+    def finish(self) -> str:
+        """What was held back, when no more tokens come."""
+        return self._send(len(self.text))
+
+    def _send(self, until: int) -> str:
+        ready = self.text[self.sent : until]
+        self.sent = max(self.sent, until)
         return ready
 
 
 def read_url(serving: Serving, url: str) -> bytes:
     """The file of a data URL, or of an address if the server may fetch it."""
-    if not url.startswith("data:"):
+    if url[:5].lower() != "data:":
         if not serving.urls:
             raise Refusal(
                 400, "this server fetches no addresses: give the picture as a data URL, data:image/png;base64,..."
@@ -138,9 +214,8 @@ def read_chat(serving: Serving, messages: list[Message]) -> list[dict]:
     characters, pictures, pixels = 0, 0, 0
     chat: list[dict] = []
     for message in messages:
-        content = message.content
         parts: list[dict] = []
-        for part in [TextPart(type="text", text=content)] if isinstance(content, str) else content:
+        for part in message.content:
             if isinstance(part, TextPart):
                 characters += len(part.text)
                 parts.append({"type": "text", "text": part.text})
@@ -156,10 +231,9 @@ def read_chat(serving: Serving, messages: list[Message]) -> list[dict]:
                 )
             parts.append({"type": "image", "image": media.read(data)})
         chat.append({"role": "system" if message.role == "developer" else message.role, "content": parts})
-    if characters > serving.limits.text:
-        raise Refusal(
-            400, f"the messages have {characters} characters, and {serving.limits.text} are the most: shorten them"
-        )
+    most = serving.limits.text or PROMPT_CHARACTERS
+    if characters > most:
+        raise Refusal(400, f"the messages have {characters} characters, and {most} are the most: shorten them")
     return chat
 
 
@@ -184,8 +258,9 @@ def router(serving: Serving) -> APIRouter:
     )
     async def complete(body: ChatRequest, request: Request) -> ChatResponse | StreamingResponse:
         """Answer. With `stream`, server-sent events of `chat.completion.chunk` objects, and `[DONE]` at the end."""
-        model = serving.model(body.model, "image-text-to-text")
-        session, stops = model.session(), [body.stop] if isinstance(body.stop, str) else body.stop or []
+        model = serving.model(body.model, "image-text-to-text", request)
+        session, stops = model.session(), body.stop or []
+        pipe: ImageTextToTextPipeline = session.pipe
         if body.n > serving.limits.rows:
             raise Refusal(400, f"n={body.n}: this server gives at most {serving.limits.rows} answers at once")
         if "" in stops:
@@ -200,12 +275,17 @@ def router(serving: Serving) -> APIRouter:
         )
         name, created = f"chatcmpl-{uuid4().hex}", int(time())
         facts = {"id": name, "created": created, "model": model.name}
-        answers = [StopSequences(stops) for _ in range(body.n)]
+        answers = [
+            StopSequences(stops, lambda tokens: pipe.text_of(tokens, tokens[-1] in pipe.ends)) for _ in range(body.n)
+        ]
 
         async def chunks() -> AsyncIterator[tuple[TextChunk, list[str]]]:
             """Every round's text, up to stop sequences."""
             async for part in parts:
-                yield part, [answer.push(text) for answer, text in zip(answers, part.texts)]
+                yield (
+                    part,
+                    [answer.push(tokens, text) for answer, tokens, text in zip(answers, part.tokens, part.texts)],
+                )
                 if all(answer.over for answer in answers):
                     session.interrupt = True
                     break
@@ -215,7 +295,7 @@ def router(serving: Serving) -> APIRouter:
             return ["stop" if answer.over or why == "end" else "length" for answer, why in zip(answers, ended)]
 
         def usage(output: ImageTextToTextOutput) -> Usage:
-            prompt, completion = output.prompt_tokens // body.n, output.stats.tokens
+            prompt, completion = output.prompt_tokens // body.n, sum(answer.count for answer in answers)
             return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
         async def events() -> AsyncIterator[str]:
@@ -232,7 +312,7 @@ def router(serving: Serving) -> APIRouter:
             output = part.output
             metrics = serving.metrics.count(model, output.stats).model_dump()
             for index, (answer, reason) in enumerate(zip(answers, finish_reasons(output))):
-                rest = answer.push("", last=True)
+                rest = answer.finish()
                 yield chunk_event(index, {"content": rest} if rest else {}, reason, metrics=metrics)
             if body.stream_options and body.stream_options.include_usage:
                 last = {"object": "chat.completion.chunk", "choices": [], "usage": usage(output).model_dump()}
@@ -240,10 +320,10 @@ def router(serving: Serving) -> APIRouter:
             yield "data: [DONE]\n\n"
 
         if body.stream:
-            return StreamingResponse(await prime(events()), media_type="text/event-stream")
+            return await event_stream(events())
         part, _ = await drain(chunks())
         for answer in answers:
-            answer.push("", last=True)
+            answer.finish()
         reasons = finish_reasons(part.output)
         return ChatResponse(
             id=name,

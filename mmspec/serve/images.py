@@ -12,26 +12,28 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from mmspec.pipelines.text_to_image import TextToImagePipeline
-from mmspec.serve.bodies import SamplingFields
+from mmspec.serve.bodies import SamplingFields, UserFields
 from mmspec.serve.errors import ERROR_RESPONSES, Refusal
 from mmspec.serve.metrics import Metrics
-from mmspec.serve.serving import EVENTS, Serving, drain, event, prime
+from mmspec.serve.serving import EVENTS, PROMPT_CHARACTERS, Serving, drain, event, event_stream
 
 
-class ImageRequest(SamplingFields):
+class ImageRequest(SamplingFields, UserFields):
     """What to draw. `guidance_scale` and the sampling fields are mmspec's own; row i of `n` has seed + i."""
 
     prompt: str
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=16)] = 1
     size: str = "auto"
-    quality: Literal["auto"] = "auto"
+    quality: Literal["auto", "standard"] = "auto"
     background: Literal["auto", "opaque"] = "auto"
+    moderation: Literal["auto", "low"] = "auto"
+    style: Literal["vivid"] | None = None
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
     stream: bool = False
     partial_images: Annotated[int, Field(ge=0, le=16)] = 0
-    user: str | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=20)] | None = None
 
 
@@ -40,19 +42,34 @@ class ImageData(BaseModel):
     seed: int
 
 
+class ImageTokensDetails(BaseModel):
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class ImageUsage(BaseModel):
+    """Tokens that were read and generated, in OpenAI's words."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: ImageTokensDetails
+
+
 class ImageResponse(BaseModel):
     created: int
     model: str
     data: list[ImageData]
     size: str
     output_format: str
+    usage: ImageUsage
     metrics: Metrics
 
 
-def encode_image(image: Image.Image, kind: str) -> str:
-    """A picture file in base64."""
+def encode_image(image: Image.Image, kind: str, quality: int | None = None) -> str:
+    """A picture file in base64; `quality` from 0 to 100 is for JPEG and WebP."""
     buffer = io.BytesIO()
-    image.save(buffer, format=kind)
+    image.save(buffer, format=kind, **({} if quality is None else {"quality": quality}))
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -71,8 +88,8 @@ def router(serving: Serving) -> APIRouter:
 
         With `stream`, server-sent events: `partial_images` unfinished pictures, then each picture as it is done.
         """
-        model = serving.model(body.model, "text-to-image")
-        session, prompt = model.session(), serving.check_text("prompt", body.prompt)
+        model = serving.model(body.model, "text-to-image", request)
+        session, prompt = model.session(), serving.check_text("prompt", body.prompt, PROMPT_CHARACTERS)
         pipe: TextToImagePipeline = session.pipe
         grid, scale = pipe.grid, pipe.image_tokenizer.scale
         size = f"{grid.width * scale}x{grid.height * scale}"
@@ -82,7 +99,18 @@ def router(serving: Serving) -> APIRouter:
             raise Refusal(400, f"n={body.n}: this server draws at most {serving.limits.rows} at once")
         options = body.sampling_kwargs | {"guidance_scale": body.guidance_scale, "num_images_per_prompt": body.n}
         parts = serving.iterate_in_thread(request, session, lambda: session.stream(prompt, **options), body.stream)
-        kind = body.output_format
+        kind, quality = body.output_format, body.output_compression
+        if kind == "png" and quality not in (None, 100):
+            raise Refusal(400, f"output_compression={quality}: PNG is lossless; leave it out, or ask for jpeg or webp")
+
+        def usage_of(image_tokens: int) -> ImageUsage:
+            prompt_tokens = len(pipe.encode([prompt], 1.0).conditional[0])
+            return ImageUsage(
+                input_tokens=prompt_tokens,
+                output_tokens=image_tokens,
+                total_tokens=prompt_tokens + image_tokens,
+                input_tokens_details=ImageTokensDetails(text_tokens=prompt_tokens),
+            )
 
         async def events() -> AsyncIterator[str]:
             facts = {
@@ -98,37 +126,35 @@ def router(serving: Serving) -> APIRouter:
                 if sent < due <= body.partial_images:
                     sent = due
                     for row, image in enumerate(await serving.thread(part.images)):
-                        data = {"b64_json": encode_image(image, kind), "partial_image_index": due - 1, "row": row}
+                        data = {
+                            "b64_json": encode_image(image, kind, quality),
+                            "partial_image_index": due - 1,
+                            "row": row,
+                        }
                         yield event({"type": "image_generation.partial_image"} | data | facts)
             metrics = serving.metrics.count(model, part.stats).model_dump()
-            usage = _usage(len(pipe.encode([prompt], 1.0).conditional[0]), part.total)
+            usage = usage_of(part.total).model_dump()
             for row, image in enumerate(await serving.thread(part.images)):
-                data = {"b64_json": encode_image(image, kind), "seed": part.seeds[row], "row": row}
+                data = {"b64_json": encode_image(image, kind, quality), "seed": part.seeds[row], "row": row}
                 yield event(
                     {"type": "image_generation.completed"} | data | {"metrics": metrics, "usage": usage} | facts
                 )
 
         if body.stream:
-            return StreamingResponse(await prime(events()), media_type="text/event-stream")
+            return await event_stream(events())
         part = await drain(parts)
         images = await serving.thread(part.images)
         return ImageResponse(
             created=int(time()),
             model=model.name,
-            data=[ImageData(b64_json=encode_image(image, kind), seed=seed) for image, seed in zip(images, part.seeds)],
+            data=[
+                ImageData(b64_json=encode_image(image, kind, quality), seed=seed)
+                for image, seed in zip(images, part.seeds)
+            ],
             size=size,
             output_format=kind,
+            usage=usage_of(part.total * body.n),
             metrics=serving.metrics.count(model, part.stats),
         )
 
     return routes
-
-
-def _usage(prompt_tokens: int, image_tokens: int) -> dict:
-    """Tokens that were read and generated, in OpenAI's words."""
-    return {
-        "input_tokens": prompt_tokens,
-        "output_tokens": image_tokens,
-        "total_tokens": prompt_tokens + image_tokens,
-        "input_tokens_details": {"text_tokens": prompt_tokens, "image_tokens": 0},
-    }

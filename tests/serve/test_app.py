@@ -41,11 +41,16 @@ WRONG = [
     ("images/generations", [], 400, "the body"),
     ("audio/speech", {"input": "", "voice": "ada"}, 400, "no text|nothing to say|empty"),
     ("audio/speech", {"input": TEXT, "voice": "eve"}, 400, "tiny-speech has ada, ben"),
-    ("audio/speech", {"input": TEXT, "response_format": "mp3"}, 400, "response_format"),
+    ("audio/speech", {"input": TEXT, "response_format": "mp4"}, 400, "response_format"),
     ("audio/speech", {"input": TEXT, "speed": 2.0}, 400, "speed"),
     ("chat/completions", {"messages": []}, 400, "messages"),
     ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),
-    ("chat/completions", {"messages": [{"role": "user", "content": "x"}], "tools": []}, 400, "tools"),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": "x"}], "tools": [{}]},
+        400,
+        "tools: List should have",
+    ),
     (
         "chat/completions",
         {"messages": [{"role": "user", "content": "x"}], "acceptance": "tolerance:65"},
