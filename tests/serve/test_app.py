@@ -45,7 +45,12 @@ WRONG = [
     ("audio/speech", {"input": TEXT, "speed": 2.0}, 400, "speed"),
     ("chat/completions", {"messages": []}, 400, "messages"),
     ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),
-    ("chat/completions", {"messages": [{"role": "user", "content": "x"}], "tools": [{}]}, 400, "tools: List should have"),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": "x"}], "tools": [{}]},
+        400,
+        "tools: List should have",
+    ),
     (
         "chat/completions",
         {"messages": [{"role": "user", "content": "x"}], "acceptance": "tolerance:65"},
