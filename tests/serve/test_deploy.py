@@ -116,6 +116,18 @@ def test_bodies_that_are_no_json(proxied: str) -> None:
         assert found.status_code == 400 and message in found.json()["error"]["message"], found.text
 
 
+def test_limits_of_openai(proxied: str) -> None:
+    """Without `--text`, 4,096 characters are spoken, and a prompt for a picture has up to 32,000."""
+    for path, body, message in (
+        ("audio/speech", {"input": "x" * 4097}, "input has 4097 characters, and 4096 are the most"),
+        ("audio/speech", {"input": "x" * 4096, "voice": "eve"}, "voice=eve"),
+        ("images/generations", {"prompt": "x" * 32_001}, "prompt has 32001 characters, and 32000 are the most"),
+        ("images/generations", {"prompt": "x " * 16_000}, "tokens and this model reads at most"),
+    ):
+        found = httpx.post(f"{proxied}/v1/{path}", json=body, headers=RIGHT, timeout=60)
+        assert found.status_code == 400 and message in found.json()["error"]["message"], found.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -110,6 +110,7 @@ def test_a_file_of_the_client(client, tmp_path) -> None:
     with wave.open(str(tmp_path / "a.wav")) as file:
         assert 44 + 2 * file.getnframes() == (tmp_path / "a.wav").stat().st_size
     assert soundfile.info(tmp_path / "a.mp3").format == "MP3"
+    assert client.audio.speech.create(**given).read() == (tmp_path / "a.mp3").read_bytes()
 
 
 def test_aac(post) -> None:
