@@ -102,10 +102,14 @@ class ChatEncoder:
         return self._separating
 
     def _count(self, processor: ProcessorMixin, rendered: str) -> int:
-        """How many control tokens there are in a chat as its template writes it."""
+        """How many control tokens there are in a chat as its template writes it.
+
+        One that stands for characters that the vocabulary lacks comes from any text and is not counted.
+        """
         tokenizer = processor.tokenizer
         known = tokenizer.get_added_vocab()
-        control = {known[token] for token in self.tokens if token in known}
+        unknown = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+        control = {known[token] for token in self.tokens - {unknown} if token in known}
         return sum(token in control for token in tokenizer.encode(rendered, add_special_tokens=False))
 
 

@@ -82,6 +82,7 @@ def test_standard_output(speak, tmp_path: Path, how: list[str]) -> None:
     assert max(abs(a - b) for a, b in zip(samples, wanted)) <= 1
     with wave.open(io.BytesIO(out)) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (22050, 1, 2)
+        assert how or file.getnframes() == len(samples)  # the length is known unless it streams
         assert file.readframes(10**6) == out[44:]
 
 

@@ -52,7 +52,9 @@ def test_everybody_at_once(client, pipes) -> None:
 def test_a_client_that_leaves(address: str) -> None:
     """Its rows are given up: nothing runs a moment later."""
     with httpx.stream(
-        "POST", f"{address}/v1/audio/speech", json={"input": "Hello there. " * 30, "voice": "ada"}
+        "POST",
+        f"{address}/v1/audio/speech",
+        json={"input": "Hello there. " * 30, "voice": "ada", "response_format": "pcm"},
     ) as answer:
         next(answer.iter_raw(100))
     until = time.monotonic() + 20
