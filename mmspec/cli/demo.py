@@ -30,7 +30,7 @@ class Demo:
     browser: bool = False
     """Open a browser window."""
     share: bool = False
-    """Also give a public link for 72 hours, through Gradio's servers; anyone who has it may use the demo."""
+    """Also give a public link for up to a week, through Gradio's servers; anyone who has it may use the demo."""
     root_path: str = ""
     """The path, or the whole address, at which a reverse proxy shows the demo, such as /mmspec."""
     auth: str | None = None
@@ -81,6 +81,10 @@ class Demo:
                     link = launch(page, share=self.share, auth=login, **options)
                 except OSError as error:
                     raise MmspecError(f"cannot listen at {self.host}:{waiting.port} ({error}): try again") from None
+                except ValueError:  # Gradio asks its own server whether it is there
+                    raise MmspecError(
+                        f"{waiting.address} does not answer: let requests to it pass by the proxy (NO_PROXY)"
+                    ) from None
                 say(f"ready after {perf_counter() - began:.0f} s: {waiting.address}")
                 if self.share:
                     say(f"public link: {link}" if link else "warning: no public link could be made")

@@ -34,6 +34,7 @@ def tab(stage: Stage) -> None:
                 label="Picture",
                 show_label=False,
                 type="filepath",
+                image_mode=None,
                 height=240,
                 elem_classes="asked",
                 sources=["upload", "clipboard"],

@@ -135,6 +135,7 @@ def tab(stage: Stage) -> None:
         label="Picture to ask about",
         show_label=False,
         type="filepath",
+        image_mode=None,
         height=200,
         sources=["upload", "clipboard"],
         buttons=[],

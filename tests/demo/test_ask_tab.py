@@ -6,6 +6,8 @@ import pytest
 from demo.pages import NEEDS_BROWSER, PATIENCE, tab
 from PIL import Image
 
+import mmspec
+
 expect = pytest.importorskip("playwright.sync_api").expect
 pytest.importorskip("gradio")
 pytestmark = NEEDS_BROWSER
@@ -76,6 +78,22 @@ def test_a_question_that_comes_before_the_upload_is_noticed(page, tmp_path: Path
     answered(panel)
     page.wait_for_timeout(1000)
     expect(bot).to_have_count(1)
+
+
+def test_the_picture_is_read_as_the_pipeline_reads_it(page, folders, tmp_path: Path) -> None:
+    """A transparent picture gets the answer that it has from Python, in half of the picture on white."""
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    image.paste((200, 30, 30, 255), (0, 0, 32, 16))
+    image.save(tmp_path / "half.png")
+    panel = tab(page, "Ask")
+    panel.locator("input[type=file]").first.set_input_files(tmp_path / "half.png")
+    expect(panel.locator("img[src*='half.png']").first).to_be_visible()
+    ask(panel, "what is this?")
+    answered(panel)
+    pipe = mmspec.pipeline("image-text-to-text", folders[2], device="cpu", dtype="fp64")
+    wanted = pipe(tmp_path / "half.png", "what is this?", seed=7).text
+    black = pipe(image.convert("RGB"), "what is this?", seed=7).text
+    assert panel.locator("[data-testid='bot']").inner_text().split() == wanted.split() != black.split()
 
 
 def test_another_picture_begins_a_new_chat(page, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """How the pages look, at the width of a phone and of a desk, and the page that explains a round."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,29 +57,23 @@ def test_labels_do_not_cover_the_picture(page) -> None:
     assert covered == []
 
 
-@pytest.mark.parametrize("width", [390, 1200])
-def test_table_breaks_no_words(browser, tmp_path: Path, width: int, speech_folder: Path) -> None:
+def test_table_breaks_no_words(browser, tmp_path: Path, speech_folder: Path) -> None:
     """The table of what tolerance costs keeps its words whole, and a phone scrolls it."""
-    import json
-    import shutil
-
     model = shutil.copytree(speech_folder, tmp_path / "model")
     row = {"drafter": "vadusa", "acceptance": "tolerance:3", "mean_acceptance_length": 3, "word_error_rate": 0.1}
     rows = [row | {"over_ar": 0.019, "over_ar_error": 0.009}]
     (model / "quality.json").write_text(json.dumps({"sentences": 300, "rows": rows}))
     index = json.loads((model / "model_index.json").read_text())
     (model / "model_index.json").write_text(json.dumps(index | {"drafter": "vadusa"}))
-    command = ("-m", "mmspec", "demo", "--tabs", "speech", "--models", str(model))
-    with (
-        shown(tmp_path / "log", *command) as address,
-        visit(browser, address, "Speech", viewport={"width": width, "height": 800}) as page,
-    ):
-        panel = tab(page, "Speech")
-        panel.get_by_role("button", name="What tolerance gains and costs").click()
-        expect(panel.get_by_role("cell", name="+1.9 ± 0.9")).to_be_visible()
-        for cell in panel.locator("th").all():
-            assert cell.bounding_box()["height"] < 60, cell.inner_text()
-        assert page.evaluate("document.documentElement.scrollWidth") <= width + 1
+    with shown(tmp_path / "log", "-m", "mmspec", "demo", "--tabs", "speech", "--models", str(model)) as address:
+        for width in (390, 1200):
+            with visit(browser, address, "Speech", viewport={"width": width, "height": 800}) as page:
+                panel = tab(page, "Speech")
+                panel.get_by_role("button", name="What tolerance gains and costs").click()
+                expect(panel.get_by_role("cell", name="+1.9 ± 0.9")).to_be_visible()
+                for cell in panel.locator("th").all():
+                    assert cell.bounding_box()["height"] < 60, cell.inner_text()
+                assert page.evaluate("document.documentElement.scrollWidth") <= width + 1
 
 
 def test_how_it_works(page) -> None:
