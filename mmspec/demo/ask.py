@@ -1,7 +1,6 @@
 """The ask tab: a picture and a chat about it, words as they are verified."""
 
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
@@ -147,16 +146,15 @@ def tab(stage: Stage) -> None:
         "ask",
         [question.submit],
     )
-    quiet: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", queue=False)
     everything = [talk, runs, numbers, notice, subject, buttons.start, buttons.stop]
-    clear.click(empty, None, everything, cancels=answering, **quiet)
-    image.change(change, [image, subject], everything, **quiet)
+    clear.click(empty, None, everything, cancels=answering, **parts.AT_ONCE)
+    image.change(change, [image, subject], everything, **parts.AT_ONCE)
 
 
-def text_of(content: Any) -> str:
+def text_of(content: str | list[str | dict[str, str]]) -> str:
     """The words of a message as the chat component gives it back."""
-    parts = content if isinstance(content, list) else [content]
-    return "".join(part if isinstance(part, str) else part.get("text", "") for part in parts)
+    pieces = content if isinstance(content, list) else [content]
+    return "".join(piece if isinstance(piece, str) else piece.get("text", "") for piece in pieces)
 
 
 def examples(folder: Path | None, count: int = 4) -> list[str]:

@@ -173,7 +173,7 @@ def tab(stage: Stage) -> None:
         drawn.overlay = overlay  # what is being drawn is painted so from its next round on
         return drawn.paint(grid) if drawn.images else gr.skip()
 
-    overlay.change(repaint, [overlay, drawn], canvas, api_visibility="private", show_progress="hidden", queue=False)
+    overlay.change(repaint, [overlay, drawn], canvas, **parts.AT_ONCE)
     buttons.connect(
         stage,
         draw,

@@ -11,6 +11,9 @@ from gradio.events import Dependency
 
 from mmspec.demo.stage import Player, Stage
 
+# How events are handled that only change the page: in no queue, in no list of the API, without a sign that they run.
+AT_ONCE: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", queue=False)
+
 TERMS = {
     "token": "the piece in which a model writes: a few pixels, a moment of sound, a part of a word",
     "draft": "tokens that something small and fast guesses ahead of the model",
@@ -70,7 +73,7 @@ class Buttons:
             stop = gr.Button("Stop", interactive=False, min_width=80)
         return cls(start, stop, idle, busy)
 
-    def state(self, running: bool) -> list[Any]:
+    def state(self, running: bool) -> list[object]:
         """Both buttons as they are while something runs, or nothing."""
         start = gr.update(value=self.busy if running else self.idle, interactive=not running)
         return [start, gr.update(interactive=running)]
@@ -78,7 +81,7 @@ class Buttons:
     def connect(
         self,
         stage: Stage,
-        run: Callable[..., Any],
+        run: Callable[..., object],
         inputs: Sequence[Component],
         outputs: Sequence[Component],
         texts: Sequence[Component],
@@ -92,20 +95,19 @@ class Buttons:
         `hush` is JavaScript for when the visitor stops it.
         """
 
-        def finish(request: gr.Request) -> list[Any]:
+        def finish(request: gr.Request) -> list[object]:
             return self.state(stage.running(request.session_hash))
 
         own = [self.start, self.stop]
-        hidden: dict[str, Any] = dict(api_visibility="private", show_progress="hidden", queue=False)
         running = gr.on(
             [self.start.click, *triggers],
             lambda: [*self.state(True), *[""] * len(texts)],
             None,
             [*own, *texts],
-            **hidden,
+            **AT_ONCE,
         ).then(run, list(inputs), list(outputs), concurrency_limit=limit, api_name=name, show_progress="hidden")
-        running.then(finish, None, own, **hidden)
-        running.failure(finish, None, own, **hidden)
+        running.then(finish, None, own, **AT_ONCE)
+        running.failure(finish, None, own, **AT_ONCE)
         self.stop.click(stage.stop, js=hush, api_visibility="private", queue=False)
         return running
 
@@ -127,9 +129,7 @@ def python_code(fields: Sequence[Component], code: Callable[..., str]) -> None:
         code,
         list(fields),
         shown,
-        api_visibility="private",
-        show_progress="hidden",
-        queue=False,
+        **AT_ONCE,
     )
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
 
 import gradio as gr
 
@@ -100,14 +99,14 @@ def title(drafter: str) -> str:
     return "Plain decoding" if drafter == "none" else f"With drafts by {html.escape(drafter)}"
 
 
-def board(drafter: str, step: Step, over: bool) -> list[Any]:
+def board(drafter: str, step: Step, over: bool) -> list[object]:
     """What a side of the page shows: its clock, picture, text and sound."""
     shown, seconds, count = step.shown(over), step.stats.total, sum(map(len, step.tokens))
     line = f"#### {title(drafter)}\n**{seconds:.2f} s** · {count} tokens · {count / max(seconds, 1e-9):.0f} tokens/s"
     return [line, *(shown.get(kind, gr.skip()) for kind in ("image", "text", "audio"))]
 
 
-def boards_of(names: tuple[str, str], steps: list[Step], over: bool) -> list[Any]:
+def boards_of(names: tuple[str, str], steps: list[Step], over: bool) -> list[object]:
     """What both sides show."""
     return [value for name, step in zip(names, steps) for value in board(name, step, over)]
 
