@@ -48,6 +48,9 @@ Whole = Annotated[int | None, WHOLE, tyro.conf.arg(help_behavior_hint="")]
 Real = Annotated[float | None, REAL, tyro.conf.arg(help_behavior_hint="")]
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Host = Annotated[str, tyro.conf.arg(metavar="HOST")]
+Root = Annotated[str, tyro.conf.arg(metavar="ROOT", help_behavior_hint="")]
+Strings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")]
 Names = Annotated[list[str], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")]
 Reals = Annotated[list[float] | None, tyro.conf.arg(metavar="X ...", help_behavior_hint="")]
 Dtype = Annotated[str, tyro.conf.arg(metavar="DTYPE")]
@@ -78,9 +81,7 @@ class SamplingFlags:
     drafter: Name = None
     """A drafter by name (see mmspec info); none is plain AR decoding. The model's own default if left out."""
     acceptance: Annotated[str | None, tyro.conf.arg(metavar="RULE", help_behavior_hint="")] = None
-    """exact (lossless, the default), rejection (lossless in law), tolerance:N or typical:E,D (lossy, and the result
-    says so).
-    """
+    """exact (lossless, default), rejection (lossless in distribution), tolerance:N or typical:E,D (lossy, and said)."""
 
     @property
     def sampling_kwargs(self) -> dict:

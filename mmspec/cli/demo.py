@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from threading import Event
 from time import perf_counter
 
-from mmspec.cli.common import console, quiet_libraries, torch_device, torch_dtype
+from mmspec.cli.common import (
+    Device,
+    Dtype,
+    Host,
+    Name,
+    Root,
+    Strings,
+    Switch,
+    Whole,
+    console,
+    quiet_libraries,
+    torch_device,
+    torch_dtype,
+)
 from mmspec.errors import MmspecError
 
 
@@ -19,28 +32,26 @@ class Demo:
     Example: mmspec demo
     """
 
-    models: tuple[str, ...] = ()
+    models: Strings = ()
     """Bundled names, folders or hub ids, one for each modality; every bundled model if left out."""
-    tabs: tuple[str, ...] = ()
+    tabs: Strings = ()
     """image, speech, ask, race, how; all whose models are there if left out."""
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """The default is reachable from this machine alone."""
-    port: int | None = None
+    port: Whole = None
     """The first free one from 7860 on if left out."""
-    browser: bool = False
+    browser: Switch = False
     """Open a browser window."""
-    share: bool = False
+    share: Switch = False
     """Also give a public link for up to a week, through Gradio's servers; anyone who has it may use the demo."""
-    root_path: str = ""
+    root_path: Root = ""
     """The path, or the whole address, at which a reverse proxy shows the demo, such as /mmspec."""
-    auth: str | None = None
-    """user:password that visitors must give; read from MMSPEC_DEMO_AUTH, which no list of processes shows, if left
-    out.
-    """
-    dtype: str = "bf16"
+    auth: Name = None
+    """user:password that visitors must give; MMSPEC_DEMO_AUTH, which no list of processes shows, if left out."""
+    dtype: Dtype = "bf16"
     """bf16, fp32, fp64 or fp16."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N."""
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
 
     def run(self) -> int:
         from mmspec.demo.choice import choose_models, choose_tabs

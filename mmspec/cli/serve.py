@@ -8,7 +8,21 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from mmspec.cli.common import console, quiet_libraries, torch_device, torch_dtype
+from mmspec.cli.common import (
+    Count,
+    Device,
+    Dtype,
+    Fraction,
+    Host,
+    Root,
+    Strings,
+    Switch,
+    Whole,
+    console,
+    quiet_libraries,
+    torch_device,
+    torch_dtype,
+)
 from mmspec.errors import MmspecError
 
 
@@ -17,44 +31,46 @@ class Serve:
     """Serve models over HTTP, in the shapes that OpenAI's clients speak.
 
     Example: mmspec serve --port 8000
+
     Behind a proxy: mmspec serve --allowed-hosts api.example.org --root-path /mmspec --cors-origins https://example.org
 
     Images at /v1/images/generations, speech at /v1/audio/speech, chats with pictures at /v1/chat/completions; a
     description at /docs. An API key is read from MMSPEC_API_KEY.
     """
 
-    models: tuple[str, ...] = ()
+    models: Strings = ()
     """Bundled names, folders or hub ids; every bundled model if left out."""
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """The default is reachable from this machine alone."""
-    port: int = 8000
+    port: Count = 8000
     """0 takes a free one, and says which."""
-    rows: int = 16
+    rows: Count = 16
     """How many generations of a model share a pass."""
-    queue: int = 64
+    queue: Count = 64
     """How many requests of a model may wait; one more gets 429."""
-    timeout: float = 300.0
+    timeout: Fraction = 300.0
     """Most seconds for a request."""
-    body: int = 20
+    body: Count = 20
     """Most megabytes of a request's body."""
-    text: int | None = None
+    text: Whole = None
     """Most characters of a prompt, a text to speak, or a chat; if left out 4096 of speech and 32000 of the others."""
-    alias: tuple[str, ...] = ()
+    alias: Strings = ()
     """Further names of models, as in dall-e-3=emoji-64 tts-1=wren-86."""
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: Strings = ()
     """Origins whose pages may call the server from a browser, as in https://example.org; * is any."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Host names to answer to beside the local ones, as a proxy passes them on; *.example.org and * are patterns. On
-    loopback only local names are answered to if left out, elsewhere any."""
-    root_path: str = ""
+    allowed_hosts: Strings = ()
+    """Names to answer to beside the local ones, such as *.example.org or *; if left out none, or any off loopback."""
+    root_path: Root = ""
     """The path below which a proxy serves this, as in /mmspec."""
-    allow_urls: bool = False
+    allow_urls: Switch = False
     """Fetch pictures from http(s) addresses; private ones are refused even so."""
-    dtype: str = "bf16"
+    dtype: Dtype = "bf16"
     """bf16, fp32, fp64 or fp16."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N."""
-    quiet: bool = False
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
+    deterministic: Switch = False
+    """In bf16 on a CPU: plain decoding's tokens bit for bit, whoever else is there; fewer tokens come in a round."""
+    quiet: Switch = False
     """No line for each request."""
 
     def run(self) -> int:
@@ -81,7 +97,7 @@ class Serve:
             )
         quiet_libraries()
         listener = listening(self.host, self.port)
-        pipes = load_pipelines(self.models, torch_device(self.device), torch_dtype(self.dtype))
+        pipes = load_pipelines(self.models, torch_device(self.device), torch_dtype(self.dtype), self.deterministic)
         limits = Limits(self.rows, self.queue, self.timeout, self.body * 1_000_000, self.text)
         host, port = listener.getsockname()[:2]
         local_names = (

@@ -30,15 +30,19 @@ class HostedModel:
         return self.pipe.session()
 
 
-def load_pipelines(names: Iterable[str], device: str, dtype: torch.dtype) -> dict[str, tuple[str, Pipeline]]:
-    """Tasks and pipelines of models by name; of every bundled one if none is named."""
+def load_pipelines(
+    names: Iterable[str], device: str, dtype: torch.dtype, deterministic: bool = False
+) -> dict[str, tuple[str, Pipeline]]:
+    """Tasks and pipelines of models by name, of every bundled one if none is named; see `Pipeline.deterministic`."""
     pipes: dict[str, tuple[str, Pipeline]] = {}
     for name in tuple(names) or zoo.bundled():
         task = task_of(zoo.resolve(name, allow_transformers=True))
         short = Path(name).name
         if short in pipes:
             raise MmspecError(f"two models are called {short}: rename one of their folders")
-        pipes[short] = (task, pipeline(task, name, device=device, dtype=dtype))
+        pipe = pipeline(task, name, device=device, dtype=dtype)
+        pipe.deterministic = deterministic
+        pipes[short] = (task, pipe)
     if not pipes:
         raise MmspecError("no model is bundled here: name one")
     return pipes

@@ -28,7 +28,7 @@ def test_width(command: str, columns: int, monkeypatch: pytest.MonkeyPatch, caps
     assert max(len(line.rstrip()) for line in lines if "{" not in line) <= columns
 
 
-@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name not in ("demo", "serve")])
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_no_noise(command: str, capsys: pytest.CaptureFixture) -> None:
     """Options are described in words, and every one of them is."""
     text = re.sub(r"[│\s]+", " ", show_help(capsys, command))

@@ -42,6 +42,7 @@ def test_penalty_of_pictures(run, model_folder: Path, tmp_path: Path) -> None:
     assert alone["generate_equal"] == 2 and guided["generate_skipped"] == "penalty with guidance"
 
 
+@pytest.mark.slow
 def test_verify_speech(run, speech_folder: Path, tmp_path: Path) -> None:
     """Speech has no guidance, but repetition penalties; rows of a batch end at different places."""
     settings = (

@@ -29,6 +29,7 @@ def test_mel_codec_has_whole_frames(stride: int, samples: int) -> None:
             it.decode(tokens + 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("dilations", [(1,), (1, 3)])
 def test_mel_codec_streams(stride: int, dilations: tuple[int, ...]) -> None:

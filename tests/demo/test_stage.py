@@ -76,8 +76,8 @@ def test_speech_is_timed_sentence_by_sentence(stage) -> None:
     player = stage.player("text-to-speech")
     with player.session("ann") as session:
         chunk = list(session.stream("Hello there. And you?", seed=3))[-1]
-    assert len(chunk.output.stats) == 2
-    assert "plain decoding, which would do" in player.numbers(chunk.output.stats)
+    assert len(chunk.output.sentence_stats) == 2
+    assert "plain decoding, which would do" in player.numbers(chunk.output.sentence_stats)
 
 
 def test_live_numbers(stage) -> None:

@@ -214,6 +214,7 @@ def loop_pvalue(name: str, rule: str, sampling: SamplingOptions, careless: bool 
     return float(stats.chisquare(observed[possible], law[possible] * scale).pvalue)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "lookup", "jacobi", "medusa", "vadusa", "hawk", "hawk-path", "msd"])
 @pytest.mark.parametrize("rule", ["exact", "rejection"])
 @pytest.mark.parametrize("sampling", [SamplingOptions(1.0), SamplingOptions(1.0, top_k=2)], ids=["plain", "top_k"])

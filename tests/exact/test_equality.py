@@ -124,6 +124,7 @@ def test_seeds_matter_and_batch_order_does_not() -> None:
     assert found.tokens == [wanted[row] for row in order]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "noise"), [(torch.float32, 1e-3), (torch.bfloat16, 1.0)])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_lower_precision_parts_only_at_near_ties(

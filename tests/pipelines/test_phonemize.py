@@ -180,6 +180,7 @@ def test_last_stop(reader: Phonemizer) -> None:
     assert not reader.read("It was five").sentences[0].phonemes.endswith(".")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("longest", [40, 80, 180])
 def test_long_sentence(longest: int) -> None:
     """Cut at clauses where there are some near the middle, else at words; nothing is lost, nothing is longer, the
@@ -304,6 +305,7 @@ def test_import_is_free() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["[", "(", "a-", '."', "1,", "[a](/b", "a.", "a\n ", "😀", "é\u0301", "ab", " "])
 def test_time(reader: Phonemizer, unit: str) -> None:
     """No text of a few thousand characters takes long: the worst cost stays linear."""

@@ -35,6 +35,7 @@ def batcher(pipe):
     pipe.runner.close()
 
 
+@pytest.mark.slow
 def test_threads_get_what_they_get_alone(pipe) -> None:
     """Equality (fp64): different laws, lengths of prompts, drafters, and numbers of rows, at once."""
     asked = [
