@@ -13,6 +13,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +28,8 @@ INLINE = re.compile(r"(\[[^\[\]\n]{1,80}\]\(/[^()\n]{1,200}/\))")
 CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+|(?<=[—–])(?=\w)")
 WORD_END = re.compile(r"\s+")
 LONG_NUMBER = re.compile(r"\d[\d,]{14,}\d")
-LONG_WORD = re.compile(r"(?:\w{0,60}[^\w\s]){12}(?=\S)|\S{60}(?=\S)")  # hibari takes the cube of the parts of a word
+# hibari takes the cube of the parts of a word
+LONG_WORD = re.compile(r"(?:(?>\d+|[A-Z]?[^\W\dA-Z_]+|[A-Z]+|[_-]+|[^\w\s]){16}|\S{60})(?=\S)")
 # Characters that have no letter or digit of their own to fall back on, and how they are written for `normalize`.
 WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])"), " and "),
@@ -90,9 +92,10 @@ class Phonemizer:
         )
         self.split = Hibari.split_sentences
         self.g2p = G2P(oov=self.spell)
+        self.phonemes = lru_cache(256)(self.g2p)
         self.letters = OOV()
         self.url = URL
-        self.normalize = Normalizer(self.g2p.tagger)
+        self.normalize = lru_cache(256)(Normalizer(self.g2p.tagger))
         self.abbreviations = {"no.", "nos.", *map(str.lower, ABBREV), *(f"{word}." for word in ABBREVIATIONS)}
         # hibari expects that a letter lowers to one letter, which İ does not.
         latin = {c for c in self.letters.cin if unicodedata.name(c, "").startswith("LATIN") and len(c.lower()) == 1}
@@ -197,16 +200,9 @@ class Phonemizer:
         """The text, or its parts if it has too many phonemes: cut near its middle at a clause, else at a word, else
         anywhere.
         """
-        if len(text) <= 3 * self.longest:
-            phonemes = self.g2p(self.spoken(text))
-            if (
-                pause == SENTENCE and text.endswith(".") and not phonemes.endswith((*SILENT,))
-            ):  # lost after "U.S." and "p.m."
-                phonemes += "."
-            unsaid.update((c, None) for c in phonemes if c not in self.alphabet)
-            phonemes = WORD_END.sub(" ", "".join(c for c in phonemes if c in self.alphabet)).strip()
-            if len(phonemes) <= self.longest:
-                return [Sentence(text, phonemes, pause)]
+        phonemes = self.sound(text, unsaid, pause) if self.short(text) else None
+        if phonemes is not None and len(phonemes) <= self.longest:
+            return [Sentence(text, phonemes, pause)]
         inside = [range(match.start() + 1, match.end()) for match in INLINE.finditer(text)]
         for ends, between, margin in ((CLAUSE_END, CLAUSE, len(text) // 6), (WORD_END, WORD, 0)):
             cuts = [match.end() for match in ends.finditer(text, margin, len(text) - margin)]
@@ -218,8 +214,23 @@ class Phonemizer:
         if len(text) > 3 * self.longest:
             at = len(text) // 2
             return [*self.pieces(text[:at], unsaid, WORD), *self.pieces(text[at:], unsaid, pause)]
+        phonemes = self.sound(text, unsaid, pause) if phonemes is None else phonemes
         *first, last = textwrap.wrap(phonemes, self.longest, break_on_hyphens=False)
         return [*(Sentence(text, part, WORD) for part in first), Sentence(text, last, pause)]
+
+    def short(self, text: str) -> bool:
+        """Whether a text may be short enough for one sentence, so that finding its phonemes is worth the time."""
+        return len(text) <= 3 * self.longest and len(self.spoken(text)) <= 4 * self.longest
+
+    def sound(self, text: str, unsaid: dict[str, None], pause: float) -> str:
+        """The phonemes of a text that the alphabet has; the rest goes to `unsaid`."""
+        phonemes = self.phonemes(self.spoken(text))
+        if (
+            pause == SENTENCE and text.endswith(".") and not phonemes.endswith((*SILENT,))
+        ):  # lost after "U.S." and "p.m."
+            phonemes += "."
+        unsaid.update((c, None) for c in phonemes if c not in self.alphabet)
+        return WORD_END.sub(" ", "".join(c for c in phonemes if c in self.alphabet)).strip()
 
     def separate(self, text: str, cut: int) -> bool:
         """Whether both sides of the cut are read as they are together, unlike those of "5 | km"."""

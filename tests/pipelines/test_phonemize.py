@@ -304,14 +304,17 @@ def test_import_is_free() -> None:
     )
 
 
-@pytest.mark.parametrize("unit", ["[", "(", "a-", '."', "1,", "[a](/b", "a.", "a\n ", "😀", "é\u0301", "ab", " "])
+UNITS = ["[", "(", "a-", '."', "1,", "[a](/b", "a.", "a\n ", "😀", "é\u0301", "ab", " "]
+
+
+@pytest.mark.parametrize("unit", [*UNITS, "1-", "a1", "1x", "≤", "√", "://", "sq. "])
 def test_time(reader: Phonemizer, unit: str) -> None:
     """No text of a few thousand characters takes long: the worst cost stays linear."""
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reader.read("a " + unit * (4000 // len(unit)))
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 8
 
 
 WORDS = st.sampled_from(
