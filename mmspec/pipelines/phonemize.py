@@ -35,6 +35,11 @@ WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])"), " and "),
     (re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])"), lambda match: "^" + unicodedata.normalize("NFKC", match[0])),
     (re.compile(r"(?<=\d)[\u00a0\u202f](?=\d{3}(?!\d))"), ","),  # 5 000
+    (
+        re.compile(r"(?<=[A-Za-z₀-₉)])([¹²³⁴-⁹]?)([⁺⁻])(?!\w)"),
+        lambda match: "^" + unicodedata.normalize("NFKC", match[0]).replace("−", "-"),
+    ),
+    (re.compile(r"(?<=[A-Za-z])[·∙⋅](?=[A-Za-z])"), ""),  # N·m
     (re.compile(r"(?<=[\w)])ⁿ"), "^n"),
     (re.compile(r"(?<=\d) ?[·∙⋅] ?(?=\d)"), " × "),
     (re.compile(r"(?<=\d)( ?[kM]?)Ω"), r"\1ohm"),
@@ -45,12 +50,13 @@ WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
 SCHEME = re.compile(r"\w+://|mailto:")
 SIGNS = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore ", ":": " colon ", "www": "w w w"}
 INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}")
-RUNS_ON = {"e.g.", "i.e.", "vs.", "cf.", "approx."}
+RUNS_ON = {"A.D.", "e.g.", "i.e.", "vs.", "cf.", "approx."}
 NO_PHONEMES = str.maketrans("ʀ", "ɹ", "1-()")  # which the net also gives
 ALIKE = str.maketrans(
     {
         "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "№": "No. ", "º": "°", "′": "'", "″": '"', "‒": "–",
-        "\u200b": " ", "\u2028": "\n", "\u2029": "\n\n",
+        "﹣": "-", "－": "-", "﹘": "—", "―": "—", "〜": "~", "～": "~", "\u200b": " ",
+        "\u2028": "\n", "\u2029": "\n\n",
     }
 )  # fmt: skip
 
@@ -192,7 +198,7 @@ class Phonemizer:
     def runs_on(self, before: str, after: str) -> bool:
         """`before` ends in an abbreviation and `after` goes on with its number or its name."""
         last, following = before.split()[-1].lstrip("(\"“'‘"), after.split(maxsplit=1)[0]
-        if INITIALS.fullmatch(last):
+        if INITIALS.fullmatch(last) and last not in RUNS_ON:
             return self.g2p.tagger([last, following])[1].startswith("NNP")
         return last in RUNS_ON or (last.lower() in self.abbreviations and following.lstrip("(")[:1].isdigit())
 

@@ -23,7 +23,8 @@ OTHER = {
     "rpm": "revolution per minute", "fps": "frame per second", "psi": "pound per square inch", "cc": "cubic centimeter",
     "ppm": "part per million", "ppb": "part per billion", "dpi": "dot per inch", "px": "pixel", "dB": "decibel",
     "dBA": "decibel", "KiB": "kibibyte", "MiB": "mebibyte", "GiB": "gibibyte", "TiB": "tebibyte", "mcg": "microgram",
-    "atm": "atmosphere", "lm": "lumen", "lx": "lux", "kn": "knot", "hp": "horsepower", "mmHg": "millimeter of mercury",
+    "atm": "atmosphere", "Nm": "newton meter",
+   "lm": "lumen", "lx": "lux", "kn": "knot", "hp": "horsepower", "mmHg": "millimeter of mercury",
     "pct": "percent", "°": "degree", "°C": "degree Celsius", "°F": "degree Fahrenheit", "°K": "kelvin",
 }  # fmt: skip
 IRREGULAR = {
@@ -47,7 +48,7 @@ def alternatives(words: Iterable[str]) -> str:
 
 AMBIGUOUS = {"in", "ac", "lm", "lx"}
 SYMBOL = rf"(?:(?:sq|cu)\.? )?(?:{alternatives(set(NAMES) - AMBIGUOUS)})(?:[²³]|\^[23]|(?<=m)[23])?"
-UNIT = rf"(?:{SYMBOL}(?:/\d*(?:{SYMBOL}|{'|'.join(PER)}))?)(?![\w'’²³^]|/\w)"
+UNIT = rf"(?:{SYMBOL}(?:/(?:\d+ )?\d*(?:{SYMBOL}|{'|'.join(PER)}))?)(?![\w'’²³^]|/\w)"
 
 
 def plural(name: str) -> str:
@@ -83,7 +84,7 @@ def measure(unit: str, one: bool) -> str:
     for divisor in below:
         number = re.match(r"\d*", divisor)
         count = number[0] if number else ""
-        name = base(divisor[len(count) :])
+        name = base(divisor[len(count) :].strip())
         words += f" per {count} {plural(name)}" if count else f" per {name}"
     return words
 
@@ -120,13 +121,21 @@ ABBREVIATIONS = {
     "sec": "section", "secs": "sections", "fig": "figure", "figs": "figures", "tab": "table", "vol": "volume",
     "vols": "volumes", "ch": "chapter", "chap": "chapter", "chs": "chapters", "art": "article", "par": "paragraph",
     "ex": "example", "app": "appendix", "ver": "version", "ext": "extension", "nr": "number", "rm": "room",
+    "rt": "route", "rte": "route", "est": "established", "min": "minimum", "max": "maximum", "op": "opus",
+    "approx": "approximately",
 }  # fmt: skip
+SHORTENED = {
+    "approx": "approximately", "assoc": "association", "avg": "average", "dept": "department", "est": "established",
+    "govt": "government", "max": "maximum", "min": "minimum", "misc": "miscellaneous", "univ": "university",
+}  # fmt: skip
+COMPASS = {"N": "north", "S": "south", "E": "east", "W": "west"}
 STREETS = {"Dr": "Drive", "Ct": "Court", "Pl": "Place", "Sq": "Square", "Ter": "Terrace", "Cir": "Circle"}
 NOT_STREETS = "Ask Call Dear Good Hello Hi My No Our See Tell Thanks The This Yes And But Is Was".split()
 ELEMENTS = (
     "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb "
     "Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Nd W Re Os Ir Pt Au Hg Tl Pb Bi Po Rn Ra Th U Pu"
 ).split()
+ANIONS = "OH Cl Br NO3 HCO3 HSO4 ClO4 MnO4".split()
 SALTS = (
     "NaCl KCl LiCl AgCl HCl HBr HCN NaF NaBr NaOH KOH KBr KI NaI LiF CaO MgO ZnO CuO FeO FeS ZnS GaAs GaN SiC"
 ).split()
