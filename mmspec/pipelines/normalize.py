@@ -20,6 +20,7 @@ from mmspec.pipelines.spoken import (
     continental,
     date,
     day_name,
+    decade,
     feet,
     file_name,
     formula,
@@ -41,6 +42,7 @@ from mmspec.pipelines.spoken import (
     scale,
     slash,
     spell,
+    sum_of_money,
     unclosed,
 )  # fmt: skip
 from mmspec.pipelines.units import (
@@ -65,6 +67,7 @@ from mmspec.pipelines.units import (
 )
 
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 START = r"(?<![\w.,/:$£€-])(?<![\w][.,/:-])"  # of a number that stands by itself
 END = r"(?!\w|[.,:/-]\d)"
 DASH = r"(?: ?[-–] ?|[—~])"
@@ -154,7 +157,7 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (rf"({SIGN})(\d[\d.]*,\d\d?)(?!\d|,\d)", lambda m: m[1] + continental(m[2])),
     (r"\bUS\$(?=\d)", "$"),
     (rf"({SIGN})({NUMBER})({SCALE}|){DASH}\1?({NUMBER})({SCALE}|)(?!\w)", money_range),
-    (r"(?<=\d)bn\b", " billion"),
+    (r"(?<=\d) ?bn\b", " billion"),
     (r"(?<=\d)tn\b", " trillion"),
     (rf"({SIGN})(\d+\.\d{{3,}})(?!\d)", lambda m: f"{m[2]} {plural(CURRENCY[m[1]])}"),
     (rf"({SIGN}[\d,]*\.\d)(?!\d|\.\d)(?!{SCALE})", r"\g<1>0"),
@@ -274,7 +277,7 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     # Decimal commas, fractions, ratios and ranges
     (r"(\d/\d+)(?:-(?=[a-z])|(?:rd|th|nd)s?\b)", r"\1 "),
     (r"(?<![\w/.])(\d\d?)/(\d\d?) (?=time\b)", r"\1 \2 "),
-    (r"(?<![\w.,/-])([1-9]\d)-\1(?![\w%-]|[.,/]\d)", r"\1 \1"),
+    (r"(?<![\w.,/-])([1-9]\d)[-–]\1(?![\w%-]|[.,/]\d)", r"\1 \1"),
     (r"(?<![\w.,$£€])\d+(?:,\d+)+(?!\w|\.\d)", comma_list),
     (rf"(?<![\w./])(\d+/\d+){DASH}(?=\d+/\d)", r"\1 to "),
     (rf"{START}(\d+)[ -](\d{{1,2}})/(\d{{1,3}})(?: ?-?({UNIT}))?(?![\w/]|[.,]\d)", mixed),
@@ -291,6 +294,16 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (rf"{START}({NUMBER}){DASH}(?={NUMBER}(?!\d|[-–/:]\d))", r"\1 to "),
     (rf"{START}([1-9]\d*) ?x ?(?=\d)", r"\1 by "),
     (rf"{START}(\d{{3,5}})×(?=\d{{3,5}}\b)", r"\1 by "),
+    # Beside a quotation mark, where hibari's tagger takes a number for a word
+    (
+        rf"(?<=[\"“‘'`:])({SIGN})({WHOLE})((?:\.\d\d)?)(?![\d.,]\d|\d|{SCALE})"
+        rf"|({SIGN})({WHOLE})((?:\.\d\d)?)(?=[.,!?]?(?:[\"”`]|['’](?!\w)))",
+        sum_of_money,
+    ),
+    (rf"(\d+(?:st|nd|rd|th)){DASH}(?=\d+(?:st|nd|rd|th)\b)", r"\1 to "),
+    (r"(?<=[\"“‘'`])(\d{1,4})(?:st|nd|rd|th)\b", lambda m: ordinal(int(m[1]))),
+    (r"(?<=[\"“‘'`])((?:1\d|20)\d0)s\b", decade),
+    (r"(?<=[\"“‘'`])\+(?=\d)", "[plus](/plˈʌs/) "),
     # Units
     (r"(?<![\w.,])((?<=[A-Z]-)\d*[1-9]|(?<=[Tt]he )\d{2,3}[1-9])s\b", lambda m: plural_number(m[1])),
     (rf"(\d)m (?={MILLIONS}\b)", r"\1 million "),

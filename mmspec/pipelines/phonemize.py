@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mmspec.errors import MmspecError
 from mmspec.pipelines.normalize import ABBREVIATIONS, Normalizer
-from mmspec.pipelines.units import CURRENCY, SPOKEN_SIGNS
+from mmspec.pipelines.units import CURRENCY, SHORTENED, SPOKEN_SIGNS
 
 # Seconds of silence after a paragraph, a sentence, and a clause or a word at which a long sentence was cut.
 PARAGRAPH, SENTENCE, CLAUSE, WORD = 0.7, 0.35, 0.15, 0.0
@@ -51,6 +51,7 @@ SCHEME = re.compile(r"\w+://|mailto:")
 SIGNS = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore ", ":": " colon ", "www": "w w w"}
 INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}")
 RUNS_ON = {"A.D.", "e.g.", "i.e.", "vs.", "cf.", "approx."}
+NUMERAL = re.compile(r"\(?(?:\d|(?:[IVXL]{2,}|[VX])\b)")
 NO_PHONEMES = str.maketrans("ʀ", "ɹ", "1-()")  # which the net also gives
 ALIKE = str.maketrans(
     {
@@ -102,7 +103,12 @@ class Phonemizer:
         self.letters = OOV()
         self.url = URL
         self.normalize = lru_cache(256)(Normalizer(self.g2p.tagger))
-        self.abbreviations = {"no.", "nos.", *map(str.lower, ABBREV), *(f"{word}." for word in ABBREVIATIONS)}
+        self.abbreviations = {
+            "no.",
+            "nos.",
+            *map(str.lower, ABBREV),
+            *(f"{word}." for word in [*ABBREVIATIONS, *SHORTENED, "rs"]),
+        }
         # hibari expects that a letter lowers to one letter, which İ does not.
         latin = {c for c in self.letters.cin if unicodedata.name(c, "").startswith("LATIN") and len(c.lower()) == 1}
         signs = "".join([*SYMBOLS, *CURRENCY_WORDS, *CURRENCY, *SPOKEN_SIGNS])
@@ -172,7 +178,8 @@ class Phonemizer:
         if kind == "Cf" or kind[0] == "M":
             return ""
         if kind == "Cc" or kind[0] in "ZP":
-            return " "
+            plain = unicodedata.normalize("NFKC", character).translate(ALIKE)
+            return plain if self.readable.issuperset(plain) else " "
         parts = unicodedata.normalize("NFKD", character)
         plain = "".join(c for c in parts if not unicodedata.combining(c)).translate(ALIKE)
         if kind[0] == "S" and (plain != parts.translate(ALIKE) or not plain.strip()):
@@ -200,7 +207,7 @@ class Phonemizer:
         last, following = before.split()[-1].lstrip("(\"“'‘"), after.split(maxsplit=1)[0]
         if INITIALS.fullmatch(last) and last not in RUNS_ON:
             return self.g2p.tagger([last, following])[1].startswith("NNP")
-        return last in RUNS_ON or (last.lower() in self.abbreviations and following.lstrip("(")[:1].isdigit())
+        return last in RUNS_ON or bool(last.lower() in self.abbreviations and NUMERAL.match(following))
 
     def pieces(self, text: str, unsaid: dict[str, None], pause: float = SENTENCE) -> list[Sentence]:
         """The text, or its parts if it has too many phonemes: cut near its middle at a clause, else at a word, else
