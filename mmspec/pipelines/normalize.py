@@ -20,7 +20,6 @@ from mmspec.pipelines.spoken import (
     continental,
     date,
     day_name,
-    decade,
     feet,
     file_name,
     formula,
@@ -42,7 +41,6 @@ from mmspec.pipelines.spoken import (
     scale,
     slash,
     spell,
-    sum_of_money,
     unclosed,
 )  # fmt: skip
 from mmspec.pipelines.units import (
@@ -67,7 +65,6 @@ from mmspec.pipelines.units import (
 )
 
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
-WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 START = r"(?<![\w.,/:$£€-])(?<![\w][.,/:-])"  # of a number that stands by itself
 END = r"(?!\w|[.,:/-]\d)"
 DASH = r"(?: ?[-–] ?|[—~])"
@@ -134,7 +131,7 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     # Minus
     (rf"(?<![\w.])({NUMBER}(?: ?[-–+×÷*] ?{NUMBER})+)(?= ?[=≈≠<>≤≥])", lambda m: re.sub(" ?[-–] ?", " minus ", m[1])),
     (rf"(?<![\w.,/])({NUMBER}) - (?=({NUMBER}))", minus),
-    (rf"((?<!\S)[(\[]?[\"'“‘`])[-–−](?={SIGN}?\d)", r"\1[minus](/mˈInəs/) "),
+    (rf"((?<!\S)[(\[]?[\"'“‘`])[-–−](?={SIGN}?\d)", r"\1minus "),
     (r"(?<![a-z])([knxyzt])-(?=\d)", r"\1 minus "),
     (r" ?− ?(?=[\w$£€√∞.(])", " minus "),
     (rf"({SIGN})[-–](?=\d)", r"minus \1"),
@@ -149,6 +146,7 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (rf"(?<=\d),[-–—]+(?= ?{SIGN})", ""),
     (r"(?<![\d.,])\d{1,2}(?:,\d\d)+,\d{3}(?![\d,])", lambda m: f"{int(m[0].replace(',', '')):,}"),
     (rf"({SIGN}) (?=\d)", r"\1"),
+    (rf"(?<=[A-Za-z]:)(?={SIGN}\d)", " "),
     (
         rf"(?<![\w.,$£€])({SUM}){DASH}({SUM}) ?({SIGN})(?!\d)",
         lambda m: f"{m[3]}{continental(m[1])}-{m[3]}{continental(m[2])}",
@@ -282,7 +280,7 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (rf"(?<![\w./])(\d+/\d+){DASH}(?=\d+/\d)", r"\1 to "),
     (rf"{START}(\d+)[ -](\d{{1,2}})/(\d{{1,3}})(?: ?-?({UNIT}))?(?![\w/]|[.,]\d)", mixed),
     (rf"(?<![\w./,$£€])(\d{{1,4}}) ?/ ?(\d{{1,4}})(?:[ -]?({UNIT}))?(?![\w/]|[.,]\d)", slash),
-    (rf"([¼½¾]) ?({UNIT})", lambda m: f"{m[1]} {measure(m[2], True)}"),
+    (rf"(\d and )?([¼½¾⅐-⅞]) ?({UNIT})", lambda m: f"{m[1] or ''}{m[2]} {measure(m[3], not m[1])}"),
     (r"(?<![\w.,:/])\d{1,4}(?::(?:\d{1,3}(?:,\d{3})+|\d{1,4}))+(?![\w:]|[.,]\d)", ratio),
     (r"(?<=\d)\.(?=\d\d ?[ap]\.?m\b)", ":"),
     (r"(?i)(\d ?[ap]\.?m\.?)" + DASH + r"(?=\d)", r"\1 to "),
@@ -294,16 +292,7 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (rf"{START}({NUMBER}){DASH}(?={NUMBER}(?!\d|[-–/:]\d))", r"\1 to "),
     (rf"{START}([1-9]\d*) ?x ?(?=\d)", r"\1 by "),
     (rf"{START}(\d{{3,5}})×(?=\d{{3,5}}\b)", r"\1 by "),
-    # Beside a quotation mark, where hibari's tagger takes a number for a word
-    (
-        rf"(?<=[\"“‘'`:])({SIGN})({WHOLE})((?:\.\d\d)?)(?![\d.,]\d|\d|{SCALE})"
-        rf"|({SIGN})({WHOLE})((?:\.\d\d)?)(?=[.,!?]?(?:[\"”`]|['’](?!\w)))",
-        sum_of_money,
-    ),
     (rf"(\d+(?:st|nd|rd|th)){DASH}(?=\d+(?:st|nd|rd|th)\b)", r"\1 to "),
-    (r"(?<=[\"“‘'`])(\d{1,4})(?:st|nd|rd|th)\b", lambda m: ordinal(int(m[1]))),
-    (r"(?<=[\"“‘'`])((?:1\d|20)\d0)s\b", decade),
-    (r"(?<=[\"“‘'`])\+(?=\d)", "[plus](/plˈʌs/) "),
     # Units
     (r"(?<![\w.,])((?<=[A-Z]-)\d*[1-9]|(?<=[Tt]he )\d{2,3}[1-9])s\b", lambda m: plural_number(m[1])),
     (rf"(\d)m (?={MILLIONS}\b)", r"\1 million "),

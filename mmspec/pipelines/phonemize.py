@@ -11,7 +11,7 @@ import re
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -51,6 +51,9 @@ SCHEME = re.compile(r"\w+://|mailto:")
 SIGNS = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore ", ":": " colon ", "www": "w w w"}
 INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}")
 RUNS_ON = {"A.D.", "e.g.", "i.e.", "vs.", "cf.", "approx."}
+QUOTES = {'"', "“", "”"}
+MARKS = dict.fromkeys(QUOTES, "''") | dict.fromkeys("([{", "-LRB-") | dict.fromkeys(")]}", "-RRB-") | {"`": ","}
+MARK_TAGS = {".", ",", "-LRB-", "-RRB-", "``", '""', "''", ":"}
 NUMERAL = re.compile(r"\(?(?:\d|(?:[IVXL]{2,}|[VX])\b)")
 NO_PHONEMES = str.maketrans("ʀ", "ɹ", "1-()")  # which the net also gives
 ALIKE = str.maketrans(
@@ -99,10 +102,11 @@ class Phonemizer:
         )
         self.split = Hibari.split_sentences
         self.g2p = G2P(oov=self.spell)
+        self.tagger, self.g2p.tagger = self.g2p.tagger, self.tags
         self.phonemes = lru_cache(256)(self.g2p)
         self.letters = OOV()
         self.url = URL
-        self.normalize = lru_cache(256)(Normalizer(self.g2p.tagger))
+        self.normalize = lru_cache(256)(Normalizer(self.tagger))
         self.abbreviations = {
             "no.",
             "nos.",
@@ -206,7 +210,7 @@ class Phonemizer:
         """`before` ends in an abbreviation and `after` goes on with its number or its name."""
         last, following = before.split()[-1].lstrip("(\"“'‘"), after.split(maxsplit=1)[0]
         if INITIALS.fullmatch(last) and last not in RUNS_ON:
-            return self.g2p.tagger([last, following])[1].startswith("NNP")
+            return self.tagger([last, following])[1].startswith("NNP")
         return last in RUNS_ON or bool(last.lower() in self.abbreviations and NUMERAL.match(following))
 
     def pieces(self, text: str, unsaid: dict[str, None], pause: float = SENTENCE) -> list[Sentence]:
@@ -255,6 +259,19 @@ class Phonemizer:
         parts = INLINE.split(text)
         parts[::2] = [self.normalize(part) for part in parts[::2]]
         return "".join(parts)
+
+    def tags(self, words: Sequence[str]) -> list[str]:
+        """Parts of speech; quotation marks and brackets are marks even where the tagger takes them for words, as hibari
+        would spell what stands beside them.
+        """
+        opened = False
+        tags = self.tagger(words)
+        for i, word in enumerate(words):
+            if word in QUOTES:
+                opened = word == "“" or (word == '"' and not opened)
+            if word in MARKS and tags[i] not in MARK_TAGS:
+                tags[i] = "``" if word in QUOTES and opened else MARKS[word]
+        return tags
 
     def spell(self, word: str) -> str:
         """Phonemes of a word that no lexicon has; hibari's net reads its first letters only, so a longer one goes in

@@ -155,26 +155,6 @@ def phone(match: Match) -> str:
     return plus + ", ".join(spell(group) for group in re.findall(r"\d+", match[0]))
 
 
-def sum_of_money(match: Match) -> str:
-    """$5.20 in words."""
-    sign, whole, cents = (group for group in match.groups() if group is not None)
-    name = CURRENCY[sign]
-    words = f"{cardinal(whole)} {name if whole == '1' else plural(name)}"
-    if not int(cents[1:] or 0):
-        return words
-    small = "penny" if sign == "£" else "cent"
-    rest = f"{cardinal(cents[1:])} {small if int(cents[1:]) == 1 else plural(small)}"
-    return f"{words} and {rest}" if int(whole.replace(",", "")) else rest
-
-
-def decade(match: Match) -> str:
-    """1990s: "nineteen nineties"."""
-    century, tens = match[1][:2], match[1][2:]
-    if century == "20" and tens == "00":
-        return "two thousands"
-    return f"{cardinal(century)} " + ("hundreds" if tens == "00" else cardinal(tens).removesuffix("y") + "ies")
-
-
 def money_range(match: Match) -> str:
     sign, low, low_scale, high, high_scale = match.groups()
     if "." in low + high and not low_scale + high_scale:
