@@ -11,9 +11,11 @@ output of the one before.
 import re
 from collections.abc import Callable, Sequence
 
+from mmspec.pipelines.counts import COUNT, MONTH, count
 from mmspec.pipelines.spoken import (
     Match,
     cardinal,
+    closed_feet,
     comma_list,
     continental,
     date,
@@ -22,6 +24,8 @@ from mmspec.pipelines.spoken import (
     file_name,
     formula,
     grouped,
+    hours,
+    ion,
     minus,
     mixed,
     money_range,
@@ -31,6 +35,7 @@ from mmspec.pipelines.spoken import (
     ordinal,
     part,
     phone,
+    plural_number,
     quantity,
     ratio,
     scale,
@@ -40,6 +45,8 @@ from mmspec.pipelines.spoken import (
 )  # fmt: skip
 from mmspec.pipelines.units import (
     ABBREVIATIONS,
+    ANIONS,
+    COMPASS,
     CURRENCY,
     ELEMENTS,
     EXTENSIONS,
@@ -47,6 +54,7 @@ from mmspec.pipelines.units import (
     NOT_STREETS,
     PER,
     SALTS,
+    SHORTENED,
     SPOKEN_SIGNS,
     STREETS,
     UNIT,
@@ -61,34 +69,12 @@ START = r"(?<![\w.,/:$£€-])(?<![\w][.,/:-])"  # of a number that stands by it
 END = r"(?!\w|[.,:/-]\d)"
 DASH = r"(?: ?[-–] ?|[—~])"
 SCALE = r"(?: ?(?:hundred|thousand|million|billion|trillion)\b|(?:[kKmMbB]|bn|tn)\b)"
-MONTH = (
-    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|"
-    r"Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)"
-)
 SHORT_MONTH = r"(?:Jan|Feb|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)"
 DAY = r"(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)"
 SIGN = "[€$£]"
 SUM = r"(?:\d{1,3}(?: \d{3})+(?:,\d\d)?|\d+(?:[.,]\d+)*)"
 TIME = r"\d{1,2}(?::\d\d)?(?: ?[ap]\.?m\b\.?| ?[AP]\.?M\b\.?)?"
 MILLIONS = "(?:people|users|copies|views|downloads|customers|subscribers|followers|jobs|households|votes|shares)"
-# Words after which a number of four digits is a year, and after which it is a label.
-BEFORE_YEAR = re.compile(
-    rf"(?:\b(?:in|since|by|until|till|from|during|of|the|after|before|between|and|to|year|early|late|mid|circa|spring|"
-    rf"summer|autumn|fall|winter|copyright|{MONTH}\.?)|©|{MONTH}\.? \d{{1,2}}(?:st|nd|rd|th)?,|\d\d\d\d [-–]) ?$",
-    re.I,
-)
-BEFORE_LABEL = re.compile(
-    r"(?:\b(?:room|pin|code|flight|number|no\.?|ext\.?|extension|model|apt\.?|suite|box|bus|route|highway|channel|"
-    r"unit|gate|train|line|class|type|part|port|area|agent|call|dial|(?-i:[A-Z]{2,4}))|#) ?$",
-    re.I,
-)
-BEFORE_COUNT = re.compile(
-    r"\b(?:ha[sd]|have|having|about|over|under|nearly|almost|around|only|than|exactly|some|another|all|these|those|"
-    r"there (?:are|were)|contains?|counted|sold|bought|made|wrote|planted|found|won|with|plus|"
-    r"up to|at least|number of|of all) $",
-    re.I,
-)
-MEASURED = set("people meters feet miles yards kilometers pounds kilograms grams calories bytes".split())
 PER_UNIT = alternatives([*NAMES, *PER])
 SENTENCE_BEGINS = "He|She|It|They|We|I|The|A|Then|But|And|In|On|This|That|There|You"
 ATOM = rf"(?:{alternatives(ELEMENTS)})"
@@ -108,7 +94,7 @@ def amount(currency: str, number: str, size: str | None) -> str:
 def version(match: Match) -> str:
     """v1.2, 10.0.19045."""
     points = " point ".join(part(digits) if len(digits) > 2 else cardinal(digits) for digits in match[2].split("."))
-    return ("version " if match[1] else "") + points + (f" {match[3][1:]}" if match[3] else "")
+    return ("version " if match[1] else "") + points + (f" {match[3][1:].replace('.', ' point ')}" if match[3] else "")
 
 
 def address(match: Match) -> str:
@@ -122,6 +108,13 @@ def address(match: Match) -> str:
 # Patterns and what is written for them; a function is given the match.
 RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     # Signs that stand for others
+    (r"\[([^\[\]\n]*)\](?!\()|\{([^{}\n]*)\}", lambda m: f"({m[1] or m[2] or ''})"),
+    (
+        r"(?<![^\s(\"'`])(?:~|\.\.?)?(?:/[\w.+-]+)+/?(?!\S*[/(])",
+        lambda m: m[0].replace("~", "tilde").replace("/", " slash ").strip(),
+    ),
+    (rf"(?<![\w-])((?:{ATOM}\d*)+?)\^?(\d?)(\+)(?![\w+-])|(?<![\w-])((?:{ATOM}\d*)+)\^(\d?)([+-])(?![\w+-])", ion),
+    (rf"(?<![\w-])({alternatives(ANIONS)})()([-−])(?![\w+-])", ion),
     (r"(?<![\w.])\.(?=\d)(?!\d+[ -](?:cal|Magnum))", "0."),
     (r"(?<=batting average )(\w+ )0(\.\d{3})\b", r"\1\2"),
     (r"(?<=\d)(?: \* |\*)(?=\d)", " × "),
@@ -136,8 +129,10 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (r"§§ ?", "sections "),
     (r"(?<!\w)_+(?=\w)|(?<=\w)_+(?!\w)|~~", ""),
     # Minus
-    (rf"(?<![\w.])({NUMBER}(?: ?[-+×÷*] ?{NUMBER})+)(?= ?[=≈≠<>≤≥])", lambda m: re.sub(" ?- ?", " minus ", m[1])),
+    (rf"(?<![\w.])({NUMBER}(?: ?[-–+×÷*] ?{NUMBER})+)(?= ?[=≈≠<>≤≥])", lambda m: re.sub(" ?[-–] ?", " minus ", m[1])),
     (rf"(?<![\w.,/])({NUMBER}) - (?=({NUMBER}))", minus),
+    (rf"((?<!\S)[(\[]?[\"'“‘`])[-–−](?={SIGN}?\d)", r"\1minus "),
+    (r"(?<![a-z])([knxyzt])-(?=\d)", r"\1 minus "),
     (r" ?− ?(?=[\w$£€√∞.(])", " minus "),
     (rf"({SIGN})[-–](?=\d)", r"minus \1"),
     (rf"(?<![\w)\]%‰°\"'’.,–-])(?<!\d )[–-](?={SIGN}?\d)", "minus "),
@@ -146,8 +141,12 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
         lambda m: f"{m[1]} e {dict([('-', 'minus '), ('+', 'plus ')]).get(m[2], '')}{m[3]}",
     ),
     # Money
+    (r"(?<![\w.,+-])(?:\d{1,2}(?: \d{3}){2,}|\d{1,3}(?: \d{3})* 000)(?![\w-]| \d)", lambda m: m[0].replace(" ", ",")),
+    (r"(?<![\w.,'’])\d{1,3}(?:['’]\d{3})+(?![\w'’])", lambda m: re.sub("['’]", ",", m[0])),
+    (rf"(?<=\d),[-–—]+(?= ?{SIGN})", ""),
     (r"(?<![\d.,])\d{1,2}(?:,\d\d)+,\d{3}(?![\d,])", lambda m: f"{int(m[0].replace(',', '')):,}"),
     (rf"({SIGN}) (?=\d)", r"\1"),
+    (rf"(?<=[A-Za-z]:)(?={SIGN}\d)", " "),
     (
         rf"(?<![\w.,$£€])({SUM}){DASH}({SUM}) ?({SIGN})(?!\d)",
         lambda m: f"{m[3]}{continental(m[1])}-{m[3]}{continental(m[2])}",
@@ -156,7 +155,7 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (rf"({SIGN})(\d[\d.]*,\d\d?)(?!\d|,\d)", lambda m: m[1] + continental(m[2])),
     (r"\bUS\$(?=\d)", "$"),
     (rf"({SIGN})({NUMBER})({SCALE}|){DASH}\1?({NUMBER})({SCALE}|)(?!\w)", money_range),
-    (r"(?<=\d)bn\b", " billion"),
+    (r"(?<=\d) ?bn\b", " billion"),
     (r"(?<=\d)tn\b", " trillion"),
     (rf"({SIGN})(\d+\.\d{{3,}})(?!\d)", lambda m: f"{m[2]} {plural(CURRENCY[m[1]])}"),
     (rf"({SIGN}[\d,]*\.\d)(?!\d|\.\d)(?!{SCALE})", r"\g<1>0"),
@@ -174,6 +173,7 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (r"(?<![\w.,/-])(?:1[ .-]?)?\(\d{3}\)[ .-]?\d{3}[ .-]\d{4}(?![\w-])", phone),
     (r"(?<![\w.,/-])(?:1[ .-])?(?:\d{3}([ .-])\d{3}\1)\d{4}(?![\w-])", phone),
     (r"(?<![\w.,/$£€-])(?:\d{3}-\d{4}|\d{3}-\d\d-\d{4}|\d{5}-\d{4}|0\d{2,4} \d{3,4} \d{3,4})(?![\w-]|[.,/]\d)", phone),
+    (r"(?<![\w.,/-])\d{4}([ -])(?:\d{4}\1){2}\d{4}(?![\w-])", phone),
     (r"(?<![\w.,/$£€-])(?=(?:\d-?){9})\d+(?:-\d+){3,}(?![\w-])", phone),
     (r"(?<![\w.,/-])(\d{4})-(0[1-9]|1[0-2])(?![\w-]|[.,/]\d)", month_of_year),
     (r"\b(1)-(8\d\d)-(?=[A-Z])", lambda m: f"one, {spell(m[2])}, "),
@@ -181,13 +181,19 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{1,5}))?(?:/(\d{1,2}))?(?![\w]|\.\d)", address),
     (r"(?<![\w.,])(\d{1,2})([.-])(\d{1,2})\2(\d{4})(?![\w]|[.-]\d)", numeric_date),
     (r"(?<=\d-\d\d)T(?=\d\d:)", " at "),
+    (r"(?<=\d:\d\d)Z\b", " Z"),
+    (
+        r"(?<=\d:\d\d)([+-])0?(\d\d?)(?::?00)(?!\d)",
+        lambda m: f" {'plus' if m[1] == '+' else 'minus'} {cardinal(m[2])}",
+    ),
+    (rf"(?<![\w-])(\d\d?)-({MONTH})-(\d{{4}})(?![\w-])", lambda m: f"{int(m[1])} {m[2]} {m[3]}"),
     (
         r"(?<![\w.,/-])(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?![\d/-]|\.\d)",
         lambda m: date(m[1], int(m[2]), int(m[3])) or m[0],
     ),
-    (r"(?<![\w.])([vV]\.? ?)(\d+(?:\.\d+)*)(-[a-z]+\d*)?(?![\w-]|\.\w)", version),
-    (r"(?<![\w.,])()(\d+(?:\.\d+){2,})(-[a-z]+\d*)?(?![\w-]|\.\w)", version),
-    (r"(?<![\w.,:/-])0\d{2,}(?![.,:/-]?\d)", lambda m: spell(m[0])),
+    (r"(?<![\w.])([vV]\.? ?)(\d+(?:\.\d+)*)(-[a-z]+[.-]?\d*)?(?![\w-]|\.\w)", version),
+    (r"(?<![\w.,])()(\d+(?:\.\d+){2,})(-[a-z]+[.-]?\d*)?(?![\w-]|\.\w)", version),
+    (r"(?<![\w.,:/-])0(?:0|\d{2,})(?![.,:/-]?\d)", lambda m: spell(m[0])),
     # Files, languages, formulas
     (rf"(?<![\w@])[\w-]*\w(?:\.(?i:{alternatives(EXTENSIONS)}))+(?!\w|\.\w)", file_name),
     (r"(?<![\w@.])[a-z_]\w+\.[ch](?!\w|\.\w)", file_name),
@@ -199,9 +205,14 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (rf"(?<![\w-])(?:{alternatives(SALTS)})(?!\w|-\d)", formula),
     # Abbreviations
     (
-        rf"(?i)(?<![\w.])({alternatives(ABBREVIATIONS)})\. ?(?=\(?\d|[IVX]+\b)",
-        lambda m: ABBREVIATIONS[m[1].lower()] + " ",
+        rf"(?i)(?<![\w.])(?<!\d )({alternatives(ABBREVIATIONS)})\. ?(?=\(?\d|[IVX]+\b)",
+        lambda m: (ABBREVIATIONS[m[1].lower()].title() if m[1].istitle() else ABBREVIATIONS[m[1].lower()]) + " ",
     ),
+    (
+        rf"(?<![\w.])(?<!\d )({alternatives([*SHORTENED, *map(str.title, SHORTENED)])})\.(?= [a-z]|,)",
+        lambda m: SHORTENED[m[1].lower()],
+    ),
+    (r"(?<![\w.])(\d+) ([NSEW])\.? (?=[A-Z][a-z])", lambda m: f"{m[1]} {COMPASS[m[2]]} "),
     (r"(?<!\d )\b(Figs?|Eqs?|Sec|[Vv]ol|Ch|Chap|pp|pg|Rm) (?=\d)", lambda m: ABBREVIATIONS[m[1].lower()] + " "),
     (
         rf"(?<![\w.])((?!(?:{alternatives(NOT_STREETS)}) )[A-Z]\w+ )({alternatives(STREETS)})\."
@@ -239,21 +250,37 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
         r"(\d+)° ?(\d+)'(?: ?(\d+)\")?",
         lambda m: f"{m[1]} degrees {m[2]} minutes" + (f" {m[3]} seconds" if m[3] else ""),
     ),
+    (
+        r"(\d ?°|\d degrees \d+ minutes(?: \d+ seconds)?) ?([NSEW])\b(?! [A-Z])",
+        lambda m: f"{m[1]} {COMPASS[m[2]]}",
+    ),
+    (r"(?<=\d°) (?=[CF]\b)", ""),
+    (rf"{START}({NUMBER}) K\b(?! (?:run|race|loan|plan)s?\b)", r"\1 kelvin"),
+    (r"(?<![\w.,:])(\d+) ?h ?(\d+)( ?m(?:ins?)?\b)?(?!\w)", hours),
+    (
+        r"(?<![\w.,:])(\d+)(?: ?m(?:ins?)?| minutes?) ?(\d+) ?s(?:ecs?)?\b",
+        lambda m: f"{m[1]} {measure('min', m[1] == '1')} {m[2]} {measure('s', m[2] == '1')}",
+    ),
     (r"(?<![\w.'])(\d+)['’] ?(\d{1,2}(?:\.\d)?)(?:[\"”]|'')", feet),
     (r"(?<![\w.'])([3-8])['’](\d|1[01])(?![\w'\"])", feet),
-    (r"(?<![\w.'])(\d+)['’](?= (?:tall|wide|long|high|deep|x|by)\b)", r"\1 feet"),
-    (r"(feet (?:x|×|by) )(\d+)'", r"\1\2 feet"),
+    (r"(?<![\w.'])(\d+)['’](?= (?:tall|wide|long|high|deep)\b)", r"\1 feet"),
+    (r"(?<![\w.'])(\d+)' ?(?:x|×|by) ?(\d+)'", r"\1 feet by \2 feet"),
+    (r"(?<![\w.])(?<!['’]\w)(\d+)['’](?=[,;:!?)]|\.?$)", closed_feet),
+    (r"(?<=\d)-in\b(?!-)\.?(?= [a-z])", " inch"),
+    (r"(?<=[\d½¼¾⅐-⅞]) ?in\.(?=[)”\"’,;])", " inches"),
+    (r"(?<=[\d½¼¾⅐-⅞]) ?in\.$", " inches."),
     (rf"{START}((?:\d+ )?\d+/\d+|\d+(?:\.\d+)?)[\"”]", unclosed),
     (r"(\d) ?in\b\.?(?= (?:tall|wide|long|high|deep|thick|x|by|of (?:rain|snow))\b)", r"\1 inches"),
     (r"(\d ?(?:ft|feet|foot)\.? \d+) in\b\.?(?!$)", r"\1 inches"),
     # Decimal commas, fractions, ratios and ranges
     (r"(\d/\d+)(?:-(?=[a-z])|(?:rd|th|nd)s?\b)", r"\1 "),
     (r"(?<![\w/.])(\d\d?)/(\d\d?) (?=time\b)", r"\1 \2 "),
-    (r"(?<![\w.,/-])([1-9]\d)-\1(?![\w%-]|[.,/]\d)", r"\1 \1"),
+    (r"(?<![\w.,/-])([1-9]\d)[-–]\1(?![\w%-]|[.,/]\d)", r"\1 \1"),
     (r"(?<![\w.,$£€])\d+(?:,\d+)+(?!\w|\.\d)", comma_list),
+    (rf"(?<![\w./])(\d+/\d+){DASH}(?=\d+/\d)", r"\1 to "),
     (rf"{START}(\d+)[ -](\d{{1,2}})/(\d{{1,3}})(?: ?-?({UNIT}))?(?![\w/]|[.,]\d)", mixed),
     (rf"(?<![\w./,$£€])(\d{{1,4}}) ?/ ?(\d{{1,4}})(?:[ -]?({UNIT}))?(?![\w/]|[.,]\d)", slash),
-    (rf"([¼½¾]) ?({UNIT})", lambda m: f"{m[1]} {measure(m[2], True)}"),
+    (rf"(\d and )?([¼½¾⅐-⅞]) ?({UNIT})", lambda m: f"{m[1] or ''}{m[2]} {measure(m[3], not m[1])}"),
     (r"(?<![\w.,:/])\d{1,4}(?::(?:\d{1,3}(?:,\d{3})+|\d{1,4}))+(?![\w:]|[.,]\d)", ratio),
     (r"(?<=\d)\.(?=\d\d ?[ap]\.?m\b)", ":"),
     (r"(?i)(\d ?[ap]\.?m\.?)" + DASH + r"(?=\d)", r"\1 to "),
@@ -264,11 +291,17 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
     (r"(?<![\w.,/-])\d{1,2}(?:-\d{1,2}){2,}(?![\w-]|[.,]\d)", lambda m: m[0].replace("-", " ")),
     (rf"{START}({NUMBER}){DASH}(?={NUMBER}(?!\d|[-–/:]\d))", r"\1 to "),
     (rf"{START}([1-9]\d*) ?x ?(?=\d)", r"\1 by "),
+    (rf"{START}(\d{{3,5}})×(?=\d{{3,5}}\b)", r"\1 by "),
+    (rf"(\d+(?:st|nd|rd|th)){DASH}(?=\d+(?:st|nd|rd|th)\b)", r"\1 to "),
     # Units
+    (r"(?<![\w.,])((?<=[A-Z]-)\d*[1-9]|(?<=[Tt]he )\d{2,3}[1-9])s\b", lambda m: plural_number(m[1])),
     (rf"(\d)m (?={MILLIONS}\b)", r"\1 million "),
     (rf"(?<![\w.,/:$£€])({NUMBER})([ -]?)({UNIT})(?:\.(?= [a-z\d]))?", quantity),
     (rf"({SIGN}[\d.,]*\d{SCALE}?|\d (?:dollars|euros|pounds|cents)) ?/ ?(?=[a-z]{{3}})", r"\1 per "),
-    (rf"(\d[\d.,]*(?: ?[a-z]+|%|{SCALE})?) ?/ ?({PER_UNIT})\b", lambda m: f"{m[1]} per {base(m[2])}"),
+    (
+        rf"(\d[\d.,]*(?: ?[a-z]+| [A-Z][a-z]+ [a-z]+|%|{SCALE})?) ?/ ?({PER_UNIT})\b",
+        lambda m: f"{m[1]} per {base(m[2])}",
+    ),
     (r"(?<![\w.,$£€])(\d+(?:,\d{3})*)\.(\d*0)(?!\w|\.\d)", lambda m: f"{cardinal(m[1])} point {spell(m[2])}"),
     (r"(?<=[\w)]) ?≈", " approximately equal to"),
     *((rf" ?{sign} ?", f" {words} ") for sign, words in SPOKEN_SIGNS.items()),
@@ -290,7 +323,6 @@ RULES: list[tuple[str, str | Callable[[Match], str]]] = [
         r"[\1](/mInˈut/)",
     ),
 ]
-COUNT = re.compile(r"(?<![\w.,/:$£€-])([1-9]\d{3})(?![\w%'’]|[.,:/-]\d)")
 
 
 class Normalizer:
@@ -303,23 +335,4 @@ class Normalizer:
     def __call__(self, text: str) -> str:
         for pattern, instead in self.rules:
             text = pattern.sub(instead, text)
-        return COUNT.sub(self.count, text)
-
-    def count(self, match: Match) -> str:
-        """A number of four digits: with a comma if things are counted, as it is if it is a year or a label.
-
-        Hundreds are read alike in either way: "fifteen hundred seats".
-        """
-        value, before = int(match[0]), match.string[: match.start()]
-        if value % 100 == 0 or BEFORE_LABEL.search(before):
-            return match[0]
-        words = re.findall(r"\A(?: [A-Za-z-]+){1,3}", match.string[match.end() : match.end() + 60])
-        following = words[0].split() if words else []
-        tags = self.tagger(["40", *following])[1:]
-        plurals = [tag == "NNS" and word.islower() for tag, word in zip(tags, following)]
-        counts = bool(plurals) and (plurals[0] or (len(plurals) > 1 and tags[0][:2] in ("JJ", "NN") and plurals[1]))
-        if value > 2100:
-            return f"{value:,}" if counts or not BEFORE_YEAR.search(before) else match[0]
-        if 1800 <= value <= 2035:  # most of these are years
-            counts = counts and bool(following[0] in MEASURED or BEFORE_COUNT.search(before))
-        return f"{value:,}" if counts and not BEFORE_YEAR.search(before) else match[0]
+        return COUNT.sub(lambda match: count(match, self.tagger), text)

@@ -11,14 +11,15 @@ import re
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
 from mmspec.errors import MmspecError
 from mmspec.pipelines.normalize import ABBREVIATIONS, Normalizer
-from mmspec.pipelines.units import CURRENCY, SPOKEN_SIGNS
+from mmspec.pipelines.units import CURRENCY, SHORTENED, SPOKEN_SIGNS
 
 # Seconds of silence after a paragraph, a sentence, and a clause or a word at which a long sentence was cut.
 PARAGRAPH, SENTENCE, CLAUSE, WORD = 0.7, 0.35, 0.15, 0.0
@@ -27,12 +28,18 @@ INLINE = re.compile(r"(\[[^\[\]\n]{1,80}\]\(/[^()\n]{1,200}/\))")
 CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+|(?<=[—–])(?=\w)")
 WORD_END = re.compile(r"\s+")
 LONG_NUMBER = re.compile(r"\d[\d,]{14,}\d")
-LONG_WORD = re.compile(r"(?:\w{0,60}[^\w\s]){12}(?=\S)|\S{60}(?=\S)")  # hibari takes the cube of the parts of a word
+# hibari takes the cube of the parts of a word
+LONG_WORD = re.compile(r"(?:(?>\d+|[A-Z]?[^\W\dA-Z_]+|[A-Z]+|[_-]+|[^\w\s]){16}|\S{60})(?=\S)")
 # Characters that have no letter or digit of their own to fall back on, and how they are written for `normalize`.
 WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"(?<=\d) ?(?=[¼½¾⅐-⅞])"), " and "),
     (re.compile(r"(?<=\d)(?:[⁰¹²³⁴-⁹⁻]{2,}|[⁰⁴-⁹])"), lambda match: "^" + unicodedata.normalize("NFKC", match[0])),
     (re.compile(r"(?<=\d)[\u00a0\u202f](?=\d{3}(?!\d))"), ","),  # 5 000
+    (
+        re.compile(r"(?<=[A-Za-z₀-₉)])([¹²³⁴-⁹]?)([⁺⁻])(?!\w)"),
+        lambda match: "^" + unicodedata.normalize("NFKC", match[0]).replace("−", "-"),
+    ),
+    (re.compile(r"(?<=[A-Za-z])[·∙⋅](?=[A-Za-z])"), ""),  # N·m
     (re.compile(r"(?<=[\w)])ⁿ"), "^n"),
     (re.compile(r"(?<=\d) ?[·∙⋅] ?(?=\d)"), " × "),
     (re.compile(r"(?<=\d)( ?[kM]?)Ω"), r"\1ohm"),
@@ -43,12 +50,17 @@ WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
 SCHEME = re.compile(r"\w+://|mailto:")
 SIGNS = {".": " dot ", "@": " at ", "/": " slash ", "-": " dash ", "_": " underscore ", ":": " colon ", "www": "w w w"}
 INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}")
-RUNS_ON = {"e.g.", "i.e.", "vs.", "cf.", "approx."}
+RUNS_ON = {"A.D.", "e.g.", "i.e.", "vs.", "cf.", "approx."}
+QUOTES = {'"', "“", "”"}
+MARKS = dict.fromkeys(QUOTES, "''") | dict.fromkeys("([{", "-LRB-") | dict.fromkeys(")]}", "-RRB-") | {"`": ","}
+MARK_TAGS = {".", ",", "-LRB-", "-RRB-", "``", '""', "''", ":"}
+NUMERAL = re.compile(r"\(?(?:\d|(?:[IVXL]{2,}|[VX])\b)")
 NO_PHONEMES = str.maketrans("ʀ", "ɹ", "1-()")  # which the net also gives
 ALIKE = str.maketrans(
     {
         "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "№": "No. ", "º": "°", "′": "'", "″": '"', "‒": "–",
-        "\u200b": " ", "\u2028": "\n", "\u2029": "\n\n",
+        "﹣": "-", "－": "-", "﹘": "—", "―": "—", "〜": "~", "～": "~", "\u200b": " ",
+        "\u2028": "\n", "\u2029": "\n\n",
     }
 )  # fmt: skip
 
@@ -90,10 +102,17 @@ class Phonemizer:
         )
         self.split = Hibari.split_sentences
         self.g2p = G2P(oov=self.spell)
+        self.tagger, self.g2p.tagger = self.g2p.tagger, self.tags
+        self.phonemes = lru_cache(256)(self.g2p)
         self.letters = OOV()
         self.url = URL
-        self.normalize = Normalizer(self.g2p.tagger)
-        self.abbreviations = {"no.", "nos.", *map(str.lower, ABBREV), *(f"{word}." for word in ABBREVIATIONS)}
+        self.normalize = lru_cache(256)(Normalizer(self.tagger))
+        self.abbreviations = {
+            "no.",
+            "nos.",
+            *map(str.lower, ABBREV),
+            *(f"{word}." for word in [*ABBREVIATIONS, *SHORTENED, "rs"]),
+        }
         # hibari expects that a letter lowers to one letter, which İ does not.
         latin = {c for c in self.letters.cin if unicodedata.name(c, "").startswith("LATIN") and len(c.lower()) == 1}
         signs = "".join([*SYMBOLS, *CURRENCY_WORDS, *CURRENCY, *SPOKEN_SIGNS])
@@ -163,7 +182,8 @@ class Phonemizer:
         if kind == "Cf" or kind[0] == "M":
             return ""
         if kind == "Cc" or kind[0] in "ZP":
-            return " "
+            plain = unicodedata.normalize("NFKC", character).translate(ALIKE)
+            return plain if self.readable.issuperset(plain) else " "
         parts = unicodedata.normalize("NFKD", character)
         plain = "".join(c for c in parts if not unicodedata.combining(c)).translate(ALIKE)
         if kind[0] == "S" and (plain != parts.translate(ALIKE) or not plain.strip()):
@@ -189,24 +209,17 @@ class Phonemizer:
     def runs_on(self, before: str, after: str) -> bool:
         """`before` ends in an abbreviation and `after` goes on with its number or its name."""
         last, following = before.split()[-1].lstrip("(\"“'‘"), after.split(maxsplit=1)[0]
-        if INITIALS.fullmatch(last):
-            return self.g2p.tagger([last, following])[1].startswith("NNP")
-        return last in RUNS_ON or (last.lower() in self.abbreviations and following.lstrip("(")[:1].isdigit())
+        if INITIALS.fullmatch(last) and last not in RUNS_ON:
+            return self.tagger([last, following])[1].startswith("NNP")
+        return last in RUNS_ON or bool(last.lower() in self.abbreviations and NUMERAL.match(following))
 
     def pieces(self, text: str, unsaid: dict[str, None], pause: float = SENTENCE) -> list[Sentence]:
         """The text, or its parts if it has too many phonemes: cut near its middle at a clause, else at a word, else
         anywhere.
         """
-        if len(text) <= 3 * self.longest:
-            phonemes = self.g2p(self.spoken(text))
-            if (
-                pause == SENTENCE and text.endswith(".") and not phonemes.endswith((*SILENT,))
-            ):  # lost after "U.S." and "p.m."
-                phonemes += "."
-            unsaid.update((c, None) for c in phonemes if c not in self.alphabet)
-            phonemes = WORD_END.sub(" ", "".join(c for c in phonemes if c in self.alphabet)).strip()
-            if len(phonemes) <= self.longest:
-                return [Sentence(text, phonemes, pause)]
+        phonemes = self.sound(text, unsaid, pause) if self.short(text) else None
+        if phonemes is not None and len(phonemes) <= self.longest:
+            return [Sentence(text, phonemes, pause)]
         inside = [range(match.start() + 1, match.end()) for match in INLINE.finditer(text)]
         for ends, between, margin in ((CLAUSE_END, CLAUSE, len(text) // 6), (WORD_END, WORD, 0)):
             cuts = [match.end() for match in ends.finditer(text, margin, len(text) - margin)]
@@ -218,8 +231,23 @@ class Phonemizer:
         if len(text) > 3 * self.longest:
             at = len(text) // 2
             return [*self.pieces(text[:at], unsaid, WORD), *self.pieces(text[at:], unsaid, pause)]
+        phonemes = self.sound(text, unsaid, pause) if phonemes is None else phonemes
         *first, last = textwrap.wrap(phonemes, self.longest, break_on_hyphens=False)
         return [*(Sentence(text, part, WORD) for part in first), Sentence(text, last, pause)]
+
+    def short(self, text: str) -> bool:
+        """Whether a text may be short enough for one sentence, so that finding its phonemes is worth the time."""
+        return len(text) <= 3 * self.longest and len(self.spoken(text)) <= 4 * self.longest
+
+    def sound(self, text: str, unsaid: dict[str, None], pause: float) -> str:
+        """The phonemes of a text that the alphabet has; the rest goes to `unsaid`."""
+        phonemes = self.phonemes(self.spoken(text))
+        if (
+            pause == SENTENCE and text.endswith(".") and not phonemes.endswith((*SILENT,))
+        ):  # lost after "U.S." and "p.m."
+            phonemes += "."
+        unsaid.update((c, None) for c in phonemes if c not in self.alphabet)
+        return WORD_END.sub(" ", "".join(c for c in phonemes if c in self.alphabet)).strip()
 
     def separate(self, text: str, cut: int) -> bool:
         """Whether both sides of the cut are read as they are together, unlike those of "5 | km"."""
@@ -231,6 +259,19 @@ class Phonemizer:
         parts = INLINE.split(text)
         parts[::2] = [self.normalize(part) for part in parts[::2]]
         return "".join(parts)
+
+    def tags(self, words: Sequence[str]) -> list[str]:
+        """Parts of speech; quotation marks and brackets are marks even where the tagger takes them for words, as hibari
+        would spell what stands beside them.
+        """
+        opened = False
+        tags = self.tagger(words)
+        for i, word in enumerate(words):
+            if word in QUOTES:
+                opened = word == "“" or (word == '"' and not opened)
+            if word in MARKS and tags[i] not in MARK_TAGS:
+                tags[i] = "``" if word in QUOTES and opened else MARKS[word]
+        return tags
 
     def spell(self, word: str) -> str:
         """Phonemes of a word that no lexicon has; hibari's net reads its first letters only, so a longer one goes in

@@ -183,6 +183,14 @@ def formula(match: Match) -> str:
     return " ".join(letters(piece) if piece.isalpha() else cardinal(piece) for piece in pieces)
 
 
+def ion(match: Match) -> str:
+    """Fe^3+, OH-: the formula and its charge."""
+    name, count, sign = (group for group in match.groups() if group is not None)
+    pieces = re.findall(r"[A-Za-z]+|\d+", name)
+    words = " ".join(letters(piece) if piece.isalpha() else cardinal(piece) for piece in pieces)
+    return f"{words} {cardinal(count) + ' ' if count else ''}{'plus' if sign == '+' else 'minus'}"
+
+
 def file_name(match: Match) -> str:
     """setup.py: "setup dot P.Y."."""
     stem, *extensions = match[0].split(".")
@@ -195,11 +203,26 @@ def file_name(match: Match) -> str:
 def quantity(match: Match) -> str:
     """5 km², 27-inch, 30 ft/s."""
     number, sign, unit = match.groups()
-    decade = sign == "" and unit == "s" and (number.endswith("0") or match.string[: match.start()].endswith("the "))
+    before = match.string[: match.start()]
+    lasts = re.search(r"\b(?:took|takes?|for|lasted|lasts|after|every|minutes?) $", before)
+    round_number = number.endswith("0") and not (lasts and len(number) < 4)
+    decade = sign == "" and unit == "s" and (round_number or before.endswith("the "))
     if decade or (unit in ("N", "W") and re.match(r" [A-Z\d]", match.string[match.end() :])):  # 120 W 45th Street
         return match[0]
     one = number in ("1", "1.0") or sign == "-"
     return f"{grouped(number)} {measure(unit, one)}"
+
+
+def hours(match: Match) -> str:
+    """2h30, 2h 30m."""
+    hour, minutes, unit = match.groups()
+    return f"{hour} {measure('h', hour == '1')} {minutes}" + (f" {measure('min', minutes == '1')}" if unit else "")
+
+
+def plural_number(digits: str) -> str:
+    """F-35s: "thirty fives"."""
+    words = cardinal(digits)
+    return f"{words}es" if words.endswith("x") else f"{words}s"
 
 
 def unclosed(match: Match) -> str:
@@ -215,6 +238,12 @@ def unclosed(match: Match) -> str:
 
 def feet(match: Match) -> str:
     return f"{match[1]} {'foot' if match[1] == '1' else 'feet'} {match[2]} {'inch' if match[2] == '1' else 'inches'}"
+
+
+def closed_feet(match: Match) -> str:
+    """5' is a length unless the sign closes a quotation."""
+    opened = re.search(r"(?<!\w)['‘](?=[A-Za-z])", match.string[: match.start()])
+    return match[0] if opened else f"{match[1]} {'foot' if match[1] == '1' else 'feet'}"
 
 
 def comma_list(match: Match) -> str:

@@ -1,5 +1,7 @@
 """How well text is read: `python -m recipes.wren_86.reading` prints, for this package and for other libraries, how many
-sentences of reading.tsv (various) and faults.tsv (once misread) they read in one of the wordings beside them.
+sentences of reading.tsv (various), unseen.tsv (what a reviewer tried, see docs/LOG.md) and faults.tsv (once misread,
+with the phonemes of commit ed27c1d) they read in one of the wordings beside them; then row by row how this package
+reads the faults.
 
 A library that is not installed is skipped. Nothing but this measurement needs them:
 
@@ -13,13 +15,14 @@ import re
 import time
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import tyro
 
 from mmspec.pipelines.phonemize import Phonemizer
 
-TABLE, FAULTS = (Path(__file__).with_name(f"{name}.tsv") for name in ("reading", "faults"))
+TABLE, UNSEEN, FAULTS = (Path(__file__).with_name(f"{name}.tsv") for name in ("reading", "unseen", "faults"))
 NUMBER = re.compile(r"(?P<sign>[$£€])?(?P<number>\d[\d,]*(?:\.\d+)?)(?P<ordinal>st|nd|rd|th)?\b")
 CURRENCY = {"$": "USD", "£": "GBP", "€": "EUR"}
 
@@ -27,9 +30,15 @@ Reader = Callable[[str], str]
 
 
 def rows(table: Path) -> list[tuple[str, list[str]]]:
-    """Sentences, each with the spoken forms that are right."""
+    """Sentences, each with the spoken forms that are right; the faults' second column is what was said before."""
     lines = [line.split("\t") for line in table.read_text("utf-8").splitlines()]
-    return [(text, spoken) for text, *spoken in lines]
+    return [(line[0], line[2:] if table == FAULTS else line[1:]) for line in lines]
+
+
+def before() -> dict[str, str]:
+    """The phonemes that the faults had at commit ed27c1d."""
+    lines = [line.split("\t") for line in FAULTS.read_text("utf-8").splitlines()]
+    return {line[0]: line[1] for line in lines}
 
 
 def sound(phonemes: str) -> str:
@@ -52,7 +61,8 @@ def read_by_mmspec() -> Reader:
     return lambda text: " ".join(sentence.phonemes for sentence in phonemizer.read(text).sentences)
 
 
-def read_by_hibari() -> Reader:
+@cache
+def read_by_hibari() -> Callable[..., str]:
     """hibari's own reading of numbers, a port of misaki's."""
     from hibari.g2p import G2P
 
@@ -106,7 +116,7 @@ def read_by_num2words() -> Reader:
     return read_words(lambda text: NUMBER.sub(spell, text))
 
 
-READERS = {
+READERS: dict[str, Callable[[], Reader]] = {
     "mmspec": read_by_mmspec,
     "hibari": read_by_hibari,
     "misaki": read_by_misaki,
@@ -116,15 +126,18 @@ READERS = {
 }
 
 
+def right(phonemes: str, spoken: list[str]) -> bool:
+    """Whether the phonemes are those of one of the wordings."""
+    g2p = read_by_hibari()
+    return sound(phonemes) in {sound(g2p(words, normalize_text=False)) for words in spoken}
+
+
 def score(name: str, read: Reader, table: Path, show: bool) -> str:
     """How many sentences of a table a reader has right; `show` prints those that it has not."""
-    from hibari.g2p import G2P
-
-    g2p = G2P()
     start, wrong, wanted = time.perf_counter(), [], rows(table)
     for text, spoken in wanted:
         phonemes = attempt(read, text)
-        if sound(phonemes) not in {sound(g2p(words, normalize_text=False)) for words in spoken}:
+        if not right(phonemes, spoken):
             wrong.append(f"  {name}: {text}  ->  {phonemes}")
     took = 1000 * (time.perf_counter() - start) / len(wanted)
     if show:
@@ -132,8 +145,16 @@ def score(name: str, read: Reader, table: Path, show: bool) -> str:
     return f"{len(wanted) - len(wrong):3} of {len(wanted)} of {table.name} ({took:.1f} ms each)"
 
 
+def faults() -> None:
+    """Print each fault: whether it is read rightly now, its text, the right words, and the phonemes before and now."""
+    read, said = read_by_mmspec(), before()
+    for text, spoken in rows(FAULTS):
+        phonemes = attempt(read, text)
+        print("right" if right(phonemes, spoken) else "WRONG", text, spoken[0], said[text], phonemes, sep=" | ")
+
+
 def main(show: str | None = None, table: Path = TABLE) -> None:
-    """Score every reader on `table` and on the rows of faults; list what the one called `show` misreads."""
+    """Score every reader on all tables, print the faults row by row, and list what the one called `show` misreads."""
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     for name, make in READERS.items():
@@ -145,8 +166,10 @@ def main(show: str | None = None, table: Path = TABLE) -> None:
             print(f"{name:22} skipped: {error}")
             continue
         loaded = time.perf_counter() - start
-        scores = [score(name, read, path, name == show) for path in (table, FAULTS)]
+        scores = [score(name, read, path, name == show) for path in (table, UNSEEN, FAULTS)]
         print(f"{name:22} {', '.join(scores)}, starts in {loaded:.1f} s")
+    print("\nnow | text | right words | phonemes at ed27c1d | phonemes now")
+    faults()
 
 
 if __name__ == "__main__":

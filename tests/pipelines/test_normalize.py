@@ -7,7 +7,7 @@ import pytest
 
 from mmspec.pipelines.normalize import Normalizer
 from mmspec.pipelines.phonemize import SILENT, Phonemizer
-from recipes.wren_86.reading import FAULTS, TABLE, rows
+from recipes.wren_86.reading import FAULTS, TABLE, UNSEEN, rows
 
 pytest.importorskip("hibari")
 
@@ -256,7 +256,7 @@ def test_spoken(reader: Phonemizer, text: str, words: str) -> None:
         assert sound(reader, frame.format(text)) == sound(reader, frame.format(words)), frame
 
 
-@pytest.mark.parametrize("table", [TABLE, FAULTS], ids=lambda table: table.stem)
+@pytest.mark.parametrize("table", [TABLE, UNSEEN, FAULTS], ids=lambda table: table.stem)
 def test_tables(reader: Phonemizer, table: Path) -> None:
     """Each sentence is read in one of the wordings beside it."""
     from recipes.wren_86.reading import sound as heard
@@ -273,6 +273,18 @@ def test_tables(reader: Phonemizer, table: Path) -> None:
 def test_kept(reader: Phonemizer, text: str) -> None:
     """What hibari reads rightly is left to it."""
     assert reader.normalize(text) == text
+
+
+@pytest.mark.parametrize("word", ["kilometers", "Monday", "minus", "euros", "1st", "$5", "+5", "1990s"])
+@pytest.mark.parametrize("marks", ['""', "“”", "``", "[]", "{}", "()"])
+def test_beside_quotation_marks(reader: Phonemizer, word: str, marks: str) -> None:
+    """A word is read beside quotation marks and brackets as it is without them."""
+    assert sound(reader, f"The {marks[0]}{word}{marks[1]} now.") == sound(reader, f"The, {word}, now.")
+
+
+def test_full_width(reader: Phonemizer) -> None:
+    """Full-width signs are said as their narrow forms."""
+    assert sound(reader, "It is －５％＆＋３.") == sound(reader, "It is -5% & +3.")
 
 
 def test_sentence_text(reader: Phonemizer) -> None:
