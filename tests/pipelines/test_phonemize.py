@@ -4,6 +4,7 @@ error.
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
