@@ -50,7 +50,7 @@ __all__ = [
 
 def __dir__() -> list[str]:
     """All public names, whether they have been used yet or not."""
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

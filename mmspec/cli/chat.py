@@ -23,7 +23,7 @@ HELP = """\
 /clear       forget what was said; the pictures stay
 /seed N      answer the next question with seed N, and count up from there
 /help        this list
-/exit        end the chat, as Ctrl-D does
+/exit, /quit  end the chat, as Ctrl-D does
 Ctrl-C stops an answer; at the prompt, twice ends the chat."""
 COMMANDS = ("/image", "/clear", "/seed", "/help", "/exit", "/quit")
 
@@ -89,14 +89,17 @@ class Talk:
             say(HELP)
         elif name == "/clear":
             self.chat, self.waiting = [], list(self.pictures)
+            say("[the talk is forgotten; pictures come with the next question]" if self.waiting else "[forgotten]")
         elif name == "/image":
             if not rest.strip():
                 raise MmspecError("/image needs a picture: give a path or a URL")
             self.show_picture(rest.strip())
+            say(f"[{rest.strip()} comes with the next question]")
         elif name == "/seed":
             if not rest.strip().isdecimal():
                 raise MmspecError(f"/seed {rest.strip()}: give a whole number from 0 up")
             self.seed = int(rest)
+            say(f"[seed {self.seed}]")
         else:
             raise unknown("command", name, COMMANDS)
 
@@ -104,6 +107,8 @@ class Talk:
         """Show a picture with the next question."""
         from mmspec.media.image import read
 
+        if source == "-":
+            raise MmspecError("questions come from standard input, so a picture must be a file or a URL")
         picture = {"type": "image", "image": read(source)}
         self.pictures.append(picture)
         self.waiting.append(picture)

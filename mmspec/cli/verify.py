@@ -47,10 +47,8 @@ class Verify:
     """How many of the model's own prompts, spread evenly over its list; of the benchmark's if it has none."""
     seed: Count = 0
     """Seed of the first prompt; each next one counts up."""
-    dtype: Annotated[list[str], tyro.conf.arg(metavar="DTYPE ...")] = field(
-        default_factory=lambda: ["fp64", "fp32", "bf16"]
-    )
-    """bf16, fp32, fp64 or fp16."""
+    dtype: Annotated[list[str] | None, tyro.conf.arg(metavar="DTYPE ...", help_behavior_hint="")] = None
+    """bf16, fp32, fp64 or fp16; if left out fp64 fp32 bf16, and bf16 alone with --deterministic."""
     temperature: Annotated[list[float], tyro.conf.arg(metavar="X ...")] = field(default_factory=lambda: [0.0, 0.7, 1.0])
     """0 is greedy, and compared with transformers.generate too."""
     guidance: Reals = None
@@ -64,7 +62,7 @@ class Verify:
     tokens: Whole = None
     """Compare this many tokens; the whole picture, sentence or answer if left out."""
     deterministic: Switch = False
-    """Draft chains, so that passes of every width agree bit for bit in bf16 and fp32 too (CPUs)."""
+    """Draft chains, so that passes of every width agree bit for bit in bf16 on a CPU."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
     json: File = None
@@ -76,6 +74,7 @@ class Verify:
         from mmspec.placement import check_names, dtype_of
 
         folder = zoo.resolve(self.model, allow_transformers=True)
+        dtypes = (["bf16"] if self.deterministic else ["fp64", "fp32", "bf16"]) if self.dtype is None else self.dtype
         for name in ("dtype", "temperature", "guidance", "repetition_penalty", "batch"):
             if getattr(self, name) == []:
                 raise MmspecError(f"--{name} has no values: give at least one")
@@ -83,7 +82,7 @@ class Verify:
             raise MmspecError("--prompts, --batch and --tokens must be 1 or more")
         if self.json:
             files.check_output(self.json, {".json": "JSON"})
-        for dtype in self.dtype:
+        for dtype in dtypes:
             check_names(dtype, self.device)
         for drafter in self.drafters:
             check_name(drafter, folder)
@@ -99,7 +98,7 @@ class Verify:
         partings = "first parting: position, margin of AR's token"
         table = Table(*columns, partings, title=f"{self.model}, {len(prompts)} prompts")
         findings = []
-        settings = (self.dtype, self.temperature, self.guidance, self.repetition_penalty, self.batch)
+        settings = (dtypes, self.temperature, self.guidance, self.repetition_penalty, self.batch)
         device = torch_device(self.device)
         search = verify(folder, *settings, names, prompts, self.seed, device, self.tokens, self.deterministic)
         with console.status("verifying"):
@@ -114,7 +113,8 @@ class Verify:
         Console(width=140).print(table)
         skipped = dict.fromkeys(finding.generate_skipped for finding in findings if finding.generate_skipped)
         if skipped:
-            console.print(f"not compared with transformers.generate: {', '.join(skipped)}", soft_wrap=True)
+            reasons = ", ".join(skipped)
+            console.print(f"rows with n/a were not compared with transformers.generate: {reasons}", soft_wrap=True)
         wide = [finding for finding in findings if dtype_of(finding.dtype) == float64]
         return int(any(finding.partings or finding.generate_partings for finding in wide))
 

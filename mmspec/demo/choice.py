@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from mmspec import zoo
-from mmspec.errors import MmspecError
+from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines import TASKS, task_of
 
 # The tabs in the order of the page, and the task that each needs a model for.
@@ -15,7 +15,7 @@ def choose_tabs(names: Iterable[str]) -> list[str]:
     known = {tab.lower(): tab for tab in TABS}
     for name in names:
         if name.lower() not in known:
-            raise MmspecError(f"no tab {name!r}: there is {', '.join(known)}")
+            raise unknown("tab", name, known)
     return [known[name.lower()] for name in names]
 
 

@@ -199,8 +199,8 @@ class Pipeline(ABC, Generic[AnyTarget]):
         device, dtype = self.device.type, self.transformer.dtype
         if value and (device, dtype) != ("cpu", torch.bfloat16):
             raise MmspecError(
-                f"deterministic passes are known in bf16 on a CPU, not in {dtype} on {device}: use that, or fp32 "
-                "without them, where only ties of about 1e-6 are decided by rounding"
+                f"deterministic passes are known in bf16 on a CPU, not in {dtype} on {device}: use bf16 on a CPU, or "
+                "leave deterministic out (in fp32 only ties of about 1e-6 are decided by rounding)"
             )
         self.target.deterministic = value
 

@@ -84,7 +84,8 @@ class Serving:
             name = next(iter(models))
         if name not in models:
             names = ", ".join(models) or "none"
-            raise Refusal(404, f"no model {name!r} for {task} is served here: there is {names}", "model_not_found")
+            text = f"no model {name!r} for {task} is served here: there is {names}; leave model out, or serve an --alias"
+            raise Refusal(404, text, "model_not_found")
         request.state.model = models[name].name
         return models[name]
 

@@ -26,7 +26,7 @@ def test_cheap_mistakes_are_told_before_anything_is_loaded() -> None:
     """Neither torch nor Gradio is imported to refuse a tab, a login, a model or a port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         cases = [
-            ("['--tabs', 'chess']", "no tab 'chess'"),
+            ("['--tabs', 'chess']", "unknown tab 'chess'"),
             ("['--auth', 'nobody']", "--auth must be user:password"),
             ("['--models', 'nothere']", "unknown model 'nothere'"),
             (f"['--port', '{taken.getsockname()[1]}']", "cannot listen at 127.0.0.1"),

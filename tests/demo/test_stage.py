@@ -34,7 +34,7 @@ def stage(model_folder: Path, speech_folder: Path):
 def test_models_are_chosen_before_they_are_loaded(model_folder: Path, speech_folder: Path) -> None:
     image, speech = str(model_folder), str(speech_folder)
     assert choose_tabs(["race", "IMAGE"]) == ["Race", "Image"]
-    with pytest.raises(MmspecError, match="no tab 'chess': there is image, speech, ask, race, how"):
+    with pytest.raises(MmspecError, match="unknown tab 'chess'"):
         choose_tabs(["chess"])
     assert choose_models((image, speech), ["Image"]) == {"text-to-image": image}
     assert len(choose_models((image, speech), ["Image", "Race"])) == 2
