@@ -62,6 +62,8 @@ class Serving:
         aliases: Mapping[str, str] = MappingProxyType({}),
     ):
         for alias, name in aliases.items():
+            if alias in pipes:
+                raise MmspecError(f"alias {alias}={name}: a model of that name is served: give another alias")
             if name not in pipes:
                 raise MmspecError(f"alias {alias}={name}: {name} is not served: there is {', '.join(pipes)}")
         self.aliases = aliases
