@@ -62,12 +62,19 @@ class ChatEncoder:
             raise MmspecError("the chat holds half a character (a lone surrogate): give text that is valid Unicode")
         if not cuts and not any(self._cuts(self._normalized(text)) for text in texts):
             return dict(self.processor.apply_chat_template(chat, **options))
+        innocent = _with_texts(chat, lambda text: "x" if text.strip() else text)
+        written = [
+            self._normalized(self.processor.apply_chat_template(texts, **options | {"tokenize": False}))
+            for texts in (innocent, chat)
+        ]
+        whole = any(self._tokens.search(form) for text in texts for form in (text, self._normalized(text)))
+        if not whole and len({len(self._tokens.findall(text)) for text in written}) == 1:  # only parts of one
+            return dict(self.processor.apply_chat_template(chat, **options))
         separator = next((mark for mark in NONCHARACTERS if not any(mark in text for text in texts)), None)
         if separator is None:
             raise MmspecError("the chat holds every noncharacter of Unicode and control tokens: leave one out")
         processor = self._with_separator(separator)
         separated = _with_texts(chat, lambda text: _cut(text, cuts.get(text, []), separator))
-        innocent = _with_texts(chat, lambda text: "x" if text.strip() else text)
         counts = {
             self._count(processor, processor.apply_chat_template(texts, **options | {"tokenize": False}))
             for texts in (innocent, separated)

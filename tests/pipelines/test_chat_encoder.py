@@ -194,6 +194,20 @@ def test_tokens_that_are_matched_late() -> None:
         assert len(control(processor, ids(processor, message(*parts)))) == 5
 
 
+def test_ends_alone_change_nothing() -> None:
+    """A text that only ends like a control token has the tokens of ever, for a tokenizer that prepends blanks, too."""
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate("?▁abcdefghijklmnopqrstuvwxyz<>")}, [], unk_token="?"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
+    tokenizer.add_tokens([transformers.AddedToken("<end>", normalized=True, special=True)])
+    tokenizer.chat_template = "{% for m in messages %}<end>{{ m.content }}<end>{% endfor %}"
+    processor = TextProcessor(tokenizer)
+    for text in ("hi <", "> hi", "nd>", "<e"):
+        wanted = processor.apply_chat_template([message(text)], tokenize=True, return_dict=True, return_tensors="pt")
+        assert ids(processor, message(text)) == wanted["input_ids"][0].tolist()
+    assert "<end>" in "".join(tokenizer.convert_ids_to_tokens(ids(processor, message("hi <end>")))[2:-1])
+
+
 def test_templates_may_strip_texts() -> None:
     """A control token in two parts, with blanks that the template strips, is text too."""
     processor = build("magpie")
