@@ -96,9 +96,7 @@ class Talk:
             self.show_picture(rest.strip())
             say(f"[{rest.strip()} comes with the next question]")
         elif name == "/seed":
-            if not rest.strip().isdecimal():
-                raise MmspecError(f"/seed {rest.strip()}: give a whole number from 0 up")
-            self.seed = int(rest)
+            self.seed = read_seed(rest.strip())
             say(f"[seed {self.seed}]")
         else:
             raise unknown("command", name, COMMANDS)
@@ -127,6 +125,15 @@ class Talk:
                 f"[{stats.tokens} tokens, {stats.tokens_per_second:.0f} a second, "
                 f"{stats.mean_acceptance_length:.1f} a round by {stats.drafter}, seed {answer.seeds[0]}{rule}]"
             )
+
+
+def read_seed(text: str) -> int:
+    """A seed as it is typed."""
+    from mmspec.pipelines.request import MAX_SEED
+
+    if text.isdecimal() and len(text) <= len(str(MAX_SEED)) and int(text) <= MAX_SEED:
+        return int(text)
+    raise MmspecError(f"/seed {text[:40]}: give a whole number from 0 to {MAX_SEED}")
 
 
 def questions() -> Iterator[str]:

@@ -80,7 +80,11 @@ class Serve:
                 raise MmspecError(f"--{name} {value} is out of range: give at least {low}")
         if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
             raise MmspecError(f"--root-path {self.root_path}: give a path such as /mmspec, without a slash at its end")
-        aliases = dict(read_alias(alias) for alias in self.alias)
+        aliases: dict[str, str] = {}
+        for alias in self.alias:
+            name, model = read_alias(alias)
+            if aliases.setdefault(name, model) != model:
+                raise MmspecError(f"--alias {alias}: {name} stands for {aliases[name]} already: give another alias")
         try:
             import uvicorn
 

@@ -16,6 +16,9 @@ from mmspec.pipelines.chats import Chat
 # of control tokens in it.
 NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
+# What processors of older transformers write for pictures until all of them have their tokens.
+INTERIM = ("<|placeholder|>", "<placeholder>")
+
 
 def control_tokens(processor: ProcessorMixin) -> set[str]:
     """The strings that a processor reads as more than text: added tokens, special or not, and placeholders of media.
@@ -24,7 +27,7 @@ def control_tokens(processor: ProcessorMixin) -> set[str]:
     """
     added = (token.content for token in processor.tokenizer.added_tokens_decoder.values())
     placeholders = (value for name, value in vars(processor).items() if name.endswith("_token"))
-    return {token for token in (*added, *placeholders) if isinstance(token, str) and len(token.strip()) > 1}
+    return {token for token in (*added, *placeholders, *INTERIM) if isinstance(token, str) and len(token.strip()) > 1}
 
 
 class ChatEncoder:
@@ -55,14 +58,23 @@ class ChatEncoder:
         cuts = {text: found for text in texts if (found := self._cuts(text))}
         end = "continue_final_message" if chat[-1]["role"] == "assistant" else "add_generation_prompt"
         options: dict[str, Any] = dict(tokenize=True, return_dict=True, return_tensors="pt") | {end: True}
-        if not cuts:
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            raise MmspecError("the chat holds half a character (a lone surrogate): give text that is valid Unicode")
+        if not cuts and not any(self._cuts(self._normalized(text)) for text in texts):
+            return dict(self.processor.apply_chat_template(chat, **options))
+        innocent = _with_texts(chat, lambda text: "x" if text.strip() else text)
+        written = [
+            self._normalized(self.processor.apply_chat_template(texts, **options | {"tokenize": False}))
+            for texts in (innocent, chat)
+        ]
+        whole = any(self._tokens.search(form) for text in texts for form in (text, self._normalized(text)))
+        if not whole and len({len(self._tokens.findall(text)) for text in written}) == 1:  # only parts of one
             return dict(self.processor.apply_chat_template(chat, **options))
         separator = next((mark for mark in NONCHARACTERS if not any(mark in text for text in texts)), None)
         if separator is None:
             raise MmspecError("the chat holds every noncharacter of Unicode and control tokens: leave one out")
         processor = self._with_separator(separator)
         separated = _with_texts(chat, lambda text: _cut(text, cuts.get(text, []), separator))
-        innocent = _with_texts(chat, lambda text: "x" if text.strip() else text)
         counts = {
             self._count(processor, processor.apply_chat_template(texts, **options | {"tokenize": False}))
             for texts in (innocent, separated)
@@ -75,14 +87,23 @@ class ChatEncoder:
         return dict(processor.apply_chat_template(separated, **options))
 
     def _cuts(self, text: str) -> list[int]:
-        """Where a text must be separated so that neither it nor it and its surroundings hold a control token."""
+        """Where a text must be separated so that neither it nor it and its surroundings hold a control token, blanks at
+        its ends or not: templates may strip them.
+        """
         cuts = {match.start() + 1 for match in self._tokens.finditer(text)}
-        for length in range(1, min(self._longest, len(text)) + 1):
-            if text[-length:].casefold() in self._beginnings:
-                cuts.add(len(text) - length + 1)
-            if text[:length].casefold() in self._ends:
-                cuts.add(0)
+        core, start = text.strip(), len(text) - len(text.lstrip())
+        for length in range(1, min(self._longest, len(core)) + 1):
+            if core[-length:].casefold() in self._beginnings:
+                cuts.add(start + len(core) - length + 1)
+            if core[:length].casefold() in self._ends:
+                cuts.add(start)
         return sorted(cuts)
+
+    def _normalized(self, text: str) -> str:
+        """The text in which the tokenizer looks for its tokens, if it looks for some after it has normalized."""
+        own = getattr(self.processor.tokenizer, "backend_tokenizer", None)
+        late = any(token.normalized for token in self.processor.tokenizer.added_tokens_decoder.values())
+        return own.normalizer.normalize_str(text) if late and own and own.normalizer else text
 
     def _with_separator(self, separator: str) -> ProcessorMixin:
         """The processor with a tokenizer of its own, which drops the separator when it normalizes text."""
@@ -108,7 +129,7 @@ class ChatEncoder:
         """
         tokenizer = processor.tokenizer
         known = tokenizer.get_added_vocab()
-        unknown = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+        unknown = getattr(tokenizer.backend_tokenizer.model, "unk_token", tokenizer.unk_token)
         control = {known[token] for token in self.tokens - {unknown} if token in known}
         return sum(token in control for token in tokenizer.encode(rendered, add_special_tokens=False))
 

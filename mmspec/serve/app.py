@@ -114,7 +114,7 @@ class AuthAndLimits:
                     Refusal(401, "the API key is missing or wrong: send Authorization: Bearer KEY")
                 )(scope, receive, send)
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > most:
+        if not length.isdigit() or len(length) > 18 or int(length) > most:
             return await error_response(Refusal(413, f"the body has more than {most} bytes: send less"))(
                 scope, receive, send
             )

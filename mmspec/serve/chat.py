@@ -180,8 +180,14 @@ class StopSequences:
             if starts:
                 self.text, self.over = self.text[: min(starts)], True
                 return self._send(len(self.text))
-        beginnings = (n for stop in self.stops for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
-        return self._send(len(self.text) - max(beginnings, default=0))
+        return self._send(min(map(self._begun, self.stops)))
+
+    def _begun(self, stop: str) -> int:
+        """Where the text's end begins that is a beginning of `stop`; the text's length if none is."""
+        start = self.text.find(stop[0], max(0, len(self.text) - len(stop) + 1))
+        while start >= 0 and not stop.startswith(self.text[start:]):
+            start = self.text.find(stop[0], start + 1)
+        return start if start >= 0 else len(self.text)
 
     def finish(self) -> str:
         """What was held back, when no more tokens come."""

@@ -62,6 +62,8 @@ class Serving:
         aliases: Mapping[str, str] = MappingProxyType({}),
     ):
         for alias, name in aliases.items():
+            if alias in pipes:
+                raise MmspecError(f"alias {alias}={name}: a model of that name is served: give another alias")
             if name not in pipes:
                 raise MmspecError(f"alias {alias}={name}: {name} is not served: there is {', '.join(pipes)}")
         self.aliases = aliases
@@ -84,7 +86,7 @@ class Serving:
             name = next(iter(models))
         if name not in models:
             names = ", ".join(models) or "none"
-            text = f"no model {name!r} for {task} is served here: there is {names}; leave model out, or serve an --alias"
+            text = f"no model {name!r} for {task} is served here: there is {names}; leave model out, or add an --alias"
             raise Refusal(404, text, "model_not_found")
         request.state.model = models[name].name
         return models[name]

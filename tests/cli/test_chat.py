@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from mmspec import cli
+from mmspec.cli.chat import read_seed
+from mmspec.errors import MmspecError
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 
 LAW = ("--seed", "4", "--temperature", "1")
@@ -87,13 +89,19 @@ def test_it_goes_on(chat, pipe) -> None:
     )
 
 
+@pytest.mark.parametrize("seed", ["9" * 5000, "9223372036854775808", "²", "-1", ""])
+def test_seeds_that_are_refused(seed: str) -> None:
+    """Not only when a question comes, and however long they are."""
+    assert read_seed("9223372036854775807") == 2**63 - 1
+    with pytest.raises(MmspecError, match="give a whole number from 0 to 9223372036854775807"):
+        read_seed(seed)
+
+
 def test_a_refused_question(chat, pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the processor refuses does not end the chat."""
     honest = ImageTextToTextPipeline.encode
 
     def encode(self, chats):
-        from mmspec.errors import MmspecError
-
         if chats[0][-1]["content"][-1]["text"] == "bad":
             raise MmspecError("the model's processor refuses the chat")
         return honest(self, chats)

@@ -7,12 +7,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 
 import mmspec
 from mmspec.errors import MmspecError
-from mmspec.pipelines.chat_encoder import NONCHARACTERS, ChatEncoder, control_tokens
+from mmspec.pipelines.chat_encoder import INTERIM, NONCHARACTERS, ChatEncoder, control_tokens
+from mmspec.pipelines.text_processor import TextProcessor
 
 MAGPIE = Path(__file__).parents[2] / "models" / "magpie-135" / "processor"
 PICTURE = Image.new("RGB", (56, 56), "red")
@@ -81,7 +82,7 @@ def ids(processor: ProcessorMixin, *chat: dict) -> list[int]:
 def control(processor: ProcessorMixin, tokens: list[int]) -> list[int]:
     """The control tokens among them."""
     known = processor.tokenizer.get_added_vocab()
-    return [token for token in tokens if token in {known[name] for name in control_tokens(processor)}]
+    return [token for token in tokens if token in {known[name] for name in control_tokens(processor) if name in known}]
 
 
 ORDINARY = ["", " ", "\n", "Hi.", " Hi. ", "\n\nHi.\n", "  two  spaces", "é 日本 😀", "a < b > c", "im_start", "x" * 50]
@@ -188,6 +189,71 @@ def test_tokens_that_are_matched_late() -> None:
     assert "<late>" in control_tokens(processor)
     for typed in ("What is <late>?", "What is <|im_end|>?"):
         assert len(control(processor, ids(processor, message(typed)))) == 5
+    processor.tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    for parts in (["＜late＞"], ["<ｌate>"], ["＜la", "te＞"]):
+        assert len(control(processor, ids(processor, message(*parts)))) == 5
+
+
+def test_ends_alone_change_nothing() -> None:
+    """A text that only ends like a control token has the tokens of ever, for a tokenizer that prepends blanks, too."""
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate("?▁abcdefghijklmnopqrstuvwxyz<>")}, [], unk_token="?"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
+    tokenizer.add_tokens([transformers.AddedToken("<end>", normalized=True, special=True)])
+    tokenizer.chat_template = "{% for m in messages %}<end>{{ m.content }}<end>{% endfor %}"
+    processor = TextProcessor(tokenizer)
+    for text in ("hi <", "> hi", "nd>", "<e"):
+        wanted = processor.apply_chat_template([message(text)], tokenize=True, return_dict=True, return_tensors="pt")
+        assert ids(processor, message(text)) == wanted["input_ids"][0].tolist()
+    assert "<end>" in "".join(tokenizer.convert_ids_to_tokens(ids(processor, message("hi <end>")))[2:-1])
+
+
+def test_templates_may_strip_texts() -> None:
+    """A control token in two parts, with blanks that the template strips, is text too."""
+    processor = build("magpie")
+    processor.chat_template = processor.chat_template.replace("{{ part.text }}", "{{ part.text | trim }}")
+    for parts in (["<|im_ ", " start|>system"], ["\n<|im_start\n", "\t|> "], ["<|im_", "  ", " end|>"]):
+        found = ids(processor, message(*parts))
+        assert len(control(processor, found)) == 5
+        assert "".join(part.strip() for part in parts) in processor.tokenizer.decode(found)
+
+
+def test_what_processors_write_meanwhile_is_text() -> None:
+    """Older processors turn these into placeholders of pictures after the template: the text that they get has none."""
+    processor = build("magpie")
+    seen = []
+
+    class Watching(type(processor)):  # type: ignore[misc]
+        def __call__(self, *args, text=None, **options):
+            seen.append(str(text))
+            return super().__call__(*args, text=text, **options)
+
+    processor.__class__ = Watching
+    for typed in INTERIM:
+        found = ids(processor, message(PICTURE, f"Hi {typed}"))
+        assert typed in processor.tokenizer.decode(found)
+        assert typed not in seen[-1] and found.count(processor.tokenizer.convert_tokens_to_ids("<image>")) == 64
+
+
+def test_half_characters_are_refused() -> None:
+    processor = build("magpie")
+    for typed in ("a\ud83d", "\udcff <image>"):
+        with pytest.raises(MmspecError, match="half a character"):
+            ids(processor, message(typed))
+
+
+def test_unknown_characters_beside_a_control_token() -> None:
+    """A Unigram tokenizer's token for unknown characters is no control token that somebody typed."""
+    pieces = [("<unk>", 0.0), *((letter, -2.0) for letter in "▁abcdefghijklmnopqrstuvwxyz<>")]
+    backend = Tokenizer(models.Unigram(pieces, 0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", extra_special_tokens={"end_of_turn": "<end>"}
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
+    found = ids(TextProcessor(tokenizer), message("hi <end> 日"))
+    assert found.count(tokenizer.convert_tokens_to_ids("<end>")) == 1
+    assert found.count(tokenizer.unk_token_id) == 1
 
 
 def test_a_tokenizer_that_makes_control_tokens_of_text_is_not_trusted() -> None:

@@ -132,6 +132,7 @@ def test_limits_of_openai(proxied: str) -> None:
     ("options", "message"),
     [
         (["--alias", "dall-e-3"], "--alias dall-e-3: give NAME=MODEL, as in dall-e-3=emoji-64"),
+        (["--alias", "a=emoji-64", "a=wren-86"], "--alias a=wren-86: a stands for emoji-64 already"),
         (["--root-path", "speak/"], "--root-path speak/: give a path such as /mmspec"),
         (["--text", "0"], "--text 0 is out of range: give at least 1"),
     ],
