@@ -31,7 +31,7 @@ def test_rules_and_processors_run(capsys: pytest.CaptureFixture) -> None:
     page = (DOCS / "rules-and-processors.md").read_text()
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
     exec(compile(code, "rules-and-processors.md", "exec"), {"__name__": "page"})
-    assert "near:0.8 (NOT lossless)" in capsys.readouterr().out
+    assert "near:0.05 (NOT lossless)" in capsys.readouterr().out
 
 
 def test_generate_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
