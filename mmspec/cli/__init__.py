@@ -46,6 +46,16 @@ COMMANDS: dict[str, type] = {
     "serve": Serve,
 }
 
+# What people type for a command, as they name it elsewhere.
+SYNONYMS = {
+    "draw": "image",
+    "generate": "image, speak or ask",
+    "tts": "speak",
+    "say": "speak",
+    "describe": "ask",
+    "benchmark": "bench",
+}
+
 ABOUT = """\
 Draws pictures, speaks and answers questions about pictures with autoregressive models, and makes them faster by
 speculative decoding, with the same output.
@@ -100,6 +110,8 @@ def parse(arguments: list[str]) -> Command:
             for key, kind in COMMANDS.items()
         ]
         return run_parser(reduce(or_, every), "mmspec", ["--help"], description=ABOUT)
+    if name in SYNONYMS:
+        raise MmspecError(f"unknown command {name!r}: {SYNONYMS[name]} is what you look for")
     raise unknown("command", name, [*COMMANDS, "--help", "--version"] if name.startswith("-") else COMMANDS)
 
 

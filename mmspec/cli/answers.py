@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 COLOURS = ("cyan", "green")
 
 
+class Stopped(MmspecError):
+    """An answer that was stopped before its first word."""
+
+
 @dataclass(kw_only=True)
 class AnswerFlags(SamplingFlags, ModelFlags):
     """How to answer. Question i of a chat has seed + i."""
@@ -77,7 +81,7 @@ class Answerer:
         if shown:
             print(flush=True)
         if output is None:
-            raise MmspecError("the answer was stopped before its first word: ask again")
+            raise Stopped("the answer was stopped before its first word: ask again")
         return output
 
     def facts(self, answer: "ImageTextToTextOutput") -> dict:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mmspec.cli.answers import Answerer, AnswerFlags
+from mmspec.cli.answers import Answerer, AnswerFlags, Stopped
 from mmspec.cli.common import say
 from mmspec.errors import MmspecError, unknown
 
@@ -60,7 +60,7 @@ class Chat(AnswerFlags):
             try:
                 talk.hear(line)
             except MmspecError as error:
-                say(f"mmspec: error: {error}")
+                say(f"[{error}]" if isinstance(error, Stopped) else f"mmspec: error: {error}")
         return 0
 
 

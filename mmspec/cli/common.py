@@ -67,7 +67,7 @@ class SamplingFlags:
     """How to sample, draft and accept."""
 
     seed: Whole = None
-    """Same seed, same output, whatever the drafter. Random if left out, and printed."""
+    """Same seed, same output, whatever the drafter. Random if left out, and printed. Greedy output needs none."""
     temperature: Real = None
     """0 is greedy. The model's own default if left out."""
     top_k: Count = 0

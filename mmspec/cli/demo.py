@@ -59,6 +59,7 @@ class Demo:
 
         began = perf_counter()
         tabs, login = choose_tabs(self.tabs), self.login
+        names = choose_models(self.models, tabs)
         if importlib.util.find_spec("gradio") is None:
             raise MmspecError("the demos need gradio: pip install 'mmspec[speech,demo]'")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the demo as Ctrl-C does
@@ -75,7 +76,6 @@ class Demo:
                 waiting.status = status
                 say(f"{status} …")
 
-            names = choose_models(self.models, tabs)
             tell("loading libraries")
             try:
                 from mmspec.demo.app import build, launch

@@ -43,7 +43,7 @@ class Image(SamplingFlags, ModelFlags):
     """
 
     prompt: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT", help_behavior_hint="")
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[PROMPT]", help_behavior_hint="")
     ] = ()
     """What to draw, in quotes or not; --list says what the model knows."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = Path("image.png")

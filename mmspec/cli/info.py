@@ -20,7 +20,7 @@ class Info:
     Example: mmspec info emoji-64
     """
 
-    model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
+    model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")] = None
     """A bundled name, a folder, or a hub id: its task, defaults, voices, words, and drafters with measured figures."""
     json: Switch = False
     """Machine-readable."""
@@ -58,7 +58,7 @@ def machine_facts() -> dict:
             }
             for entry in zoo.bundled().values()
         },
-        "drafters": list(names()),
+        "drafters": sorted({*names(), *(name for entry in zoo.bundled().values() for name in entry.drafters)}),
         "acceptance": {name: "lossless" if acceptance(name).lossless else "lossy" for name in RULES},
     }
 

@@ -41,7 +41,7 @@ class Speak(SamplingFlags, ModelFlags):
     Example: mmspec speak "Hello there." -o hello.wav --seed 7
     """
 
-    text: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ()
+    text: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[TEXT]", help_behavior_hint="")] = ()
     """What to say, in quotes or not; - is standard input, and left out it is read from --file."""
     file: File = None
     """A text file, or - for standard input."""
@@ -146,7 +146,7 @@ class Speak(SamplingFlags, ModelFlags):
         if self.voice is not None and isinstance(voices, list) and self.voice not in voices:
             raise unknown("voice", self.voice, map(str, voices))
         if not text.strip():
-            raise MmspecError("there is nothing to say: the text has no letter and no digit")
+            raise MmspecError("there is nothing to say: the text is empty")
         return text
 
     def _check_outputs(self) -> None:

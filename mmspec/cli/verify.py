@@ -41,7 +41,7 @@ class Verify:
     Example: mmspec verify emoji-64 --prompts 4 --dtype fp64 --temperature 1 --guidance 2
     """
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "emoji-64"
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = "emoji-64"
     """A bundled name, a folder, or a hub id; pictures, speech or answers."""
     prompts: Count = 10
     """How many of the model's own prompts, spread evenly over its list; of the benchmark's if it has none."""
@@ -56,7 +56,7 @@ class Verify:
     repetition_penalty: Annotated[list[float], tyro.conf.arg(metavar="X ...")] = field(default_factory=lambda: [1.0])
     """1 is none."""
     batch: Annotated[list[int], tyro.conf.arg(metavar="N ...")] = field(default_factory=lambda: [1, 4])
-    """How many rows at once."""
+    """How many rows at once, at most as many as there are prompts."""
     drafters: Names = field(default_factory=list)
     """All that the model has weights for, if left out."""
     tokens: Whole = None
@@ -96,9 +96,10 @@ class Verify:
         prompts = sample_prompts(folder, self.prompts)
         columns = ("dtype", "T", "guidance", "penalty", "batch", "drafter", "equal", "generate")
         partings = "first parting: position, margin of AR's token"
-        table = Table(*columns, partings, title=f"{self.model}, {len(prompts)} prompts")
+        table = Table(*columns, partings, title=f"{self.model}, {len(prompts)} prompt{'s' if len(prompts) > 1 else ''}")
         findings = []
-        settings = (dtypes, self.temperature, self.guidance, self.repetition_penalty, self.batch)
+        batches = list(dict.fromkeys(min(rows, self.prompts) for rows in self.batch))
+        settings = (dtypes, self.temperature, self.guidance, self.repetition_penalty, batches)
         device = torch_device(self.device)
         search = verify(folder, *settings, names, prompts, self.seed, device, self.tokens, self.deterministic)
         with console.status("verifying"):
@@ -106,7 +107,8 @@ class Verify:
                 findings.append(finding)
                 cells = table_row(finding)
                 table.add_row(*cells)
-                console.print(*cells, soft_wrap=True)
+                if console.is_terminal:  # elsewhere the table comes once, at the end
+                    console.print(*cells, soft_wrap=True)
                 if self.json:
                     text = json.dumps([finding.as_dict() for finding in findings], indent=1) + "\n"
                     files.write_atomically(self.json, partial(Path.write_text, data=text))

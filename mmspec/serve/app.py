@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Literal
 from uuid import uuid4
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
@@ -28,6 +28,12 @@ from mmspec.serve.hosting import HostedModel
 from mmspec.serve.serving import Serving
 
 ROUTERS = {"text-to-image": images.router, "text-to-speech": speech.router, "image-text-to-text": chat.router}
+
+PATHS = {
+    "text-to-image": ("/v1/images/generations",),
+    "text-to-speech": ("/v1/audio/speech",),
+    "image-text-to-text": ("/v1/chat/completions",),
+}
 
 # Paths that need no API key.
 OPEN = ("/", "/health", "/docs", "/openapi.json")
@@ -77,18 +83,23 @@ class AuthAndLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        began, answered = monotonic(), {"status": 500}
+        began, answered = monotonic(), {"status": 500, "begun": False}
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         name = given if REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}".encode()
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                answered["status"] = message["status"]
+                answered.update(status=message["status"], begun=True)
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", name)]
             await asyncio.wait_for(send(message), self.serving.limits.seconds)  # who does not read is not waited for
 
         try:
             await self._pass(scope, receive, counted)
+        except Exception:  # answered here, so that the answer has its id and what browsers need
+            log.exception("%s failed", name.decode())
+            if answered["begun"]:
+                raise
+            await error_response(Refusal(500, FAILED))(scope, receive, counted)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self.serving.metrics.requests.labels(path, str(answered["status"])).inc()
@@ -154,6 +165,22 @@ def card(name: str, model: HostedModel) -> ModelCard:
     )
 
 
+def absent(task: str, served: set[str]) -> APIRouter:
+    """The endpoints of a task that the server has no model for; they say so."""
+    routes = APIRouter()
+
+    async def refuse() -> None:
+        raise Refusal(
+            404,
+            f"no model for {task} is served here, only for {', '.join(sorted(served))}: start the server with one",
+            "model_not_found",
+        )
+
+    for path in PATHS[task]:
+        routes.add_api_route(path, refuse, methods=["POST"])
+    return routes
+
+
 def application(serving: Serving, origins: Sequence[str] = (), root_path: str = "") -> FastAPI:
     """The server's ASGI application; models stop when it does.
 
@@ -167,8 +194,12 @@ def application(serving: Serving, origins: Sequence[str] = (), root_path: str = 
             model.batcher.close()
 
     app = FastAPIOffline(title="mmspec", version=__version__, lifespan=life, redoc_url=None, root_path=root_path)
-    for task in {model.task for model in serving.models.values()}:
+    served = {model.task for model in serving.models.values()}
+    for task in served:
         app.include_router(ROUTERS[task](serving))
+
+    for task in ROUTERS.keys() - served:
+        app.include_router(absent(task, served), include_in_schema=False)
 
     @app.get("/v1/models", responses=ERROR_RESPONSES, tags=["models"], summary="Models that are served")
     async def models() -> ModelList:
@@ -216,6 +247,9 @@ def application(serving: Serving, origins: Sequence[str] = (), root_path: str = 
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "json_invalid":
             where, message = [], f"it is no JSON ({first['ctx']['error']} at character {where[0]})"
+        elif first["type"] in ("literal_error", "too_long"):
+            expected = first["ctx"].get("expected", "an empty list")
+            message = f"{message}; this server has nothing else: leave it out, or give {expected}"
         elif not where and not request.headers.get("content-type", "").startswith("application/json"):
             message = "send JSON, with Content-Type: application/json"
         return error_response(Refusal(400, f"{'.'.join(where) or 'the body'}: {message}"))
@@ -225,10 +259,6 @@ def application(serving: Serving, origins: Sequence[str] = (), root_path: str = 
         answer = error_response(Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
         answer.headers.update(error.headers or {})
         return answer
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return error_response(Refusal(500, FAILED))
 
     app.add_middleware(AuthAndLimits, serving=serving)
     if origins:

@@ -85,7 +85,7 @@ def unsaid_header(unsaid: list[str]) -> dict[str, str]:
     """A header with what is left out of speech as JSON in ASCII, if there is anything; a long list is cut."""
     told = list(unsaid)
     while len(json.dumps(told)) > UNSAID_HEADER:
-        told = [*told[: len(told) // 2], "..."]
+        told = [*told[: (len(told) - 1) // 2], "..."]
     return {"x-mmspec-unsaid": json.dumps(told)} if told else {}
 
 

@@ -126,7 +126,7 @@ def test_warnings_of_speech(speak) -> None:
     ("arguments", "text"),
     [
         ([], "no text is given: give it in quotes, or --file FILE, or --file - for standard input"),
-        ([""], "there is nothing to say: the text has no letter and no digit"),
+        ([""], "there is nothing to say: the text is empty"),
         (["日本"], "there is nothing to say: '日', '本' cannot be said"),
         (["caf\udce9"], "the text is not valid UTF-8"),
         ([TEXT, "--file", "a.txt"], "a text and the file a.txt are both given: give one"),

@@ -93,7 +93,7 @@ def test_a_biased_target_is_caught(run, model_folder: Path, tmp_path: Path, monk
     monkeypatch.setattr(causal, "probe", lambda *arguments: None)
     code, _, err = run("verify", model_folder, *ONE_ROW.split(), "--temperature", 0, model=False)
     (row,) = json.loads((tmp_path / "found.json").read_text())
-    assert code == 1 and "jacobi 1/1 0/1" in err and row["equal"] == 1 and row["generate_equal"] == 0
+    assert code == 1 and row["equal"] == 1 and row["generate_equal"] == 0
     (parting,) = row["generate_partings"]
     assert parting["expected"] != parting["found"] and parting["margin"] > 0
 

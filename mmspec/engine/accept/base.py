@@ -77,7 +77,7 @@ class AcceptanceRule(Protocol):
         noise: Noise,
         counts: list[int],
         protected: frozenset[int],
-    ) -> Accepted:
+    ) -> "Accepted | Acceptable":
         """`scores` are processed logits, `gumbel_scores` the same plus Gumbel noise, `counts` the tokens each row has
         so far.
 
@@ -103,31 +103,31 @@ def is_protected(tokens: Int[Tensor, "*shape"], protected: frozenset[int]) -> Bo
     return torch.isin(tokens, torch.tensor(sorted(protected), dtype=torch.long, device=tokens.device))
 
 
-def follow(
-    tree: DraftTree,
-    acceptable: Bool[Tensor, "row node"],
-    order: Int[Tensor, "row node"],
-    samples: Int[Tensor, "row node"],
-) -> Accepted:
-    """From the root down, go to the `acceptable` child of the lowest `order` (the first of equals) as long as there is
-    one.
-
-    The path ends with the target's own sample at its last node.
+@dataclass(frozen=True, slots=True)
+class Acceptable:
+    """Which nodes may be accepted: from the root down, the path goes to the child of the lowest `order` that is not
+    negative (the first of equals), as long as there is one, and ends with the target's own sample at its last node.
     """
-    nodes = torch.arange(tree.size, device=samples.device)
-    parents = tree.parents.clamp(min=0)
-    real = (tree.parents >= 0) & (nodes > 0)
-    nowhere = torch.iinfo(torch.long).max
-    keys = torch.where(acceptable & real, order * tree.size + nodes, nowhere)
-    best = torch.full_like(keys, nowhere).scatter_reduce(1, parents, keys, "amin")
-    path, lengths = tree.path((keys < nowhere) & (keys == best.gather(1, parents)))
-    return Accepted(path, *_tokens(tree, path, lengths, samples), samples)
 
+    tree: DraftTree
+    order: Int[Tensor, "row node"]
+    samples: Int[Tensor, "row node"]
 
-def _tokens(
-    tree: DraftTree, path: Int[Tensor, "row depth"], lengths: Int[Tensor, "row"], samples: Int[Tensor, "row node"]
-) -> tuple[Int[Tensor, "row depth"], Int[Tensor, "row"]]:
-    """What a path commits: the tokens of its nodes but the root, then the sample at its last node; and its length."""
-    drafted = tree.tokens.gather(1, path).roll(-1, 1)
-    last = torch.arange(path.shape[1], device=path.device) >= (lengths - 1)[:, None]
-    return torch.where(last, samples.gather(1, path), drafted), lengths
+    def read(self) -> Committed:
+        """The path and what it commits as lists, in one read of the device; the walk costs less here than there."""
+        tree = self.tree
+        paths, tokens, samples = [], [], []
+        packed = torch.stack([tree.parents, tree.tokens, self.order, self.samples], 1).tolist()
+        for parents, drafted, order, own in packed:
+            best: dict[int, int] = {}
+            for node in range(1, tree.size):
+                parent = parents[node]
+                if order[node] >= 0 <= parent and (parent not in best or order[node] < order[best[parent]]):
+                    best[parent] = node
+            path = [0]
+            while path[-1] in best:
+                path.append(best[path[-1]])
+            paths.append(path)
+            tokens.append([*(drafted[node] for node in path[1:]), own[path[-1]]])
+            samples.append(own)
+        return Committed(paths, tokens, samples)

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from mmspec.engine.accept.base import Accepted, follow
+from mmspec.engine.accept.base import Acceptable
 from mmspec.engine.noise import Noise
 from mmspec.engine.tree import DraftTree
 
@@ -30,7 +29,7 @@ class Exact:
         noise: Noise,
         counts: list[int],
         protected: frozenset[int] = frozenset(),
-    ) -> Accepted:
+    ) -> Acceptable:
         samples = gumbel_scores.argmax(2)
         right = tree.tokens == samples.gather(1, tree.parents.clamp(min=0))
-        return follow(tree, right, torch.zeros_like(samples), samples)
+        return Acceptable(tree, right.long() - 1, samples)

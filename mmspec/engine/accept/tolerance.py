@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from mmspec.engine.accept.base import Accepted, follow, is_protected
+from mmspec.engine.accept.base import Acceptable, is_protected
 from mmspec.engine.noise import Noise
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
@@ -44,7 +45,7 @@ class Tolerance:
         noise: Noise,
         counts: list[int],
         protected: frozenset[int] = frozenset(),
-    ) -> Accepted:
+    ) -> Acceptable:
         best = gumbel_scores.topk(min(self.tau, scores.shape[2]), dim=2).indices
         samples = best[..., 0]
         guarded = is_protected(best, protected)
@@ -52,4 +53,5 @@ class Tolerance:
         allowed[..., 0] = True
         parents = tree.parents.clamp(min=0)[:, :, None].expand(-1, -1, best.shape[2])
         matches = (tree.tokens[:, :, None] == best.gather(1, parents)) & allowed.gather(1, parents)
-        return follow(tree, matches.any(2), matches.int().argmax(2), samples)
+        order = torch.where(matches.any(2), matches.int().argmax(2), -1)
+        return Acceptable(tree, order, samples)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmspec.engine.accept.base import Accepted, follow, is_protected
+from mmspec.engine.accept.base import Acceptable, is_protected
 from mmspec.engine.noise import Noise
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
@@ -42,7 +42,7 @@ class Typical:
         noise: Noise,
         counts: list[int],
         protected: frozenset[int] = frozenset(),
-    ) -> Accepted:
+    ) -> Acceptable:
         log_p = torch.log_softmax(scores, dim=2)
         p = log_p.exp()
         entropy = -(p * log_p.clamp(min=-1e4)).sum(2)
@@ -55,4 +55,4 @@ class Typical:
         acceptable = (child_p > floor.gather(1, parents)) & ((tree.tokens == expected) | ~exchanged)
         # The rank of each node by falling probability, the last of equals first.
         order = child_p.flip(1).argsort(dim=1, descending=True, stable=True).argsort(1).flip(1)
-        return follow(tree, acceptable, order, samples)
+        return Acceptable(tree, order.where(acceptable, -1), samples)
