@@ -146,12 +146,14 @@ LAWFUL = [point_masses, any_point_masses, one_draw, three_draws, three_laws, wit
 BIASED = [top_tokens_said_to_be_drawn, duplicates_dropped, replacement_confused, better_of_two]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", LAWFUL, ids=lambda scheme: scheme.__name__)
 def test_rejection_keeps_the_law(scheme) -> None:
     """`rejection` emits the target's joint law of two tokens, however the siblings were drawn."""
     assert pvalue(sample("rejection", scheme)) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", BIASED, ids=lambda scheme: scheme.__name__)
 def test_biased_drafts_are_caught(scheme) -> None:
     """Negative control: drafts that lie about how they were drawn bend the law, and this test sees it."""

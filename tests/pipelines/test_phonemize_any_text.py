@@ -47,6 +47,7 @@ ANY = (
 )
 
 
+@pytest.mark.slow
 @given(text=ANY)
 @settings(deadline=None, max_examples=400)
 def test_any_text(reader: Phonemizer, text: str) -> None:

@@ -29,6 +29,7 @@ def test_output(pipe) -> None:
     assert out.stats.lossless and out.stats.drafter == "jacobi" and out.stats.acceptance == "exact"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lookup", "jacobi", "vadusa", "sparse vadusa"])
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 @pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
@@ -135,6 +136,7 @@ def test_save_audio(pipe, tmp_path: Path) -> None:
             out.save(name)
 
 
+@pytest.mark.slow
 def test_precision(speech_folder: Path, pipe) -> None:
     """The transformer takes the dtype, the codec stays in float32; settings may be overridden on loading; another dtype
     is a new target.

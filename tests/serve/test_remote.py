@@ -9,6 +9,7 @@ pytest.importorskip("fastapi")
 openai = pytest.importorskip("openai")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "message"),
     [
