@@ -32,7 +32,7 @@ class TreeLayer(CacheLayerMixin):
         self.owner = cast(TreeCache, proxy(owner))
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, heads, _, width = key_states.shape
+        rows, heads, width = self.owner.size, key_states.shape[1], key_states.shape[3]
         self.keys = key_states.new_zeros(rows, heads, self.owner.capacity, width)
         self.values = value_states.new_zeros(rows, heads, self.owner.capacity, value_states.shape[-1])
         self.is_initialized = True
@@ -43,11 +43,11 @@ class TreeLayer(CacheLayerMixin):
         owner = self.owner
         self._write(self.keys, key_states, owner.slots)
         self._write(self.values, value_states, owner.slots)
-        return self.keys[:, :, : owner.visible], self.values[:, :, : owner.visible]
+        return self.keys[owner.span, :, : owner.visible], self.values[owner.span, :, : owner.visible]
 
     def _write(self, entries: Tensor, states: Tensor, slots: Tensor) -> None:
-        if len(entries) == 1:
-            entries.index_copy_(2, slots[0], states)
+        if len(states) == 1:
+            entries[self.owner.span].index_copy_(2, slots[0], states)
         else:
             entries[self.owner.rows, :, slots] = states.transpose(1, 2)
 
@@ -88,7 +88,7 @@ class TreeCache(Cache):
     `open(width)` chooses the slots of the next `width` entries of each row, right after its committed ones;
     `commit(paths)` keeps those on the accepted path and forgets the others. Slots beyond a row's length hold values
     that the mask hides. `capacity` is slots per row: committed tokens plus one tree. Attention reads `visible` of them:
-    whole blocks, and at least `min_visible`.
+    whole blocks, and at least `min_visible`. `open_row` opens the first slots of one row alone, for its prompt.
 
     `lengths` and `slots` are tensors on the device, so that a pass of a given width has static shapes; the cache knows
     the lengths as numbers too, and never reads the device. Only its own methods change them.
@@ -98,7 +98,7 @@ class TreeCache(Cache):
         super().__init__(layers=[TreeLayer(self) for _ in range(layers)])
         self.capacity, self.min_visible = capacity, min_visible
         self.device = torch.device(device)
-        self.visible = 0
+        self.visible, self.span = 0, slice(None)
         self._set_rows([0] * rows)
         self.slots: Int[Tensor, "row entry"] = self.rows
 
@@ -106,6 +106,11 @@ class TreeCache(Cache):
         self._counts = lengths
         self.lengths: Int[Tensor, row] = torch.tensor(lengths, device=self.device)
         self.rows = torch.arange(len(lengths), device=self.device)[:, None]
+
+    @property
+    def size(self) -> int:
+        """How many rows there are."""
+        return len(self._counts)
 
     @property
     def longest(self) -> int:
@@ -128,8 +133,22 @@ class TreeCache(Cache):
                 f"the cache holds {self.capacity} positions a row and {needed} are needed: "
                 "ask for fewer tokens or a smaller tree"
             )
+        self.span = slice(None)
         self.visible = min(self.capacity, max(self.min_visible, -(-needed // KV_BLOCK) * KV_BLOCK))
         self.slots = self.lengths[:, None] + torch.arange(offset, offset + width, device=self.device)
+
+    def open_row(self, row: int, width: int) -> None:
+        """Place the next `width` entries, of this row alone, in its first slots; attention reads no others."""
+        self.span, self.visible = slice(row, row + 1), width
+        self.slots = torch.arange(width, device=self.device)[None]
+
+    def indices(self, depths: Int[Tensor, "row node"]) -> tuple[Int[Tensor, "row node 1"], Int[Tensor, "row 1 slot"]]:
+        """Each new entry's place in its sequence, by its depth below the committed ones; and that of what each slot
+        holds.
+        """
+        places = self.lengths[:, None] + depths
+        slots = torch.arange(self.visible, device=self.device).expand(self.size, -1)
+        return places[..., None], slots.scatter(1, self.slots, places)[:, None]
 
     def mask(self, seen: Bool[Tensor, "row node entry"]) -> Bool[Tensor, "row 1 node slot"]:
         """What each new entry may attend to: its row's committed slots, and those of the entries after them that it

@@ -1,6 +1,7 @@
 """Decoder-only transformers models as targets, without changes to the model."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import ClassVar
 
 import torch
@@ -8,15 +9,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
-from transformers import LogitsProcessor, PreTrainedModel, SuppressTokensLogitsProcessor
+from transformers import LogitsProcessor, PreTrainedConfig, PreTrainedModel, SuppressTokensLogitsProcessor
 
-from mmspec.engine.cache import KV_BLOCK, TreeCache, cache_kwarg, causal
+from mmspec.engine.cache import KV_BLOCK, TreeCache, cache_kwarg
 from mmspec.engine.state import Output, PromptEmbeds, State
 from mmspec.engine.tree import MAX_TREE_NODES, DraftTree
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Grid, Prompts
-from mmspec.targets.head import MIN_QUERY_LEN, OutputHead
+from mmspec.targets.head import MIN_QUERY_LEN, OutputHead, scale_of
 from mmspec.targets.probe import probe, refuse, refuse_other_heads
 
 __all__ = ["CausalTarget", "Prompts"]
@@ -57,7 +57,9 @@ class CausalTarget:
         self.protected: frozenset[int] = frozenset()
         self.grid: Grid | None = None
         self.decoder = self.find_decoder()
-        weight: Tensor = model.get_output_embeddings().weight
+        self._windows = windows_of(self.decoder.config)
+        head = model.get_output_embeddings()
+        weight, bias = head.weight, getattr(head, "bias", None)
         ids = range(len(weight)) if vocabulary is None else vocabulary
         if not ids or min(ids) < 0 or max(ids) >= len(weight):
             raise MmspecError(
@@ -68,7 +70,10 @@ class CausalTarget:
         self.vocabulary = torch.tensor(list(ids), device=model.device)
         self._tokens = {model_id: token for token, model_id in enumerate(ids)}
         contiguous = list(ids) == list(range(ids[0], ids[0] + len(ids)))
-        self.head = OutputHead(weight[ids[0] : ids[0] + len(ids)] if contiguous else weight[self.vocabulary])
+        rows = slice(ids[0], ids[0] + len(ids)) if contiguous else self.vocabulary
+        config = model.config.get_text_config()
+        softcap = getattr(config, "final_logit_softcapping", None)
+        self.head = OutputHead(weight[rows], None if bias is None else bias[rows], scale_of(config), softcap)
         self.hidden_size: int = weight.shape[1]
         self._checked_slots = KV_BLOCK if check else None
         if check:
@@ -77,7 +82,8 @@ class CausalTarget:
 
     def find_decoder(self) -> PreTrainedModel:
         """The part of the model that reads input vectors and gives hidden states."""
-        return self.model.base_model
+        decoder = self.model.get_decoder()
+        return self.model.base_model if decoder is self.model else decoder
 
     @property
     def device(self) -> torch.device:
@@ -123,14 +129,45 @@ class CausalTarget:
         other = set(range(self.model.get_output_embeddings().weight.shape[0])) - self._tokens.keys()
         return SuppressTokensLogitsProcessor(sorted(other), device=str(self.device))
 
-    def embed_prompts(self, prompts: Prompts) -> list[PromptEmbeds]:
-        """What the decoder is given for each sequence: every prompt of every CFG branch."""
-        embeds = []
-        for prompt in prompts.branches:
-            ids = torch.tensor(prompt, device=self.device)
-            vectors = self.model.get_input_embeddings()(ids)
-            embeds.append(PromptEmbeds(vectors, torch.arange(len(ids), device=self.device), ids >= 0))
-        return embeds
+    def prompt_inputs(self, prompts: Prompts) -> list[dict[str, Tensor]]:
+        """What the model's forward is given for each sequence, every prompt of every CFG branch, beside its ids."""
+        return [{} for _ in prompts.branches]
+
+    def is_text(self, ids: Int[Tensor, "position"]) -> Bool[Tensor, "position"]:
+        """Which positions of a prompt are text: all of them."""
+        return torch.ones_like(ids, dtype=torch.bool)
+
+    def read_prompt(
+        self, cache: TreeCache, sequence: int, prompt: list[int], inputs: dict[str, Tensor]
+    ) -> tuple[PromptEmbeds, Float[Tensor, "position width"]]:
+        """Let the model's own forward read a prompt into the first slots of a sequence.
+
+        Returns what it gave its decoder, and the decoder's last hidden states. The masks are the model's own, and so
+        is what it makes of pictures and sounds.
+        """
+        ids = torch.tensor(prompt, device=self.device)
+        seen: dict[str, Tensor] = {}
+        hooks = [
+            self.decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True),
+            self.decoder.register_forward_hook(lambda _, args, output: seen.update(hidden=output[0])),
+        ]
+        parameters = signature(self.model.forward).parameters
+        options: dict = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        options |= {key: value for key, value in inputs.items() if key in parameters} | cache_kwarg(self.model, cache)
+        cache.open_row(sequence, len(ids))
+        try:
+            self.model(input_ids=ids[None], use_cache=True, **options)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        positions, vectors, shift = seen.get("position_ids"), seen.get("inputs_embeds"), 0
+        if positions is None:
+            positions = torch.arange(len(ids), device=self.device)
+        else:
+            positions = positions[-3:, 0] if positions.ndim == 3 else positions[0]
+            shift = int(positions.max()) + 1 - len(ids)
+        vectors = self.model.get_input_embeddings()(ids) if vectors is None else vectors[0]
+        return PromptEmbeds(vectors, positions, self.is_text(ids), shift), seen["hidden"][0]
 
     @torch.inference_mode()
     def prefill(self, prompts: Prompts, capacity: int, features: bool = False) -> State:
@@ -154,15 +191,12 @@ class CausalTarget:
         self._check_width(slots)
         layers = self.model.config.get_text_config().num_hidden_layers
         cache = TreeCache(layers, len(sequences), slots, self.device)
-        embeds = self.embed_prompts(prompts)
-        vectors = pad_sequence([prompt.vectors for prompt in embeds], batch_first=True)
-        ids = pad_sequence([prompt.position_ids.movedim(0, -1) for prompt in embeds], batch_first=True)
-        ids = ids.movedim(-1, 0) if ids.ndim == 3 else ids
-        hidden = self.run(cache, vectors, causal(len(sequences), longest, self.device), ids)
+        inputs = self.prompt_inputs(prompts)
+        read = [self.read_prompt(cache, i, *given) for i, given in enumerate(zip(sequences, inputs, strict=True))]
         # Keys and values of the last prompt token, the root, are already written after the committed slots. They are
         # committed together with the first generated token.
         cache.advance([len(prompt) - 1 for prompt in sequences])
-        last = torch.stack([row[len(prompt) - 1] for row, prompt in zip(hidden, sequences, strict=True)])
+        last = torch.stack([hidden[-1] for _, hidden in read])
         last = rearrange(last, "(branch row) width -> branch row 1 width", row=rows)
         logits, branches, width = self.logits(last), len(sequences) // rows, capacity if features else 0
         state = State(
@@ -173,10 +207,8 @@ class CausalTarget:
             tokens=[[] for _ in range(rows)],
             prompt_ids=[self.tokens(prompt) for prompt in prompts.conditional],
             features=last.new_zeros(branches, rows, width, self.hidden_size),
-            prompt_hidden=[(prompt, row[: len(prompt.vectors) - 1]) for prompt, row in zip(embeds, hidden)]
-            if features
-            else [],
-            position_shift=torch.tensor([[prompt.position_shift] for prompt in embeds], device=self.device),
+            prompt_hidden=[(prompt, hidden[:-1]) for prompt, hidden in read] if features else [],
+            position_shift=torch.tensor([[prompt.position_shift] for prompt, _ in read], device=self.device),
             prefill_output=Output(logits[0], last),
         )
         first = torch.zeros(rows, 1, dtype=torch.long, device=self.device)
@@ -195,8 +227,8 @@ class CausalTarget:
     def forward(self, state: State, tree: DraftTree) -> Output:
         """One pass over the tree; nothing is committed."""
         ids = self.node_ids(state, tree).repeat(state.branches, 1)
-        vectors, ancestors = self.model.get_input_embeddings()(ids), tree.ancestors.repeat(state.branches, 1, 1)
-        hidden = self.run(state.cache, vectors, ancestors, self.position_ids(state, tree.depths))
+        ancestors, depths = tree.ancestors.repeat(state.branches, 1, 1), tree.depths.repeat(state.branches, 1)
+        hidden = self.run(state.cache, ids, ancestors, depths, self.position_ids(state, tree.depths))
         hidden = rearrange(hidden, "(branch row) node width -> branch row node width", branch=state.branches)
         positions = torch.tensor(state.counts, device=self.device)[:, None] + tree.depths
         return Output(self.guide(state, self.logits(hidden, positions.expand(hidden.shape[:-1])), positions), hidden)
@@ -223,31 +255,64 @@ class CausalTarget:
     def run(
         self,
         cache: TreeCache,
-        vectors: Float[Tensor, "sequence node width"],
+        ids: Int[Tensor, "sequence node"],
         ancestors: Bool[Tensor, "sequence node node"],
+        depths: Int[Tensor, "sequence node"],
         position_ids: Int[Tensor, "*axis sequence node"],
     ) -> Float[Tensor, "sequence node width"]:
         """Run the decoder on new nodes and return their last hidden states.
 
         Keys and values are written to the slots after the committed ones. The pass is padded to at least
-        `min_query_len` nodes; the padding is not returned. `ancestors[b, i, j]` says that node i attends to node j.
+        `min_query_len` nodes; the padding is not returned. `ancestors[b, i, j]` says that node i attends to node j, and
+        `depths` are below the last committed token.
         """
-        width = vectors.shape[1]
+        width = ids.shape[1]
         padding = max(0, self.min_query_len - width)
         if padding:
-            vectors, position_ids = F.pad(vectors, (0, 0, 0, padding)), F.pad(position_ids, (0, padding))
-            own = torch.eye(width + padding, dtype=torch.bool, device=vectors.device)
+            ids, depths, position_ids = (F.pad(values, (0, padding)) for values in (ids, depths, position_ids))
+            own = torch.eye(width + padding, dtype=torch.bool, device=ids.device)
             ancestors = F.pad(ancestors, (0, padding, 0, padding)) | own
         cache.open(width + padding)
-        mask = cache.mask(ancestors)
-        if self.decoder.config._attn_implementation == "eager":
-            mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
+        masks = self._masks(cache, ancestors, depths)
         kwargs = cache_kwarg(self.decoder, cache)
         output = self.decoder(
-            inputs_embeds=vectors, attention_mask=mask, position_ids=position_ids, use_cache=True, **kwargs
+            input_ids=ids,
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            position_ids=position_ids,
+            use_cache=True,
+            **kwargs,
         )
         if not cache.layers[0].is_initialized:
             raise MmspecError(
                 f"{type(self.model).__name__} does not use the cache that it is given: use a transformer with attention"
             )
         return output.last_hidden_state[:, :width]
+
+    def _masks(
+        self, cache: TreeCache, ancestors: Bool[Tensor, "sequence node node"], depths: Int[Tensor, "sequence node"]
+    ) -> dict[str, Tensor]:
+        """The mask of every kind of layer. All entries are kept, and those outside a window are masked."""
+        whole, masks = cache.mask(ancestors), {}
+        query, key = cache.indices(depths) if any(self._windows.values()) else (depths, depths)
+        for kind, window in self._windows.items():
+            mask = whole
+            if window and kind == "sliding_attention":
+                mask = whole & (key > query - window)[:, None]
+            elif window and kind == "chunked_attention":
+                mask = whole & (key // window == query // window)[:, None]
+            if self.decoder.config._attn_implementation == "eager":
+                mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
+            masks[kind] = mask
+        return masks
+
+
+def windows_of(config: PreTrainedConfig) -> dict[str, int]:
+    """The kinds of a decoder's attention layers, each with its window or chunk; 0 for all that came before."""
+    sizes = {
+        "sliding_attention": getattr(config, "sliding_window", None) or 0,
+        "chunked_attention": getattr(config, "attention_chunk_size", None) or 0,
+    }
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or []))
+    if not kinds:  # one kind for all layers
+        kinds = ["sliding_attention" if sizes["sliding_attention"] else "full_attention"]
+    return {kind: sizes.get(kind, 0) for kind in kinds}

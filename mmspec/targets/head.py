@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 
 # Passes are padded to at least this many nodes. Matrix libraries sum one to three rows in another order than four and
 # more. From four on, the linear layers of a pass agree bit for bit for every width on the CPU in bfloat16, and up to 15
@@ -21,8 +22,9 @@ Projection = Callable[[Float[Tensor, "node width"]], Float[Tensor, "node vocab"]
 class OutputHead(nn.Module):
     """Logits of hidden states: float64 for a float64 head, else float32, with products summed in that precision.
 
-    `weight` is the model's own tensor or rows of it, in the model's dtype; no copy of it in float32 is kept. bfloat16
-    logits tie too often for samples to be reproducible. A 16-bit head is multiplied
+    `weight` is the model's own tensor or rows of it, in the model's dtype; no copy of it in float32 is kept. Products
+    get the `bias`, are multiplied by `scale`, and kept within `softcap` by tanh, as far as the model has these.
+    bfloat16 logits tie too often for samples to be reproducible. A 16-bit head is multiplied
 
     - by FBGEMM on x86 CPUs, from a 16-bit copy in its own layout: several times as fast, and the same bits for a node
       however many there are. It reads bfloat16 as float16, which is exact down to 2^-17 and off by at most 2^-25 below;
@@ -32,13 +34,24 @@ class OutputHead(nn.Module):
     None of these has a gradient. Later changes of the weights in place are not followed by the first.
     """
 
-    def __init__(self, weight: Float[Tensor, "vocab width"]):
+    def __init__(
+        self,
+        weight: Float[Tensor, "vocab width"],
+        bias: Float[Tensor, "vocab"] | None = None,
+        scale: float = 1.0,
+        softcap: float | None = None,
+    ):
         super().__init__()
-        self.weight = weight.detach()
+        self.weight, self.bias, self.scale, self.softcap = weight.detach(), bias, scale, softcap
         self._project = self._projection()
 
     def forward(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
-        return self._project(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1)
+        logits = self._project(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1)
+        if self.bias is not None:
+            logits = logits + self.bias.detach().to(logits.dtype)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def _projection(self) -> Projection:
         weight = self.weight
@@ -52,6 +65,18 @@ class OutputHead(nn.Module):
         return _padded(
             lambda nodes: torch.cat([F.linear(nodes.float(), part.float()) for part in weight.split(CHUNK)], 1)
         )
+
+
+def scale_of(config: PreTrainedConfig) -> float:
+    """What a family multiplies its logits by, read from its text configuration."""
+    if getattr(config, "logits_scaling", None):  # Granite
+        return 1 / config.logits_scaling
+    if getattr(config, "dim_model_base", None):  # MiniCPM
+        return config.dim_model_base / config.hidden_size
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    return 1.0
 
 
 def _padded(project: Projection) -> Projection:

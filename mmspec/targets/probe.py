@@ -24,7 +24,8 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.15, tor
 # Tokens of the prompt, and parents of the tree whose root is the last of them.
 PROMPT, PARENTS = 16, (-1, 0, 0, 1, 2, 3, 2, 5)
 
-LOGIT_SCALES = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+# Kinds of attention layers whose masks are known.
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def refuse(model: PreTrainedModel) -> None:
@@ -36,16 +37,6 @@ def refuse(model: PreTrainedModel) -> None:
         raise MmspecError(f"{name} is an encoder-decoder model, which is not supported: use a decoder-only model")
     if not isinstance(getattr(head, "weight", None), Tensor):
         raise MmspecError(f"{name} has no single output head, which is not supported: use a causal language model")
-    if getattr(head, "bias", None) is not None:
-        raise MmspecError(
-            f"{name} has an output head with a bias, which is not supported: use a model without one, such as Llama"
-        )
-    for scale in LOGIT_SCALES:
-        if getattr(config, scale, None) not in (None, 1, 1.0):
-            raise MmspecError(
-                f"{name} rescales its logits ({scale}), which is not supported: use a model that does not, such as "
-                "Llama"
-            )
     attention = getattr(model.config, "_attn_implementation", None)
     if attention not in (None, "sdpa", "eager"):
         raise MmspecError(
@@ -59,11 +50,10 @@ def refuse(model: PreTrainedModel) -> None:
             "use plain RoPE, such as Llama"
         )
     kinds = set(getattr(config, "layer_types", None) or [])
-    windowed = getattr(config, "sliding_window", None) and (not kinds or "sliding_attention" in kinds)
-    if windowed or kinds - {"full_attention", "sliding_attention"}:
+    if kinds - ATTENTION:
         raise MmspecError(
-            f"{name} has sliding-window or recurrent layers, which the tree cache cannot hold: "
-            "use a model with full attention"
+            f"{name} has layers of the kind {', '.join(sorted(kinds - ATTENTION))}, which the tree cache cannot hold: "
+            "use a model with attention alone"
         )
 
 
@@ -126,10 +116,9 @@ def _largest_error(target: "CausalTarget", slots: int) -> float:
     cache = TreeCache(layers, 1, max(slots, 2 * len(sequence)), device, min_visible=slots)
     ids = torch.tensor([prompt], device=device)
     positions = torch.arange(PROMPT, device=device)[None]
-    read = target.run(cache, model.get_input_embeddings()(ids), causal(1, PROMPT, device), positions)
+    read = target.run(cache, ids, causal(1, PROMPT, device), positions, positions)
     cache.advance([PROMPT - 1])  # the root's entry is in place, to be written anew
-    inputs = model.get_input_embeddings()(tree.tokens)
-    branched = target.run(cache, inputs, tree.ancestors, depths + PROMPT - 1)
+    branched = target.run(cache, tree.tokens, tree.ancestors, depths, depths + PROMPT - 1)
     leaves = [path for node, path in enumerate(paths) if node not in PARENTS]
     whole = [torch.tensor([*prompt, *(drafted[node] for node in path[1:])], device=device) for path in leaves]
     # Padding comes after what is compared, and is never seen.

@@ -1,20 +1,20 @@
 """Vision-language models of transformers as targets: images become vectors in the prompt, everything after is text."""
 
-import inspect
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmspec.engine.state import PromptEmbeds
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Prompts
 from mmspec.targets.causal import CausalTarget
 
-# Model types whose images enter as plain vectors in the place of image tokens, under a causal mask.
+# Model types that are known to give their own tokens (docs/models.md).
 FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
+
+# Where configurations name the token that stands for a picture or a sound.
+MEDIA_IDS = ("image_token_id", "image_token_index", "audio_token_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class VisualPrompts(Prompts):
 
 
 class VisionLanguageTarget(CausalTarget):
-    """A `LlavaForConditionalGeneration` or a relative of it.
+    """A model of transformers that reads pictures or sounds into its prompt and answers with text.
 
-    Each row's images are read alone, so that a batch gives what singles give.
+    Each row is read alone, by the model's own forward, so that a batch gives what singles give.
     """
 
     families = FAMILIES
@@ -57,45 +57,28 @@ class VisionLanguageTarget(CausalTarget):
             )
         super().__init__(model, weights_hash=weights_hash, check=check)
 
-    def find_decoder(self) -> PreTrainedModel:
-        return self.model.base_model.language_model
+    def is_text(self, ids: Int[Tensor, "position"]) -> Bool[Tensor, "position"]:
+        return ids != self.media_id
 
-    def embed_prompts(self, prompts: Prompts) -> list[PromptEmbeds]:
-        images = prompts.images if isinstance(prompts, VisualPrompts) else []
-        return [
-            self._embed_prompt(
-                torch.tensor(ids, device=self.device), {key: value.to(self.device) for key, value in inputs.items()}
-            )
-            for ids, inputs in zip(prompts.conditional, images or [{}] * len(prompts.conditional), strict=True)
+    @property
+    def media_id(self) -> int:
+        """The id of the token in whose place the vectors of a picture or a sound come; -1 if it is not known."""
+        config = self.model.config
+        return next((value for name in MEDIA_IDS if (value := getattr(config, name, None)) is not None), -1)
+
+    def prompt_inputs(self, prompts: Prompts) -> list[dict[str, Tensor]]:
+        media = prompts.images if isinstance(prompts, VisualPrompts) else []
+        inputs = [
+            {
+                key: value.to(self.device, self.dtype if value.is_floating_point() else None)
+                for key, value in row.items()
+            }
+            for row in media or [{}] * len(prompts.conditional)
         ]
-
-    def _embed_prompt(self, ids: Tensor, inputs: dict[str, Tensor]) -> PromptEmbeds:
-        """One prompt, with image features in the place of image tokens."""
-        if "pixel_values_videos" in inputs:
-            raise MmspecError("videos are not supported: give images")
-        body: Any = self.model.base_model
-        is_text = ids != self.model.config.image_token_id
-        vectors, positions, shift = (
-            self.model.get_input_embeddings()(ids),
-            torch.arange(len(ids), device=self.device),
-            0,
-        )
-        has_rope_index = hasattr(body, "get_rope_index")
-        if "pixel_values" in inputs:
-            parameters = inspect.signature(body.get_image_features).parameters
-            options = {key: value for key, value in inputs.items() if key in parameters}
-            options["pixel_values"] = options["pixel_values"].to(self.dtype)
-            output = body.get_image_features(**options, return_dict=True).pooler_output
-            features = torch.cat([part.flatten(0, -2) for part in output])
-            vectors = vectors.clone()
-            vectors[~is_text] = features.to(vectors.dtype)
-            if has_rope_index:
-                axes, delta = body.get_rope_index(
-                    ids[None], mm_token_type_ids=(~is_text).int()[None], image_grid_thw=inputs["image_grid_thw"]
-                )
-                positions, shift = axes[:, 0], int(delta)
-        elif not is_text.all():
-            raise MmspecError(f"the prompt has {int((~is_text).sum())} image tokens and no image: give its images too")
-        if has_rope_index and positions.ndim == 1:
-            positions = positions.expand(3, -1)
-        return PromptEmbeds(vectors, positions, is_text, shift)
+        for ids, row in zip(prompts.conditional, inputs, strict=True):
+            if "pixel_values_videos" in row:
+                raise MmspecError("videos are not supported: give images")
+            count = ids.count(self.media_id)
+            if count and not any(value.is_floating_point() for value in row.values()):
+                raise MmspecError(f"the prompt has {count} image tokens and no image: give its images too")
+        return inputs
