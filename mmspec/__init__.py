@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mmspec.custom_generate import speculate
     from mmspec.engine.accept import acceptance
     from mmspec.engine.loop import Generation, Round, Stop, generate, stream
     from mmspec.engine.sampling import Sampling, SamplingOptions
@@ -28,6 +29,7 @@ _HOMES = {
     "MmspecError": "errors",
     "GenerationStats": "engine.stats",
     "pipeline": "pipelines",
+    "speculate": "custom_generate",
     "Sampling": "engine.sampling",
     "SamplingOptions": "engine.sampling",
 }
@@ -44,6 +46,7 @@ __all__ = [
     "acceptance",
     "generate",
     "pipeline",
+    "speculate",
     "stream",
 ]
 

@@ -1,6 +1,6 @@
 """From logits to the distribution that is sampled from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from transformers.generation import logits_process as hf
 from mmspec.engine.ranges import check_ranges
 
 if TYPE_CHECKING:
-    from mmspec.engine.state import Prefixes
+    pass
 
 # Processors whose output does not depend on the prefix: one call serves every node of a tree.
 PREFIX_FREE = (
@@ -83,7 +83,7 @@ class SamplingOptions:
         return replace(self, repetition_penalty=1.0, logits_processor=())
 
     def scores(
-        self, logits: Float[Tensor, "row node vocab"], prefixes: "Prefixes | None" = None
+        self, logits: Float[Tensor, "row node vocab"], prefixes: "Callable[[int, int], Tensor] | None" = None
     ) -> Float[Tensor, "row node vocab"]:
         """Processed logits of every node, float32 or float64.
 

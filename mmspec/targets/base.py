@@ -39,11 +39,14 @@ class Prompts:
     """Token ids of every row; with `unconditional` prompts, a second CFG branch guides the first by `guidance`.
 
     guided logits = unconditional + guidance * (conditional - unconditional)
+
+    `padding` are ids before each prompt, which processors see and the model does not.
     """
 
     conditional: list[list[int]]
     unconditional: list[list[int]] | None = None
     guidance: float = 1.0
+    padding: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
         if self.unconditional is not None and len(self.unconditional) != len(self.conditional):
@@ -60,7 +63,10 @@ class Prompts:
         """Some of the rows, guided if they have unconditional prompts and guidance is not 1."""
         unconditional = self.unconditional[rows] if self.unconditional and guidance != 1 else None
         guidance = guidance if unconditional else 1.0
-        return replace(self, conditional=self.conditional[rows], unconditional=unconditional, guidance=guidance)
+        padding = self.padding and self.padding[rows]
+        return replace(
+            self, conditional=self.conditional[rows], unconditional=unconditional, guidance=guidance, padding=padding
+        )
 
     def repeat_first(self, rows: int) -> "Prompts":
         """The first row, `rows` times."""

@@ -205,7 +205,10 @@ class CausalTarget:
             guidance=prompts.guidance,
             roots=torch.tensor(self.tokens([prompt[-1] for prompt in prompts.conditional]), device=self.device),
             tokens=[[] for _ in range(rows)],
-            prompt_ids=[self.tokens(prompt) for prompt in prompts.conditional],
+            prompt_ids=[
+                self.tokens([*padding, *prompt])
+                for padding, prompt in zip(prompts.padding or [[]] * rows, prompts.conditional, strict=True)
+            ],
             features=last.new_zeros(branches, rows, width, self.hidden_size),
             prompt_hidden=[(prompt, hidden[:-1]) for prompt, hidden in read] if features else [],
             position_shift=torch.tensor([[prompt.position_shift] for prompt, _ in read], device=self.device),
