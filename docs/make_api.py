@@ -22,6 +22,7 @@ MODULES = {
         "ImageTextToTextOutput",
         "TextChunk",
     ],
+    "mmspec.custom_generate": ["speculate", "SpeculativeOutput"],
     "mmspec.engine.loop": ["Batch", "Round", "Generation", "generate", "stream"],
     "mmspec.engine.rows": ["Stop"],
     "mmspec.engine.sampling": ["SamplingOptions"],
