@@ -41,18 +41,25 @@ def test_generate_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     class Letters:
         """As much of a tokenizer as the snippet uses."""
 
-        def __call__(self, text: str) -> transformers.BatchEncoding:
-            return transformers.BatchEncoding({"input_ids": [ord(letter) % 40 for letter in text]})
+        def __call__(self, text: str, return_tensors: str | None = None) -> transformers.BatchEncoding:
+            ids = [ord(letter) % 40 for letter in text]
+            if return_tensors is None:
+                return transformers.BatchEncoding({"input_ids": ids})
+            return transformers.BatchEncoding(
+                {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}, tensor_type="pt"
+            )
 
         def decode(self, ids: list[int]) -> str:
             return f"{len(ids)} tokens"
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda path: llama(40, torch.float32))
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda path: Letters())
-    code = re.search(r"<!-- generate -->\n```python\n(.*?)```", (DOCS.parent / "README.md").read_text(), re.S)
-    assert code is not None
-    exec(compile(code[1], "README.md", "exec"), {"__name__": "page"})
-    assert capsys.readouterr().out == "100 tokens\n"
+    page = (DOCS.parent / "README.md").read_text()
+    for mark, expected in (("generate", "100 tokens\n"), ("speculate", "116 tokens\n")):
+        code = re.search(rf"<!-- {mark} -->\n```python\n(.*?)```", page, re.S)
+        assert code is not None
+        exec(compile(code[1], "README.md", "exec"), {"__name__": "page"})
+        assert capsys.readouterr().out == expected
 
 
 def test_training_of_a_drafter(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
