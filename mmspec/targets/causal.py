@@ -16,7 +16,7 @@ from mmspec.engine.state import Output, PromptEmbeds, State
 from mmspec.engine.tree import MAX_TREE_NODES, DraftTree
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Grid, Prompts
-from mmspec.targets.head import MIN_QUERY_LEN, OutputHead, scale_of
+from mmspec.targets.head import MIN_QUERY_LEN, OutputHead, finish_of
 from mmspec.targets.probe import probe, refuse, refuse_other_heads
 
 __all__ = ["CausalTarget", "Prompts"]
@@ -71,9 +71,8 @@ class CausalTarget:
         self._tokens = {model_id: token for token, model_id in enumerate(ids)}
         contiguous = list(ids) == list(range(ids[0], ids[0] + len(ids)))
         rows = slice(ids[0], ids[0] + len(ids)) if contiguous else self.vocabulary
-        config = model.config.get_text_config()
-        softcap = getattr(config, "final_logit_softcapping", None)
-        self.head = OutputHead(weight[rows], None if bias is None else bias[rows], scale_of(config), softcap)
+        bias = None if bias is None else bias[rows]
+        self.head = OutputHead(weight[rows], bias, *finish_of(model, self.decoder))
         self.hidden_size: int = weight.shape[1]
         self._checked_slots = KV_BLOCK if check else None
         if check:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 # Passes are padded to at least this many nodes. Matrix libraries sum one to three rows in another order than four and
 # more. From four on, the linear layers of a pass agree bit for bit for every width on the CPU in bfloat16, and up to 15
@@ -65,6 +65,27 @@ class OutputHead(nn.Module):
         return _padded(
             lambda nodes: torch.cat([F.linear(nodes.float(), part.float()) for part in weight.split(CHUNK)], 1)
         )
+
+
+@torch.inference_mode()
+def finish_of(model: PreTrainedModel, decoder: PreTrainedModel) -> tuple[float, float | None]:
+    """The scale and the soft cap of a model's logits.
+
+    Some models that are built around a text model do not finish logits as the text model alone would (LLaVA on
+    Gemma 2, Aya Vision): one token tells.
+    """
+    config = model.config.get_text_config()
+    finish = scale_of(config), getattr(config, "final_logit_softcapping", None)
+    if config is model.config or finish == (1.0, None):
+        return finish
+    seen: list[Tensor] = []
+    hook = decoder.register_forward_hook(lambda _, args, output: seen.append(output[0]))
+    try:
+        logits = model(input_ids=torch.tensor([[2]], device=model.device), use_cache=False).logits
+    finally:
+        hook.remove()
+    bare = model.get_output_embeddings()(seen[0])
+    return (1.0, None) if torch.equal(logits, bare) else finish
 
 
 def scale_of(config: PreTrainedConfig) -> float:

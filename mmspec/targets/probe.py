@@ -121,8 +121,10 @@ def _largest_error(target: "CausalTarget", slots: int) -> float:
     branched = target.run(cache, tree.tokens, tree.ancestors, depths, depths + PROMPT - 1)
     leaves = [path for node, path in enumerate(paths) if node not in PARENTS]
     whole = [torch.tensor([*prompt, *(drafted[node] for node in path[1:])], device=device) for path in leaves]
-    # Padding comes after what is compared, and is never seen.
-    logits = model(input_ids=pad_sequence(whole, batch_first=True), use_cache=False).logits
+    # Padding comes after what is compared, and is never seen. The mask keeps models that can attend both ways (such as
+    # PaliGemma) from leaving their causal mask out.
+    mask = pad_sequence([torch.ones_like(row) for row in whole], batch_first=True)
+    logits = model(input_ids=pad_sequence(whole, batch_first=True), attention_mask=mask, use_cache=False).logits
     errors = []
     for path, row in zip(leaves, logits, strict=True):
         expected = row[: PROMPT - 1 + len(path), target.vocabulary].double()
@@ -135,7 +137,7 @@ def _largest_error(target: "CausalTarget", slots: int) -> float:
 def _token_ids(model: PreTrainedModel, count: int) -> list[int]:
     """Some token ids of a model, none of which its configuration gives a meaning."""
     config = model.config
-    values = [getattr(part, key, None) for part in (config, config.get_text_config()) for key in part.to_dict()]
+    values = [value for part in (config, config.get_text_config()) for value in part.to_dict().values()]
     special = {value for value in values if isinstance(value, int)}
     rows = model.get_input_embeddings().weight.shape[0]
     plain = [i for i in range(min(rows, 4096)) if i not in special] or list(range(rows))

@@ -8,13 +8,40 @@ from transformers import PreTrainedModel
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget
 
+# Models that read pictures or sounds into their prompt, and that are known to give their own tokens
+# (tests/targets/test_vlm_families.py).
+READERS = (
+    "aya_vision",
+    "cohere2_vision",
+    "deepseek_vl",
+    "emu3",
+    "gemma3",
+    "gemma4",
+    "glm4v",
+    "got_ocr2",
+    "idefics2",
+    "idefics3",
+    "internvl",
+    "janus",
+    "kimi_k25",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "mistral3",
+    "ovis2",
+    "paligemma",
+    "qwen2_5_vl",
+    "qwen2_audio",
+    "qwen2_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "smolvlm",
+    "vipllava",
+    "voxtral",
+)
+
 # Families whose models are not causal language models; all others are tried as `CausalTarget`.
-FAMILIES = {
-    "llava": "mmspec.targets.vision_language:VisionLanguageTarget",
-    "llava_next": "mmspec.targets.vision_language:VisionLanguageTarget",
-    "qwen2_vl": "mmspec.targets.vision_language:VisionLanguageTarget",
-    "qwen2_5_vl": "mmspec.targets.vision_language:VisionLanguageTarget",
-}
+FAMILIES = dict.fromkeys(READERS, "mmspec.targets.vision_language:VisionLanguageTarget")
 
 
 def families() -> dict[str, str]:

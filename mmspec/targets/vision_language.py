@@ -9,9 +9,7 @@ from transformers import PreTrainedModel
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Prompts
 from mmspec.targets.causal import CausalTarget
-
-# Model types that are known to give their own tokens (docs/models.md).
-FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
+from mmspec.targets.registry import READERS
 
 # Where configurations name the token that stands for a picture or a sound.
 MEDIA_IDS = ("image_token_id", "image_token_index", "audio_token_id")
@@ -47,13 +45,12 @@ class VisionLanguageTarget(CausalTarget):
     Each row is read alone, by the model's own forward, so that a batch gives what singles give.
     """
 
-    families = FAMILIES
+    families = READERS
 
     def __init__(self, model: PreTrainedModel, weights_hash: str = "", check: bool = True):
-        if model.config.model_type not in FAMILIES:
+        if model.config.model_type not in READERS:
             raise MmspecError(
-                f"{type(model).__name__} is no vision-language model that mmspec reads: use one of "
-                f"{', '.join(FAMILIES)}"
+                f"{type(model).__name__} is no vision-language model that mmspec reads: use one of {', '.join(READERS)}"
             )
         super().__init__(model, weights_hash=weights_hash, check=check)
 
