@@ -152,6 +152,8 @@ class CausalTarget:
         ]
         parameters = signature(self.model.forward).parameters
         options: dict = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        if "attention_mask" in parameters:  # some models find positions of pictures only where there is one
+            options["attention_mask"] = torch.ones_like(ids)[None]
         options |= {key: value for key, value in inputs.items() if key in parameters} | cache_kwarg(self.model, cache)
         cache.open_row(sequence, len(ids))
         try:

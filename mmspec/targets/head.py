@@ -72,20 +72,24 @@ def finish_of(model: PreTrainedModel, decoder: PreTrainedModel) -> tuple[float, 
     """The scale and the soft cap of a model's logits.
 
     Some models that are built around a text model do not finish logits as the text model alone would (LLaVA on
-    Gemma 2, Aya Vision): one token tells.
+    Gemma 2, Aya Vision): the logits of one token tell.
     """
     config = model.config.get_text_config()
-    finish = scale_of(config), getattr(config, "final_logit_softcapping", None)
-    if config is model.config or finish == (1.0, None):
-        return finish
+    scale, softcap = scale_of(config), getattr(config, "final_logit_softcapping", None)
+    if config is model.config or (scale, softcap) == (1.0, None):
+        return scale, softcap
     seen: list[Tensor] = []
     hook = decoder.register_forward_hook(lambda _, args, output: seen.append(output[0]))
     try:
-        logits = model(input_ids=torch.tensor([[2]], device=model.device), use_cache=False).logits
+        logits = model(input_ids=torch.tensor([[2]], device=model.device), use_cache=False).logits.double()
+    except Exception:  # the probe meets it too, and says what it is
+        return scale, softcap
     finally:
         hook.remove()
-    bare = model.get_output_embeddings()(seen[0])
-    return (1.0, None) if torch.equal(logits, bare) else finish
+    bare = model.get_output_embeddings()(seen[0]).double()
+    finished = bare * scale if softcap is None else softcap * torch.tanh(bare * scale / softcap)
+    applied = (logits - finished).abs().max() <= (logits - bare).abs().max()
+    return (scale, softcap) if applied else (1.0, None)
 
 
 def scale_of(config: PreTrainedConfig) -> float:

@@ -49,6 +49,11 @@ def refuse(model: PreTrainedModel) -> None:
             f"{name} has positions that depend on the whole sequence, which is not supported: "
             "use plain RoPE, such as Llama"
         )
+    if config is not model.config and getattr(config, "cross_attention_layers", None):
+        raise MmspecError(
+            f"{name} reads pictures by cross-attention layers, which the tree cache cannot hold: use a model whose "
+            "pictures are part of the prompt"
+        )
     kinds = set(getattr(config, "layer_types", None) or [])
     if kinds - ATTENTION:
         raise MmspecError(

@@ -4,12 +4,15 @@ import pytest
 import torch
 from tiny import OracleDrafter, drafter
 from torch import Tensor
-from vlm_families import FAMILIES, ROWS, SPECIAL, asked, model
+from vlm_families import FAMILIES, asked, built, model
+from vlm_inputs import ROWS, SPECIAL
+from vlm_table_more import REFUSED
 
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
-from mmspec.targets.registry import target_of
+from mmspec.errors import MmspecError
+from mmspec.targets.registry import READERS, target_of
 from mmspec.targets.vision_language import VisualPrompts
 
 # With this seed no row says a special token, which the model's own forward would read in another way.
@@ -87,3 +90,16 @@ def test_pictures_are_seen(name: str) -> None:
     row = asked(name, ROWS[1])
     other = asked(name, ROWS[1], seed=1) | {"input_ids": row["input_ids"]}
     assert said(name, [row], "none", 0.0) != said(name, [other], "none", 0.0)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_others_are_refused_by_name(name: str) -> None:
+    """Recurrent, convolutional and cross-attention layers, and what transformers itself cannot run."""
+    config, why = REFUSED[name]
+    with pytest.raises(MmspecError, match=why):
+        target_of(built(config()).eval())
+
+
+def test_every_family_is_tried() -> None:
+    """The registry names the families of this module, and no others."""
+    assert {model(name).config.model_type for name in FAMILIES} == set(READERS)
