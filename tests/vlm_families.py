@@ -52,6 +52,7 @@ def asked(name: str, sizes: Sizes, seed: int = 0) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         seen, tokens = family.see(sizes) if sizes else ({}, [])
+        seen = {key: value.to(family.dtype) if value.is_floating_point() else value for key, value in seen.items()}
         if family.see is tiled and sizes:
             with torch.inference_mode():
                 features = model(name).model.get_image_features(**seen, return_dict=True).pooler_output

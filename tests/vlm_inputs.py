@@ -147,13 +147,14 @@ def spoken(sizes: Sizes) -> Seen:
     )
 
 
-def heard(frames: int, tokens: int, mask: str = "") -> Callable[[Sizes], Seen]:
-    """Sounds as spectrograms of 8 bands."""
+def heard(frames: int, tokens: int, mask: str = "", transposed: bool = False) -> Callable[[Sizes], Seen]:
+    """Sounds as spectrograms of 8 bands; Gemma 4's are transposed, and their mask is a condition."""
 
     def listen(sizes: Sizes) -> Seen:
-        found = {"input_features": draw(len(sizes), 8, frames)}
+        features = draw(len(sizes), 8, frames)
+        found = {"input_features": features.mT if transposed else features}
         if mask:
-            found[mask] = torch.ones(len(sizes), frames, dtype=torch.long)
+            found[mask] = torch.ones(len(sizes), frames, dtype=torch.bool if transposed else torch.long)
         return found, [[IMAGE] * tokens] * len(sizes)
 
     return listen

@@ -1,5 +1,6 @@
 """Less known families, with small configurations."""
 
+import torch
 import transformers as hub
 from vlm_inputs import (
     CLIP,
@@ -16,6 +17,8 @@ from vlm_inputs import (
     SIGLIP,
     START,
     VIDEO,
+    WINDOW,
+    WORDS,
     Family,
     heard,
     lined,
@@ -48,6 +51,9 @@ EXPERTS = dict(
     moe_intermediate_size=24,
 )
 HEARING = dict(hidden_size=16, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_mel_bins=8)
+SPEECH = dict(
+    num_mel_bins=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=24, d_model=16, output_dim=32
+)
 EXTRAS: dict[str, Family] = {
     "granite_speech": Family(
         lambda: hub.GraniteSpeechConfig(
@@ -203,18 +209,8 @@ EXTRAS: dict[str, Family] = {
     "qwen3_asr": Family(
         lambda: hub.Qwen3ASRConfig(
             text_config=text("qwen3"),
-            audio_config=dict(
-                model_type="qwen3_asr_encoder",
-                num_mel_bins=8,
-                encoder_layers=1,
-                encoder_attention_heads=2,
-                encoder_ffn_dim=24,
-                d_model=16,
-                n_window=50,
-                n_window_infer=100,
-                output_dim=32,
-                downsample_hidden_size=8,
-            ),
+            audio_config=SPEECH
+            | dict(model_type="qwen3_asr_encoder", n_window=50, n_window_infer=100, downsample_hidden_size=8),
             audio_token_id=IMAGE,
             timestamp_token_id=FIRST,
             pad_token_id=0,
@@ -238,15 +234,7 @@ EXTRAS: dict[str, Family] = {
             "Qwen2_5OmniThinkerConfig",
             qwen_eye(out_hidden_size=32, fullatt_block_indexes=[1], window_size=16),
             text("qwen2_5_omni_text", rope_parameters=MROPE),
-            audio_config=dict(
-                num_mel_bins=8,
-                encoder_layers=1,
-                encoder_attention_heads=2,
-                encoder_ffn_dim=24,
-                d_model=16,
-                n_window=4,
-                output_dim=32,
-            ),
+            audio_config=SPEECH | dict(n_window=4),
             image_token_index=IMAGE,
             video_token_index=VIDEO,
             audio_token_index=FIRST,
@@ -274,5 +262,71 @@ EXTRAS: dict[str, Family] = {
             image_token_id=IMAGE,
         ),
         twice,
+    ),
+    "qwen3_omni_moe_thinker": Family(
+        llava(
+            "Qwen3OmniMoeThinkerConfig",
+            qwen_eye(out_hidden_size=32, num_position_embeddings=16, deepstack_visual_indexes=[0, 1]),
+            text(
+                "qwen3_omni_moe_text",
+                rope_parameters=MROPE,
+                num_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=24,
+            ),
+            audio_config=SPEECH | dict(n_window=50, n_window_infer=100, downsample_hidden_size=8),
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            audio_token_id=FIRST,
+            audio_start_token_id=FIRST - 1,
+            vision_start_token_id=START,
+            vision_end_token_id=END,
+        ),
+        patches(96),
+    ),
+    "qwen2_5_omni_thinker of sounds": Family(
+        llava(
+            "Qwen2_5OmniThinkerConfig",
+            qwen_eye(out_hidden_size=32, fullatt_block_indexes=[1], window_size=16),
+            text("qwen2_5_omni_text", rope_parameters=MROPE),
+            audio_config=SPEECH | dict(n_window=4),
+            image_token_index=FIRST,
+            video_token_index=VIDEO,
+            audio_token_index=IMAGE,
+            audio_start_token_id=START,
+            audio_end_token_id=END,
+            vision_start_token_id=FIRST - 1,
+            vision_end_token_id=ROW,
+        ),
+        heard(16, 4, "feature_attention_mask"),
+    ),
+    "gemma4 of sounds": Family(
+        lambda: hub.Gemma4Config(
+            text_config=text(
+                "gemma4_text",
+                sliding_window=WINDOW,
+                layer_types=MIXED["layer_types"],
+                hidden_size_per_layer_input=8,
+                vocab_size_per_layer_input=WORDS,
+            ),
+            audio_config=dict(
+                model_type="gemma4_audio",
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                subsampling_conv_channels=[8, 2],
+                output_proj_dims=24,
+                attention_chunk_size=4,
+                attention_context_left=5,
+            ),
+            audio_token_id=IMAGE,
+            image_token_id=FIRST,
+            video_token_id=VIDEO,
+            boa_token_id=START,
+            eoa_token_index=END,
+            tie_word_embeddings=False,
+        ),
+        heard(16, 4, "input_features_mask", transposed=True),
+        dtype=torch.float32,  # its audio tower knows no other wide precision
     ),
 }

@@ -165,7 +165,8 @@ class CausalTarget:
         if positions is None:
             positions = torch.arange(len(ids), device=self.device)
         else:
-            positions = positions[-3:, 0] if positions.ndim == 3 else positions[0]
+            # Qwen3-Omni gives whole numbers as floats.
+            positions = (positions[-3:, 0] if positions.ndim == 3 else positions[0]).long()
             shift = int(positions.max()) + 1 - len(ids)
         vectors = self.model.get_input_embeddings()(ids) if vectors is None else vectors[0]
         return PromptEmbeds(vectors, positions, self.is_text(ids), shift), seen["hidden"][0]

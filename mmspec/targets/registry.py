@@ -50,6 +50,7 @@ READERS = (
     "qwen2_audio",
     "qwen2_vl",
     "qwen3_asr",
+    "qwen3_omni_moe_thinker",
     "qwen3_vl",
     "qwen3_vl_moe",
     "smolvlm",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,7 +13,7 @@ from mmspec.targets.causal import CausalTarget
 from mmspec.targets.registry import READERS
 
 # Where configurations name the token that stands for a picture or a sound.
-MEDIA_IDS = ("image_token_id", "image_token_index", "audio_token_id")
+MEDIA_IDS = {"image": ("image_token_id", "image_token_index"), "audio": ("audio_token_id", "audio_token_index")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,17 @@ class VisionLanguageTarget(CausalTarget):
         super().__init__(model, weights_hash=weights_hash, check=check)
 
     def is_text(self, ids: Int[Tensor, "position"]) -> Bool[Tensor, "position"]:
-        return ids != self.media_id
+        return ~torch.isin(ids, torch.tensor(list(self.media_ids.values()), device=ids.device))
 
     @property
-    def media_id(self) -> int:
-        """The id of the token in whose place the vectors of a picture or a sound come; -1 if it is not known."""
+    def media_ids(self) -> dict[str, int]:
+        """The ids of the tokens in whose place the vectors of pictures (`image`) and sounds (`audio`) come."""
         config = self.model.config
-        return next((value for name in MEDIA_IDS if (value := getattr(config, name, None)) is not None), -1)
+        found = {
+            kind: next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+            for kind, names in MEDIA_IDS.items()
+        }
+        return {kind: value for kind, value in found.items() if value is not None}
 
     def prompt_inputs(self, prompts: Prompts) -> list[dict[str, Tensor]]:
         media = prompts.images if isinstance(prompts, VisualPrompts) else []
@@ -75,7 +80,8 @@ class VisionLanguageTarget(CausalTarget):
         for ids, row in zip(prompts.conditional, inputs, strict=True):
             if "pixel_values_videos" in row:
                 raise MmspecError("videos are not supported: give images")
-            count = ids.count(self.media_id)
-            if count and not any(value.is_floating_point() for value in row.values()):
-                raise MmspecError(f"the prompt has {count} image tokens and no image: give its images too")
+            given = any(value.is_floating_point() for value in row.values())
+            for kind, media_id in self.media_ids.items():
+                if not given and (count := ids.count(media_id)):
+                    raise MmspecError(f"the prompt has {count} {kind} tokens and no {kind}: give its {kind}s too")
         return inputs

@@ -77,7 +77,7 @@ def test_what_cannot_be_read_is_refused() -> None:
     from tiny import llama
 
     with pytest.raises(
-        MmspecError, match="LlamaForCausalLM is no vision-language model that mmspec reads: use one of aya_vision"
+        MmspecError, match="LlamaForCausalLM is no vision-language model that mmspec reads: use one of aria"
     ):
         VisionLanguageTarget(llama())
     target, row = VisionLanguageTarget(model("llava")), asked("llava", [(32, 32)])

@@ -89,7 +89,8 @@ def test_pictures_are_seen(name: str) -> None:
     """The negative control: other pictures or sounds under the same words, other tokens."""
     row = asked(name, ROWS[1])
     other = asked(name, ROWS[1], seed=1) | {"input_ids": row["input_ids"]}
-    assert said(name, [row], "none", 0.0) != said(name, [other], "none", 0.0)
+    plain, changed = ([said(name, [it], "none", temperature) for temperature in (0.0, 1.0)] for it in (row, other))
+    assert plain != changed
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -102,4 +103,4 @@ def test_others_are_refused_by_name(name: str) -> None:
 
 def test_every_family_is_tried() -> None:
     """The registry names the families of this module, and no others."""
-    assert {model(name).config.model_type for name in FAMILIES} == set(READERS)
+    assert {family.config().model_type for family in FAMILIES.values()} == set(READERS)
