@@ -56,7 +56,8 @@ class VisionLanguageTarget(CausalTarget):
         super().__init__(model, weights_hash=weights_hash, check=check)
 
     def is_text(self, ids: Int[Tensor, "position"]) -> Bool[Tensor, "position"]:
-        return ~torch.isin(ids, torch.tensor(list(self.media_ids.values()), device=ids.device))
+        media = torch.tensor(list(self.media_ids.values()), dtype=ids.dtype, device=ids.device)
+        return ~torch.isin(ids, media)
 
     @property
     def media_ids(self) -> dict[str, int]:
