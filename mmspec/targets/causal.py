@@ -83,7 +83,11 @@ class CausalTarget:
     def find_decoder(self) -> PreTrainedModel:
         """The part of the model that reads input vectors and gives hidden states."""
         decoder = self.model.get_decoder()
-        return self.model.base_model if decoder is self.model else decoder
+        if decoder is self.model:
+            decoder = self.model.base_model
+        if decoder is self.model:  # Llama 4, whose text model is not under the name that its class gives
+            decoder = next((part for part in self.model.children() if isinstance(part, PreTrainedModel)), decoder)
+        return decoder
 
     @property
     def device(self) -> torch.device:

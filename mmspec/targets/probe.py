@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mmspec.engine.cache import KV_BLOCK, TreeCache, causal
@@ -43,11 +43,16 @@ def refuse(model: PreTrainedModel) -> None:
             f"attention {attention!r} does not take tree masks: load the model with attn_implementation='sdpa' or "
             "'eager'"
         )
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("longrope", "dynamic") or getattr(config, "alibi", False) or getattr(config, "attn_config", None):
+    alibi = config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False)
+    if alibi or _rope_types(config) & {"longrope", "dynamic"}:
         raise MmspecError(
             f"{name} has positions that depend on the whole sequence, which is not supported: "
             "use plain RoPE, such as Llama"
+        )
+    if getattr(config, "keep_window_size", None):  # Doge
+        raise MmspecError(
+            f"{name} attends to a number of keys that it chooses anew for each token, which is not supported: "
+            "use a model with full or sliding attention"
         )
     kinds = set(getattr(config, "layer_types", None) or [])
     if kinds - ATTENTION:
@@ -55,6 +60,17 @@ def refuse(model: PreTrainedModel) -> None:
             f"{name} has layers of the kind {', '.join(sorted(kinds - ATTENTION))}, which the tree cache cannot hold: "
             "use a model with attention alone"
         )
+    if getattr(model, "_is_stateful", False):
+        raise MmspecError(
+            f"{name} keeps a recurrent state and does not use the cache that it is given: use a transformer with "
+            "attention"
+        )
+
+
+def _rope_types(config: PreTrainedConfig) -> set[str]:
+    """The kinds of RoPE of all layers; some families have one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
 
 
 def refuse_other_heads(model: PreTrainedModel, families: tuple[str, ...] = ()) -> None:
@@ -90,7 +106,7 @@ def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
         reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
         raise MmspecError(
             f"{name} cannot be read with the tree cache ({reason}): use a decoder-only model of transformers with full "
-            f"attention{experts if model.dtype == torch.float64 else ''}"
+            f"attention{experts if 'got Double' in str(problem) else ''}"
         ) from None
     tolerance = TOLERANCE[model.dtype]
     if not error <= tolerance:
@@ -135,7 +151,7 @@ def _largest_error(target: "CausalTarget", slots: int) -> float:
 def _token_ids(model: PreTrainedModel, count: int) -> list[int]:
     """Some token ids of a model, none of which its configuration gives a meaning."""
     config = model.config
-    values = [getattr(part, key, None) for part in (config, config.get_text_config()) for key in part.to_dict()]
+    values = [value for part in (config, config.get_text_config()) for value in part.to_dict().values()]
     special = {value for value in values if isinstance(value, int)}
     rows = model.get_input_embeddings().weight.shape[0]
     plain = [i for i in range(min(rows, 4096)) if i not in special] or list(range(rows))
