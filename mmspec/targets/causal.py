@@ -82,12 +82,10 @@ class CausalTarget:
 
     def find_decoder(self) -> PreTrainedModel:
         """The part of the model that reads input vectors and gives hidden states."""
-        decoder = self.model.get_decoder()
-        if decoder is self.model:
-            decoder = self.model.base_model
-        if decoder is self.model:  # Llama 4, whose text model is not under the name that its class gives
-            decoder = next((part for part in self.model.children() if isinstance(part, PreTrainedModel)), decoder)
-        return decoder
+        # Llama 4's first two are itself, and ModernBERT's first is its output head.
+        parts = (self.model.get_decoder(), self.model.base_model, *self.model.children())
+        own = (part for part in parts if isinstance(part, PreTrainedModel) and part is not self.model)
+        return next(own, self.model)
 
     @property
     def device(self) -> torch.device:
