@@ -136,10 +136,12 @@ def loud(model: PreTrainedModel) -> PreTrainedModel:
     """Random weights, biases, norms and router corrections that are large enough for logits to depend on everything."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
+        # A tied head would repeat the last token if embeddings were as large as what the layers add.
+        loudness = 0.15 if model.config.get_text_config().tie_word_embeddings else 1.0
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
                 embedding = any(part in name for part in ("embed", "wte", "wpe"))
-                torch.nn.init.normal_(weight, std=1.0 if embedding else 1.6 / weight.shape[-1] ** 0.5)
+                torch.nn.init.normal_(weight, std=loudness if embedding else 1.6 / weight.shape[-1] ** 0.5)
             else:
                 weight.add_(torch.randn_like(weight) * 0.3)
         for name, buffer in model.named_buffers():
