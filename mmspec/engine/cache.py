@@ -118,14 +118,14 @@ class TreeCache(Cache):
         return max(self._counts, default=0)
 
     @property
-    def holders(self) -> list[TreeLayer]:
-        """The layers that hold entries; others read those of an earlier layer."""
-        return [layer for layer in self.layers if layer.is_initialized]
+    def written(self) -> list[TreeLayer]:
+        """The layers that hold entries: all of them after the first pass, but those that use another layer's."""
+        return [layer for layer in self.layers if isinstance(layer, TreeLayer) and layer.is_initialized]
 
     @property
     def bytes(self) -> int:
         """Memory held by keys and values."""
-        return sum(t.nbytes for layer in self.holders for t in (layer.keys, layer.values))
+        return sum(entries.nbytes for layer in self.written for entries in (layer.keys, layer.values))
 
     def open(self, width: int, offset: int = 0) -> None:
         """Place the next `width` entries of each row `offset` slots after its committed ones.
@@ -174,7 +174,7 @@ class TreeCache(Cache):
             padded = torch.tensor([path + list(range(len(path), longest)) for path in paths], device=self.device)
             start = self.lengths[:, None]
             sources, targets = start + padded, start + torch.arange(longest, device=self.device)
-            for layer in self.holders:
+            for layer in self.written:
                 layer.move(sources, targets)
         self.advance([len(path) for path in paths])
 
@@ -186,14 +186,14 @@ class TreeCache(Cache):
     def keep(self, rows: list[int]) -> None:
         """These rows in this order; all others leave."""
         index = torch.tensor(rows, device=self.device)
-        for layer in self.holders:
+        for layer in self.written:
             layer.keep(index)
         self._set_rows([self._counts[row] for row in rows])
 
     def join(self, other: "TreeCache") -> None:
         """The rows of another cache of the same model come after the present ones."""
         self.capacity = max(self.capacity, other.capacity)
-        for layer, joining in zip(self.holders, other.holders, strict=True):
+        for layer, joining in zip(self.written, other.written, strict=True):
             layer.join(joining)
         self._set_rows(self._counts + other._counts)
 

@@ -81,8 +81,10 @@ class CausalTarget:
 
     def find_decoder(self) -> PreTrainedModel:
         """The part of the model that reads input vectors and gives hidden states."""
-        decoder = self.model.get_decoder()
-        return self.model.base_model if decoder is self.model else decoder
+        # Llama 4's first two are itself, and ModernBERT's first is its output head.
+        parts = (self.model.get_decoder(), self.model.base_model, *self.model.children())
+        own = (part for part in parts if isinstance(part, PreTrainedModel) and part is not self.model)
+        return next(own, self.model)
 
     @property
     def device(self) -> torch.device:

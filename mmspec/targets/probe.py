@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mmspec.engine.cache import KV_BLOCK, TreeCache, causal
@@ -43,8 +43,8 @@ def refuse(model: PreTrainedModel) -> None:
             f"attention {attention!r} does not take tree masks: load the model with attn_implementation='sdpa' or "
             "'eager'"
         )
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("longrope", "dynamic") or getattr(config, "alibi", False) or getattr(config, "attn_config", None):
+    alibi = config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False)
+    if alibi or _rope_types(config) & {"longrope", "dynamic"}:
         raise MmspecError(
             f"{name} has positions that depend on the whole sequence, which is not supported: "
             "use plain RoPE, such as Llama"
@@ -54,12 +54,28 @@ def refuse(model: PreTrainedModel) -> None:
             f"{name} reads pictures by cross-attention layers, which the tree cache cannot hold: use a model whose "
             "pictures are part of the prompt"
         )
+    if getattr(config, "keep_window_size", None):  # Doge
+        raise MmspecError(
+            f"{name} attends to a number of keys that it chooses anew for each token, which is not supported: "
+            "use a model with full or sliding attention"
+        )
     kinds = set(getattr(config, "layer_types", None) or [])
     if kinds - ATTENTION:
         raise MmspecError(
             f"{name} has layers of the kind {', '.join(sorted(kinds - ATTENTION))}, which the tree cache cannot hold: "
             "use a model with attention alone"
         )
+    if getattr(model, "_is_stateful", False):
+        raise MmspecError(
+            f"{name} keeps a recurrent state and does not use the cache that it is given: use a transformer with "
+            "attention"
+        )
+
+
+def _rope_types(config: PreTrainedConfig) -> set[str]:
+    """The kinds of RoPE of all layers; some families have one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
 
 
 def refuse_other_heads(model: PreTrainedModel, families: tuple[str, ...] = ()) -> None:
@@ -95,7 +111,7 @@ def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
         reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
         raise MmspecError(
             f"{name} cannot be read with the tree cache ({reason}): use a decoder-only model of transformers with full "
-            f"attention{experts if model.dtype == torch.float64 else ''}"
+            f"attention{experts if 'got Double' in str(problem) else ''}"
         ) from None
     tolerance = TOLERANCE[model.dtype]
     if not error <= tolerance:
