@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmspec import zoo
+from mmspec.codecs.base import ImageTokenizer
 from mmspec.codecs.vq import VQImageTokenizer
 from mmspec.engine.loop import Stop
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, load_transformer
 from mmspec.pipelines.image_output import TextToImageOutput
-from mmspec.pipelines.loading import load_tokenizer
+from mmspec.pipelines.loading import HUB_OPTIONS, load_tokenizer
 from mmspec.pipelines.outputs import Images, PartialImages
 from mmspec.pipelines.request import ImageRequest
 from mmspec.pipelines.session import Session
@@ -68,7 +69,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         temperature: float = 1.0,
         max_prompt_tokens: int = 64,
     ):
-        self.image_tokenizer = VQImageTokenizer(vqvae)
+        self.image_tokenizer: ImageTokenizer = VQImageTokenizer(vqvae)
         DiffusionPipeline.__init__(self)
         self.register_modules(tokenizer=tokenizer, transformer=transformer, vqvae=vqvae.float())
         self.register_to_config(
@@ -98,6 +99,17 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
     @property
     def grid(self) -> Grid:
         return Grid(self.config.grid_height, self.config.grid_width, self.config.end_of_row)
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToImagePipeline":
+        """See `Pipeline`; a folder of transformers whose family draws gives a `FamilyImagePipeline`."""
+        hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+        folder = zoo.resolve(model, allow_transformers=True, **hub)
+        if (folder / zoo.INDEX).is_file() or cls is not TextToImagePipeline:
+            return super().from_pretrained(folder, **options)
+        from mmspec.pipelines.family_image import FamilyImagePipeline
+
+        return FamilyImagePipeline.from_pretrained(folder, **options)
 
     @classmethod
     def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:

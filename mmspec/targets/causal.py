@@ -148,7 +148,7 @@ class CausalTarget:
         return ""
 
     def own_logits(self, nodes: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:
-        """What the model itself says after each of these nodes (see `node_ids`), by its own forward, without a cache."""
+        """What the model itself says after these nodes (see `node_ids`), by its own forward, without a cache."""
         return self.model(input_ids=nodes, use_cache=False).logits[..., self.vocabulary]
 
     def sample_nodes(self, count: int, prompt: int) -> list[int]:

@@ -18,6 +18,17 @@ from mmspec.targets.image import ImageTarget
 from mmspec.targets.probe import plain_ids
 
 
+def janus_twin(model: PreTrainedModel, prompt: Sequence[int]) -> list[int]:
+    """The unconditional prompt, as the model's `generate` makes it: padding that is attended to, but for the
+    beginnings of the sequence and of the picture, the last id.
+    """
+    config = model.generation_config
+    if config.pad_token_id is None:
+        raise MmspecError("this Janus has no pad_token_id in its generation_config: set it")
+    kept = {config.bos_token_id, prompt[-1]}
+    return [model_id if model_id in kept else config.pad_token_id for model_id in prompt]
+
+
 class JanusTarget(ImageTarget):
     """A `JanusForConditionalGeneration` that draws.
 
@@ -73,14 +84,6 @@ class JanusTarget(ImageTarget):
     def sample_nodes(self, count: int, prompt: int) -> list[int]:
         text = self.tokens(plain_ids(self.model, prompt))
         return text + [node * 7919 % self.vocabulary_size for node in range(count - prompt)]
-
-    def twin(self, prompt: Sequence[int]) -> list[int]:
-        """The unconditional prompt, as the model's `generate` makes it: padding that is attended to, but for the
-        beginning of the sequence and of the picture.
-        """
-        config = self.model.generation_config
-        kept = {config.bos_token_id, prompt[-1]}
-        return [model_id if model_id in kept else config.pad_token_id for model_id in prompt]
 
     def own_ids(self, **options: object) -> Int[Tensor, "row token"]:
         """What the model's own `generate` draws; it makes the unconditional prompts itself."""

@@ -13,7 +13,7 @@ from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Prompts
 from mmspec.targets.causal import CausalTarget
-from mmspec.targets.janus import JanusTarget
+from mmspec.targets.janus import JanusTarget, janus_twin
 
 COUNT = SIDE**2
 
@@ -25,7 +25,7 @@ def target() -> JanusTarget:
 
 def guided(target: JanusTarget, rows: list[list[int]], guidance: float) -> Prompts:
     """Prompts, with their twins where there is guidance."""
-    return Prompts(rows, [target.twin(row) for row in rows] if guidance != 1 else None, guidance)
+    return Prompts(rows, [janus_twin(janus(), row) for row in rows] if guidance != 1 else None, guidance)
 
 
 def drawn(target: JanusTarget, guidance: float, temperature: float, rows=PROMPTS, seed=5, drafted=None) -> list:
@@ -44,7 +44,7 @@ def all_drafters(target: JanusTarget, answers: list[list[int]]) -> list[Drafter]
 def stepwise(target: JanusTarget, prompt: list[int], guidance: float, seed: int | None) -> list[int]:
     """The model's own forward over the whole sequence, again for every code; the noise of `seed`, or none."""
     model = janus()
-    rows = torch.tensor([prompt, target.twin(prompt)])
+    rows = torch.tensor([prompt, janus_twin(janus(), prompt)])
     vectors, codes = model.get_input_embeddings()(rows), []
     noise = Noise([seed or 0], target.vocabulary_size, "cpu", seed is None)
     for place in range(COUNT):

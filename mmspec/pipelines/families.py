@@ -1,0 +1,48 @@
+"""Folders of transformers whose models draw, told by their configuration alone; this module imports no torch."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmspec import zoo
+from mmspec.errors import MmspecError
+
+if TYPE_CHECKING:
+    from mmspec.pipelines.artist import Artist
+
+# Who prepares prompts for the models of a family and paints what they draw.
+ARTISTS = {
+    "janus": "mmspec.pipelines.artist:JanusArtist",
+}
+
+
+def model_type(folder: Path) -> str:
+    """The family that a folder's config.json names, "" if it names none."""
+    path = folder / "config.json"
+    try:
+        return str(json.loads(path.read_text()).get("model_type") or "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
+
+
+def draws(folder: Path) -> bool:
+    """Whether a folder holds a model of transformers that draws."""
+    return not (folder / zoo.INDEX).is_file() and model_type(folder) in ARTISTS
+
+
+def artist_family(folder: Path) -> str:
+    """The family of a folder of transformers. Raises MmspecError for one that does not draw."""
+    family = model_type(folder)
+    if family not in ARTISTS:
+        raise MmspecError(
+            f"{folder} holds a model of the family {family or '(none)'}, with which mmspec cannot draw: use one of "
+            f"{', '.join(ARTISTS)}, or a folder that mmspec made"
+        )
+    return family
+
+
+def artist_class(family: str) -> "type[Artist]":
+    """The artist of a family."""
+    module, _, name = ARTISTS[family].partition(":")
+    return getattr(import_module(module), name)
