@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mmspec.errors import MmspecError
 from mmspec.pipelines.chat_encoder import control_tokens
 from mmspec.targets.base import Grid, Prompts
+from mmspec.targets.emu3 import Emu3Target
 from mmspec.targets.image import ImageTarget
 from mmspec.targets.janus import JanusTarget, janus_twin
 
@@ -20,25 +21,25 @@ from mmspec.targets.janus import JanusTarget, janus_twin
 class Artist(ABC):
     """A model of transformers that draws, and its processor; an `ImageTokenizer` by the model's own VQ decoder.
 
-    `guidance` is what its family takes where `generation_config.json` says nothing.
+    `guidance` is what its family takes where `generation_config.json` says nothing. `height` and `width`, in pixels,
+    are for families that draw pictures of more than one size.
     """
 
     guidance: ClassVar[float]
     # The class whose folder this is.
     kind: ClassVar[str]
+    # The raster of a picture, how many codes there are, and the pixels of a code's side.
+    grid: Grid
     codes: int
     scale: int
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, height: int | None = None, width: int | None = None
+    ):
         if type(model).__name__ != self.kind:
             raise MmspecError(f"the folder holds a {type(model).__name__}, which does not draw: give a {self.kind}")
         self.model, self.processor = model, processor
         self._control_tokens = control_tokens(processor)
-
-    @property
-    @abstractmethod
-    def grid(self) -> Grid:
-        """The raster of a picture."""
 
     @abstractmethod
     def target(self, weights_hash: str) -> ImageTarget:
@@ -74,6 +75,11 @@ class Artist(ABC):
         return rearrange(arrays, "row y x c -> row c y x").double() / 127.5 - 1
 
     @property
+    def size(self) -> dict[str, int]:
+        """Height and width of a picture in pixels."""
+        return {"height": self.grid.height * self.scale, "width": self.grid.width * self.scale}
+
+    @property
     def defaults(self) -> dict[str, float]:
         """Guidance and temperature, as `generation_config.json` has them; 0 is greedy."""
         config = self.model.generation_config
@@ -87,7 +93,9 @@ class JanusArtist(Artist):
 
     guidance, kind = 5.0, "JanusForConditionalGeneration"
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, height: int | None = None, width: int | None = None
+    ):
         super().__init__(model, processor)
         config, tokenizer = model.generation_config, processor.tokenizer
         # What the folder's generation_config.json leaves out; the model's `generate` needs it, too.
@@ -98,11 +106,10 @@ class JanusArtist(Artist):
             config.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids(processor.image_start_token)}
         vq = model.config.vq_config
         self.codes, self.scale = vq.num_embeddings, 2 ** (len(vq.channel_multiplier) - 1)
-
-    @property
-    def grid(self) -> Grid:
-        side = self.model.config.vq_config.num_patches
-        return Grid(side, side)
+        self.grid = Grid(vq.num_patches, vq.num_patches)
+        side = vq.num_patches * self.scale
+        if {height, width} - {None, side}:
+            raise MmspecError(f"this Janus draws pictures of {side}x{side} pixels alone: leave the size out")
 
     def target(self, weights_hash: str) -> JanusTarget:
         return JanusTarget(self.model, weights_hash)
@@ -122,3 +129,41 @@ class JanusArtist(Artist):
 
     def pixels(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
         return self.model.decode_image_tokens(codes.flatten(1)).movedim(3, 1)
+
+
+class Emu3Artist(Artist):
+    """Emu3-Gen. Its prompts name the size of the picture; guidance is against the empty prompt."""
+
+    guidance, kind = 3.0, "Emu3ForConditionalGeneration"
+
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, height: int | None = None, width: int | None = None
+    ):
+        super().__init__(model, processor)
+        self.codes, self.scale = model.config.vq_config.codebook_size, model.model.vqmodel.spatial_scale_factor
+        if height is None or width is None:
+            self._shape = {"ratio": processor.ratio, "image_area": processor.image_area}
+        elif min(height, width) < 1 or height % self.scale or width % self.scale:
+            raise MmspecError(f"a size of {width}x{height} is not possible: give multiples of {self.scale} pixels")
+        else:
+            rows, columns = height // self.scale, width // self.scale
+            self._shape = {
+                "ratio": f"{columns}:{rows}",
+                "image_area": rows * columns * processor.downsample_ratio**2,
+            }
+        side = processor.downsample_ratio
+        rows, columns = processor.calculate_generate_size(**self._shape, spatial_factor=side)
+        self.grid = Grid(rows, columns, end_of_row=True)
+
+    def target(self, weights_hash: str) -> Emu3Target:
+        return Emu3Target(self.model, self.grid.height, self.grid.width, weights_hash)
+
+    def read(self, prompt: str) -> list[int]:
+        inputs = self.processor(text=[prompt], return_for_image_generation=True, return_tensors="pt", **self._shape)
+        return inputs["input_ids"][0].tolist()
+
+    def unconditional(self, prompt: list[int]) -> list[int]:
+        return self.read("")
+
+    def pixels(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
+        return self.model.model.vqmodel.decode(codes)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Who prepares prompts for the models of a family and paints what they draw.
 ARTISTS = {
+    "emu3": "mmspec.pipelines.artist:Emu3Artist",
     "janus": "mmspec.pipelines.artist:JanusArtist",
 }
 

@@ -23,11 +23,18 @@ class FamilyImagePipeline(TextToImagePipeline):
 
     >>> pipe = mmspec.pipeline("text-to-image", "deepseek-community/Janus-Pro-1B")
 
-    Guidance and temperature are those of its `generation_config.json` unless given.
+    Guidance and temperature are those of its `generation_config.json` unless given. `height` and `width` are the
+    pictures' size in pixels, for families that draw more than one.
     """
 
-    parts = ("processor", "transformer")
-    settings: ClassVar = {"drafter": str, "guidance_scale": (int, float), "temperature": (int, float)}
+    parts: ClassVar[tuple[str, ...]] = ("processor", "transformer")
+    settings: ClassVar = {
+        "drafter": str,
+        "guidance_scale": (int, float),
+        "temperature": (int, float),
+        "height": int,
+        "width": int,
+    }
     allow_transformers = True
 
     def __init__(
@@ -37,17 +44,21 @@ class FamilyImagePipeline(TextToImagePipeline):
         drafter: str = "jacobi",
         guidance_scale: float | None = None,
         temperature: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ):
         family = transformer.config.model_type
         if family not in ARTISTS:
             raise MmspecError(f"transformer is a {type(transformer).__name__}, which does not draw: give one that does")
-        self.artist = artist_class(family)(transformer, processor)
+        if (height is None) != (width is None):
+            raise MmspecError("height and width come together: give both, or none")
+        self.artist = artist_class(family)(transformer, processor, height, width)
         self.image_tokenizer = self.artist
         DiffusionPipeline.__init__(self)
         self.register_modules(processor=processor, transformer=transformer)
         given = {"guidance_scale": guidance_scale, "temperature": temperature}
         chosen = self.artist.defaults | {name: value for name, value in given.items() if value is not None}
-        self.register_to_config(drafter=drafter, **chosen)
+        self.register_to_config(drafter=drafter, **chosen, **self.artist.size)
         self._begin()
 
     @property

@@ -44,7 +44,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
     """
 
     article = "a text-to-image"
-    parts = ("tokenizer", "transformer", "vqvae")
+    parts: ClassVar[tuple[str, ...]] = ("tokenizer", "transformer", "vqvae")
     _progress_bar_config: dict = {}
     settings: ClassVar = {
         "grid_height": int,
