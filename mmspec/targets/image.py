@@ -54,6 +54,10 @@ class ImageTarget(CausalTarget):
         allowed = torch.where(forced < 0, tokens < self.codes, tokens == forced)
         return guided.masked_fill(~allowed, -torch.inf)
 
+    def own_ids(self, **options: object) -> Int[Tensor, "row token"]:
+        # Otherwise the guidance of its generation_config is that of a prompt without a twin, too.
+        return super().own_ids(**{"guidance_scale": 1.0} | options)
+
     def generate_processor(self, start: int) -> LogitsProcessor:
         return super().generate_processor(start) if self.codes == self.vocabulary_size else PlaceProcessor(self, start)
 

@@ -86,12 +86,14 @@ class JanusTarget(ImageTarget):
         return text + [node * 7919 % self.vocabulary_size for node in range(count - prompt)]
 
     def own_ids(self, **options: object) -> Int[Tensor, "row token"]:
-        """What the model's own `generate` draws; it makes the unconditional prompts itself."""
+        """What the model's own `generate` draws; it makes the unconditional prompts itself, and draws to the end."""
         inputs = options["inputs"]
         assert isinstance(inputs, Tensor)
         config = deepcopy(self.model.generation_config)
         config.generation_kwargs = {"boi_token_id": int(inputs[0, -1])}
-        config.do_sample, config.guidance_scale = False, options["guidance_scale"]
+        config.guidance_scale = options["guidance_scale"]
+        for name in ("do_sample", "temperature", "top_k"):
+            setattr(config, name, options.get(name))
         config.max_length, config.max_new_tokens = inputs.shape[1] + self.grid.tokens, None
         return self.model.generate(
             inputs, attention_mask=options["attention_mask"], generation_mode="image", generation_config=config

@@ -5,6 +5,7 @@ import torch
 from tiny import OracleDrafter, drafter, llama
 from tiny_emu3 import BOI, CODES, EMPTY, EOF, EOI, EOS, HEIGHT, PROMPTS, ROW_END, WIDTH, WRAPPER, emu3
 
+from mmspec import reference
 from mmspec.drafters.base import Drafter
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
@@ -97,6 +98,15 @@ def test_drafts_and_batches_equal_plain_decoding(target: Emu3Target, guidance: f
         assert drawn(target, guidance, temperature, drafted=drafted) == plain
     for drafted in all_drafters(target, plain[:1]):
         assert drawn(target, guidance, temperature, PROMPTS[:1], drafted=drafted) == plain[:1]
+
+
+def test_reference_without_guidance(target: Emu3Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """equality: `mmspec verify` compares what is not guided with what is not, whatever generation_config.json says."""
+    monkeypatch.setattr(emu3().generation_config, "guidance_scale", 3.0)
+    for guidance in (1.0, 2.0):
+        prompts, sampling = guided(PROMPTS[:1], guidance), SamplingOptions(0.0)
+        ids = reference.greedy_ids(target, prompts, Stop(COUNT), sampling)
+        assert ids == target.ids(torch.tensor(drawn(target, guidance, 0.0, PROMPTS[:1])[0])).tolist()
 
 
 def test_processor_by_place(target: Emu3Target) -> None:
