@@ -127,7 +127,7 @@ class Image(SamplingFlags, ModelFlags):
 
     def _read_arguments(self) -> tuple[str, list[Path]]:
         """The prompt and the files to write, checked before anything is loaded; "standard output" for -."""
-        from mmspec.pipelines.families import draws
+        from mmspec.pipelines.families import check_decoder, draws, model_type
         from mmspec.pipelines.request import ImageRequest
 
         if not self.prompt:
@@ -136,6 +136,8 @@ class Image(SamplingFlags, ModelFlags):
         ImageRequest(prompt, 0, None, 1, 1.0 if self.guidance is None else self.guidance)
         self.check_sampling()
         folder = check_model(self.model, TASK, self.drafter, self.dtype, self.device)
+        if draws(folder):
+            check_decoder(model_type(folder))
         if self._size() and not draws(folder):
             raise MmspecError(f"{self.model} draws pictures of one size: leave --size out")
         return prompt, paths

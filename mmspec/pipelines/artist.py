@@ -12,7 +12,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from mmspec.errors import MmspecError
 from mmspec.pipelines.chat_encoder import control_tokens
+from mmspec.pipelines.families import no_decoder
 from mmspec.targets.base import Grid, Prompts
+from mmspec.targets.chameleon import ChameleonTarget
 from mmspec.targets.emu3 import Emu3Target
 from mmspec.targets.image import ImageTarget
 from mmspec.targets.janus import JanusTarget, janus_twin
@@ -167,3 +169,32 @@ class Emu3Artist(Artist):
 
     def pixels(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
         return self.model.model.vqmodel.decode(codes)
+
+
+class ChameleonArtist(Artist):
+    """Chameleon's kin that draw, such as Anole; guidance is against the beginning of a sequence alone."""
+
+    guidance, kind = 3.0, "ChameleonForConditionalGeneration"
+
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, height: int | None = None, width: int | None = None
+    ):
+        super().__init__(model, processor)
+        vq = model.config.vq_config
+        self.codes, self.scale = vq.num_embeddings, 2 ** (len(vq.channel_multiplier) - 1)
+        self.grid = Grid(vq.resolution // self.scale, vq.resolution // self.scale)
+        if {height, width} - {None, vq.resolution}:
+            raise MmspecError(f"this Chameleon draws {vq.resolution}x{vq.resolution} pixels alone: leave the size out")
+
+    def target(self, weights_hash: str) -> ChameleonTarget:
+        return ChameleonTarget(self.model, weights_hash)
+
+    def read(self, prompt: str) -> list[int]:
+        ids = self.processor(text=[prompt], return_tensors="pt")["input_ids"][0].tolist()
+        return [*ids, self.processor.image_start_token_id]
+
+    def unconditional(self, prompt: list[int]) -> list[int]:
+        return [self.processor.tokenizer.bos_token_id, self.processor.image_start_token_id]
+
+    def pixels(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
+        raise no_decoder("chameleon")

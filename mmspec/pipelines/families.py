@@ -13,9 +13,28 @@ if TYPE_CHECKING:
 
 # Who prepares prompts for the models of a family and paints what they draw.
 ARTISTS = {
+    "chameleon": "mmspec.pipelines.artist:ChameleonArtist",
     "emu3": "mmspec.pipelines.artist:Emu3Artist",
     "janus": "mmspec.pipelines.artist:JanusArtist",
 }
+
+
+# Families whose codes transformers cannot decode.
+WITHOUT_DECODER = ("chameleon",)
+
+
+def no_decoder(family: str) -> MmspecError:
+    """The error for codes that transformers cannot decode."""
+    return MmspecError(
+        f"transformers has no decoder for the codes of {family} models: output_type='latent' gives the codes "
+        "themselves, and image_tokenizer=, given to pipeline(), decodes them (ImageTokenizer in mmspec.codecs.base)"
+    )
+
+
+def check_decoder(family: str) -> None:
+    """Raise MmspecError for a family whose codes transformers cannot decode."""
+    if family in WITHOUT_DECODER:
+        raise no_decoder(family)
 
 
 def model_type(folder: Path) -> str:

@@ -7,10 +7,12 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel, ProcessorMixin
 
+from mmspec.codecs.base import ImageTokenizer
 from mmspec.engine.loop import Stop
 from mmspec.errors import MmspecError
+from mmspec.pipelines.artist import Artist
 from mmspec.pipelines.base import Pipeline
-from mmspec.pipelines.families import ARTISTS, artist_class, artist_family
+from mmspec.pipelines.families import ARTISTS, artist_class, artist_family, check_decoder
 from mmspec.pipelines.image_text_to_text import load_transformer
 from mmspec.pipelines.loading import load_processor
 from mmspec.pipelines.text_to_image import TextToImagePipeline
@@ -24,10 +26,11 @@ class FamilyImagePipeline(TextToImagePipeline):
     >>> pipe = mmspec.pipeline("text-to-image", "deepseek-community/Janus-Pro-1B")
 
     Guidance and temperature are those of its `generation_config.json` unless given. `height` and `width` are the
-    pictures' size in pixels, for families that draw more than one.
+    pictures' size in pixels, for families that draw more than one. `image_tokenizer` decodes codes in the place of the
+    model's own VQ decoder.
     """
 
-    parts: ClassVar[tuple[str, ...]] = ("processor", "transformer")
+    parts: ClassVar[tuple[str, ...]] = ("processor", "transformer", "image_tokenizer")
     settings: ClassVar = {
         "drafter": str,
         "guidance_scale": (int, float),
@@ -46,6 +49,7 @@ class FamilyImagePipeline(TextToImagePipeline):
         temperature: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        image_tokenizer: ImageTokenizer | None = None,
     ):
         family = transformer.config.model_type
         if family not in ARTISTS:
@@ -53,13 +57,17 @@ class FamilyImagePipeline(TextToImagePipeline):
         if (height is None) != (width is None):
             raise MmspecError("height and width come together: give both, or none")
         self.artist = artist_class(family)(transformer, processor, height, width)
-        self.image_tokenizer = self.artist
+        self.image_tokenizer = image_tokenizer or self.artist
         DiffusionPipeline.__init__(self)
         self.register_modules(processor=processor, transformer=transformer)
         given = {"guidance_scale": guidance_scale, "temperature": temperature}
         chosen = self.artist.defaults | {name: value for name, value in given.items() if value is not None}
         self.register_to_config(drafter=drafter, **chosen, **self.artist.size)
         self._begin()
+
+    def check_decoder(self) -> None:
+        if isinstance(self.image_tokenizer, Artist):
+            check_decoder(self.transformer.config.model_type)
 
     @property
     def grid(self) -> Grid:
