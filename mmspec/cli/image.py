@@ -58,7 +58,7 @@ class Image(SamplingFlags, ModelFlags):
     """Also write an animation (.gif, .webp, .png) of the first picture being filled."""
     words: Annotated[bool, tyro.conf.arg(name="list", help_behavior_hint="")] = False
     """Draw nothing, and list the words that the model was trained on."""
-    size: Annotated[str | None, tyro.conf.arg(metavar="WIDTHxHEIGHT", help_behavior_hint="")] = None
+    pixels: Annotated[str | None, tyro.conf.arg(metavar="WIDTHxHEIGHT", help_behavior_hint="")] = None
     """The pictures' size in pixels, for models of transformers that draw more than one, such as Emu3."""
     model: Model = "emoji-64"
     """A bundled name, a folder, or a hub id; a folder of transformers if it holds a Janus or Emu3."""
@@ -119,7 +119,7 @@ class Image(SamplingFlags, ModelFlags):
         from mmspec.pipelines.text_to_image import TextToImagePipeline
 
         quiet_libraries()
-        options: dict = {"torch_dtype": torch_dtype(self.dtype)} | self._size()
+        options: dict = {"torch_dtype": torch_dtype(self.dtype)} | self._read_pixels()
         pipe = TextToImagePipeline.from_pretrained(self.model, **options).to(torch_device(self.device))
         pipe.deterministic = self.deterministic
         pipe.set_progress_bar_config(disable=True)
@@ -138,17 +138,17 @@ class Image(SamplingFlags, ModelFlags):
         folder = check_model(self.model, TASK, self.drafter, self.dtype, self.device)
         if draws(folder):
             check_decoder(model_type(folder))
-        if self._size() and not draws(folder):
-            raise MmspecError(f"{self.model} draws pictures of one size: leave --size out")
+        if self._read_pixels() and not draws(folder):
+            raise MmspecError(f"{self.model} draws pictures of one size: leave --pixels out")
         return prompt, paths
 
-    def _size(self) -> dict[str, int]:
+    def _read_pixels(self) -> dict[str, int]:
         """Width and height, if they were given."""
-        if self.size is None:
+        if self.pixels is None:
             return {}
-        width, _, height = self.size.lower().partition("x")
+        width, _, height = self.pixels.lower().partition("x")
         if not (width.isdecimal() and height.isdecimal()):
-            raise MmspecError(f"--size {self.size}: give width and height in pixels, as in 720x720")
+            raise MmspecError(f"--pixels {self.pixels}: give width and height in pixels, as in 720x720")
         return {"width": int(width), "height": int(height)}
 
     def _paths(self) -> list[Path]:

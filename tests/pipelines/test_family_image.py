@@ -167,7 +167,7 @@ def test_emu3_commands(emu3_folder: Path, tmp_path: Path, capfd: pytest.CaptureF
     path, size = tmp_path / "cat.png", f"{2 * WIDTH}x{2 * HEIGHT}"
     draw = ("image", "a", "cat", "-o", path, "--seed", 3, "--dtype", "fp64")
     assert FamilyImagePipeline.from_pretrained(emu3_folder).grid.tokens == 90 * 91
-    assert run(*draw, "--model", emu3_folder, "--size", size) == 0
+    assert run(*draw, "--model", emu3_folder, "--pixels", size) == 0
     with Image.open(path) as picture:
         assert picture.size == (2 * WIDTH, 2 * HEIGHT) and picture.text["guidance"] == "3.0"
     found = tmp_path / "found.json"
@@ -177,10 +177,10 @@ def test_emu3_commands(emu3_folder: Path, tmp_path: Path, capfd: pytest.CaptureF
     capfd.readouterr()
     for model, text, wrong in (
         (emu3_folder, "7x8", "a size of 7x8 is not possible: give multiples of 2 pixels"),
-        (emu3_folder, "large", "--size large: give width and height in pixels, as in 720x720"),
-        ("emoji-64", "64x64", "emoji-64 draws pictures of one size: leave --size out"),
+        (emu3_folder, "large", "--pixels large: give width and height in pixels, as in 720x720"),
+        ("emoji-64", "64x64", "emoji-64 draws pictures of one size: leave --pixels out"),
     ):
-        assert run(*draw, "--model", model, "--size", text) == 2 and wrong in capfd.readouterr().err
+        assert run(*draw, "--model", model, "--pixels", text) == 2 and wrong in capfd.readouterr().err
     with pytest.raises(MmspecError, match="height and width come together"):
         load(emu3_folder, height=8)
 
