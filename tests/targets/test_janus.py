@@ -7,6 +7,7 @@ from tiny_janus import BOI, PROMPTS, SIDE, janus
 
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.hawk_path import HawkPathDrafter
+from mmspec.drafters.msd import MsdDrafter
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
@@ -89,6 +90,16 @@ def test_drafts_and_batches_equal_plain_decoding(target: JanusTarget, guidance: 
         assert drawn(target, guidance, temperature, PROMPTS[:1], drafted=drafted) == plain[:1], number
 
 
+def test_the_benchmark_draws_with_generate(target: JanusTarget) -> None:
+    """equality: what the benchmark measures as transformers gives, greedy, the same codes."""
+    from mmspec.bench.suite import TransformersBaseline
+
+    prompts = guided(target, PROMPTS[:1], 5.0)
+    found = TransformersBaseline(target, temperature=0.0)(prompts, COUNT, 0)
+    assert found.tokens == drawn(target, 5.0, 0.0, PROMPTS[:1])
+    assert len(TransformersBaseline(target)(prompts, COUNT, 0).tokens[0]) == COUNT
+
+
 def test_ids_of_text_are_no_codes(target: JanusTarget) -> None:
     """Text ids and codes share numbers: tokens of prompts are negative, and each has its own vector."""
     tokens = torch.tensor(target.tokens([8, 60]))
@@ -122,5 +133,7 @@ def test_what_does_not_fit_is_refused(target: JanusTarget) -> None:
         JanusTarget(llama())
     with pytest.raises(MmspecError, match="output head has two layers"):
         HawkPathDrafter.build(target, width=16, inner=32, depth=2)
+    with pytest.raises(MmspecError, match="output head has two layers"):
+        MsdDrafter(hidden_size=32, intermediate_size=48, heads=4, kv_heads=2).head(target)
     with pytest.raises(MmspecError, match="may generate by another head"):
         CausalTarget(janus())
