@@ -40,7 +40,7 @@ def why_not_comparable(target: Target, prompts: Prompts, sampling: SamplingOptio
             return "penalty of an interleaved model"
         if prompts.unconditional is not None:
             return "penalty with guidance"
-    return ""
+    return target.why_not_comparable(prompts.guidance, sampling.repetition_penalty)
 
 
 @torch.inference_mode()
@@ -49,11 +49,11 @@ def greedy_ids(target: Target, prompts: Prompts, stop: Stop, sampling: SamplingO
     ends = sorted(int(target.vocabulary[token]) for token in stop.eos)
     special: dict[str, object] = dict(eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0)
     kwargs = generate_kwargs(target, prompts)
-    output = target.model.generate(
+    ids = target.own_ids(
         **kwargs,
         **special,
         do_sample=False,
         max_new_tokens=stop.length,
         repetition_penalty=sampling.repetition_penalty,
     )
-    return output[0, len(prompts.conditional[0]) :].tolist()
+    return ids[0, : stop.length].tolist()

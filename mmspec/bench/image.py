@@ -203,7 +203,7 @@ def run(
 
     `quick` runs the cases of `QUICK` and leaves out ablations, growth and memory; chosen drafters leave them out too.
     """
-    folder = resolve(model)
+    folder = resolve(model, allow_transformers=True)
     results = new_results("image", model, device)
     cases = choice.cases([case for case in CASES if not quick or case.label in QUICK])
     sweep(
@@ -217,7 +217,8 @@ def run(
         results["ablations"] = run_setting(folder, dtypes[0], device, 1, prompts, seed, ABLATIONS)
         report.write(out, results)
         results["memory"] = memory(folder, device, seed)
-        results["growth"] = growth(folder, device)
+        if (folder / "vqvae").is_dir():  # one of mmspec's own
+            results["growth"] = growth(folder, device)
         report.write(out, results)
     print_location(results, out)
     return out

@@ -85,8 +85,10 @@ class TransformersBaseline:
             logits_processor=[self.target.generate_processor(ids.shape[1])],
         )
         began = perf_counter()
-        out = self.target.model.generate(ids, max_new_tokens=length, **sampling_kwargs, **guided, **self.ends)
-        tokens = [self.target.tokens(row) for row in out[:, ids.shape[1] :].tolist()]
+        inputs = dict(inputs=ids, attention_mask=torch.ones_like(ids), max_new_tokens=length)
+        out = self.target.own_ids(**inputs, **sampling_kwargs, **guided, **self.ends)
+        numbers = {model_id: token for token, model_id in enumerate(self.target.vocabulary.tolist())}
+        tokens = [[numbers.get(model_id, -1 - model_id) for model_id in row] for row in out.tolist()]
         total = perf_counter() - began
         runs = [[1] * len(row) for row in tokens]
         return Generation(

@@ -58,8 +58,10 @@ class Image(SamplingFlags, ModelFlags):
     """Also write an animation (.gif, .webp, .png) of the first picture being filled."""
     words: Annotated[bool, tyro.conf.arg(name="list", help_behavior_hint="")] = False
     """Draw nothing, and list the words that the model was trained on."""
+    pixels: Annotated[str | None, tyro.conf.arg(metavar="WIDTHxHEIGHT", help_behavior_hint="")] = None
+    """The pictures' size in pixels, for models of transformers that draw more than one, such as Emu3."""
     model: Model = "emoji-64"
-    """A bundled name, a folder, or a hub id."""
+    """A bundled name, a folder, or a hub id; a folder of transformers if it holds a Janus or Emu3."""
 
     def run(self) -> int:
         from mmspec.media import image as media
@@ -117,14 +119,15 @@ class Image(SamplingFlags, ModelFlags):
         from mmspec.pipelines.text_to_image import TextToImagePipeline
 
         quiet_libraries()
-        device = torch_device(self.device)
-        pipe = TextToImagePipeline.from_pretrained(self.model, torch_dtype=torch_dtype(self.dtype)).to(device)
+        options: dict = {"torch_dtype": torch_dtype(self.dtype)} | self._read_pixels()
+        pipe = TextToImagePipeline.from_pretrained(self.model, **options).to(torch_device(self.device))
         pipe.deterministic = self.deterministic
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
     def _read_arguments(self) -> tuple[str, list[Path]]:
         """The prompt and the files to write, checked before anything is loaded; "standard output" for -."""
+        from mmspec.pipelines.families import check_decoder, draws, model_type
         from mmspec.pipelines.request import ImageRequest
 
         if not self.prompt:
@@ -132,8 +135,21 @@ class Image(SamplingFlags, ModelFlags):
         prompt, paths = " ".join(self.prompt), self._paths()
         ImageRequest(prompt, 0, None, 1, 1.0 if self.guidance is None else self.guidance)
         self.check_sampling()
-        check_model(self.model, TASK, self.drafter, self.dtype, self.device)
+        folder = check_model(self.model, TASK, self.drafter, self.dtype, self.device)
+        if draws(folder):
+            check_decoder(model_type(folder))
+        if self._read_pixels() and not draws(folder):
+            raise MmspecError(f"{self.model} draws pictures of one size: leave --pixels out")
         return prompt, paths
+
+    def _read_pixels(self) -> dict[str, int]:
+        """Width and height, if they were given."""
+        if self.pixels is None:
+            return {}
+        width, _, height = self.pixels.lower().partition("x")
+        if not (width.isdecimal() and height.isdecimal()):
+            raise MmspecError(f"--pixels {self.pixels}: give width and height in pixels, as in 720x720")
+        return {"width": int(width), "height": int(height)}
 
     def _paths(self) -> list[Path]:
         """The files to write."""

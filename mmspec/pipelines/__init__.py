@@ -104,18 +104,23 @@ def pipeline(
 def check_task(folder: Path, task: str) -> None:
     """Raise MmspecError for a model of another task, without loading anything of it."""
     from mmspec import zoo
+    from mmspec.pipelines.families import artist_family
 
-    if (folder / zoo.INDEX).is_file() or task != "image-text-to-text":
+    has_index = (folder / zoo.INDEX).is_file()
+    if not has_index and task == "text-to-image":
+        artist_family(folder)
+    elif has_index or task != "image-text-to-text":
         kind = TASKS[task][0].rpartition(":")[2]
         zoo.check_kind(folder, kind, f"{'an' if task[0] in 'aeiou' else 'a'} {task}")
 
 
 def task_of(folder: Path) -> str:
-    """The task of a model folder, by the pipeline that its index names."""
+    """The task of a model folder, by the pipeline that its index names, or by its family."""
     from mmspec import zoo
+    from mmspec.pipelines.families import draws
 
     if not (folder / zoo.INDEX).is_file():  # a folder of transformers
-        return "image-text-to-text"
+        return "text-to-image" if draws(folder) else "image-text-to-text"
     name = zoo.read_index(folder).get("_class_name")
     for task, (path, _) in TASKS.items():
         if path.endswith(f":{name}"):

@@ -57,8 +57,8 @@ class GenerateOptions(TypedDict, total=False):
 # Arguments of other libraries' pipelines that mean nothing here, and what to do.
 FOREIGN_OPTIONS = {
     "num_inference_steps": "an autoregressive model has no denoising steps: leave it out",
-    "height": "the model's pictures have one size: leave it out",
-    "width": "the model's pictures have one size: leave it out",
+    "height": "a pipeline's pictures have one size: give it to pipeline() if the model draws several",
+    "width": "a pipeline's pictures have one size: give it to pipeline() if the model draws several",
     "negative_prompt": "guidance is against the empty prompt: leave it out",
     "latents": "there are none: use seed or generator",
     "eta": "that is for diffusion: leave it out",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Unpack
 import jinja2
 import torch
 from safetensors import SafetensorError
-from transformers import AutoProcessor, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from mmspec import zoo
 from mmspec.engine.loop import Stop
@@ -18,6 +18,7 @@ from mmspec.pipelines import quantized
 from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, deprecated_callback, model_class
 from mmspec.pipelines.chat_encoder import ChatEncoder
 from mmspec.pipelines.chats import Chat, as_chats, example_chat
+from mmspec.pipelines.loading import load_processor
 from mmspec.pipelines.outputs import ImageTextToTextOutput, TextChunk
 from mmspec.pipelines.request import check_count, row_seeds
 from mmspec.pipelines.session import Session
@@ -61,12 +62,7 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         parts: dict = {}
         if "processor" not in components:
             path = folder / "processor" if (folder / "processor").is_dir() else folder
-            try:
-                processor = AutoProcessor.from_pretrained(path)
-            except Exception as error:  # tokenizers raises bare Exception for a damaged file
-                raise MmspecError(
-                    f"{path} has no processor that loads ({short(error)}): restore it from the model's source"
-                ) from None
+            processor = load_processor(path)
             text_only = isinstance(processor, PreTrainedTokenizerBase)
             parts["processor"] = TextProcessor(processor, path) if text_only else processor
         if "transformer" not in components:

@@ -4,13 +4,13 @@ import inspect
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mmspec import zoo
-from mmspec.errors import MmspecError, unknown
+from mmspec.errors import MmspecError, short, unknown
 from mmspec.placement import dtype_of
 
 if TYPE_CHECKING:
@@ -49,6 +49,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ) from None
 
 
+def load_processor(path: Path) -> Any:
+    """The processor in a folder, the tokenizer of a model that has none."""
+    try:
+        return AutoProcessor.from_pretrained(path)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise MmspecError(
+            f"{path} has no processor that loads ({short(error)}): restore it from the model's source"
+        ) from None
+
+
 def copy_companions(source: Path | None, folder: Path) -> None:
     """Copy what a model's folder holds beside its components: drafters, card, recipe, prompts and their pictures."""
     if source is None or source.resolve() == folder.resolve():
@@ -68,5 +78,6 @@ def rename_target(folder: Path, weights_hash: str) -> None:
     for path in folder.glob("drafters/*/config.json"):
         config = json.loads(path.read_text())
         if config.get("target") == weights_hash:
-            target = zoo.weights_hash(folder / "transformer")
+            part = folder / "transformer"
+            target = zoo.weights_hash(part if part.is_dir() else folder)
             path.write_text(json.dumps(config | {"target": target}, indent=2) + "\n")

@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmspec import zoo
+from mmspec.codecs.base import ImageTokenizer
 from mmspec.codecs.vq import VQImageTokenizer
 from mmspec.engine.loop import Stop
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, load_transformer
 from mmspec.pipelines.image_output import TextToImageOutput
-from mmspec.pipelines.loading import load_tokenizer
+from mmspec.pipelines.loading import HUB_OPTIONS, load_tokenizer
 from mmspec.pipelines.outputs import Images, PartialImages
 from mmspec.pipelines.request import ImageRequest
 from mmspec.pipelines.session import Session
@@ -30,6 +31,8 @@ from mmspec.targets.image import ImageTarget
 
 # Brightness of positions that have no code yet.
 UNDECODED = 0.75
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
@@ -43,7 +46,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
     """
 
     article = "a text-to-image"
-    parts = ("tokenizer", "transformer", "vqvae")
+    parts: ClassVar[tuple[str, ...]] = ("tokenizer", "transformer", "vqvae")
     _progress_bar_config: dict = {}
     settings: ClassVar = {
         "grid_height": int,
@@ -68,7 +71,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         temperature: float = 1.0,
         max_prompt_tokens: int = 64,
     ):
-        self.image_tokenizer = VQImageTokenizer(vqvae)
+        self.image_tokenizer: ImageTokenizer = VQImageTokenizer(vqvae)
         DiffusionPipeline.__init__(self)
         self.register_modules(tokenizer=tokenizer, transformer=transformer, vqvae=vqvae.float())
         self.register_to_config(
@@ -98,6 +101,17 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
     @property
     def grid(self) -> Grid:
         return Grid(self.config.grid_height, self.config.grid_width, self.config.end_of_row)
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToImagePipeline":
+        """See `Pipeline`; a folder of transformers whose family draws gives a `FamilyImagePipeline`."""
+        hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+        folder = zoo.resolve(model, allow_transformers=True, **hub)
+        if (folder / zoo.INDEX).is_file() or cls is not TextToImagePipeline:
+            return super().from_pretrained(folder, **options)
+        from mmspec.pipelines.family_image import FamilyImagePipeline
+
+        return FamilyImagePipeline.from_pretrained(folder, **options)
 
     @classmethod
     def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:
@@ -153,11 +167,17 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         """Codes in raster order (without end-of-row tokens) to pictures in -1..1."""
         return self.image_tokenizer.decode(codes.unflatten(1, (self.grid.height, self.grid.width)))
 
+    def check_decoder(self) -> None:
+        """Raise MmspecError if codes cannot be decoded, before they are drawn."""
+
     def paint(self, tokens: list[list[int]], output_type: str = "pil") -> Images:
         """Pictures from as many tokens as there are; positions without one are grey."""
         grid, count = self.grid, self.grid.tokens
         padded = torch.tensor([(row + [-1] * count)[:count] for row in tokens])
-        codes = padded.unflatten(1, (grid.height, grid.stride))[:, :, : grid.width].flatten(1)
+        raster = padded.unflatten(1, (grid.height, grid.stride))[:, :, : grid.width]
+        if output_type == "latent":
+            return raster
+        codes = raster.flatten(1)
         # One by one: how a decoder rounds depends on how many pictures it decodes, and a seed's picture must not.
         parts = [self.decode(part) for part in codes.clamp(min=0).split(1)]
         pictures = torch.cat(parts).float().cpu() / 2 + 0.5
@@ -236,13 +256,16 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
                 drafter.
             generator: where seeds are drawn from instead: one generator, or one for each row.
             guidance_scale: how closely to follow the prompt, 0 to 20; 1 is no guidance. The model's default if None.
-            output_type: "pil", "np" (`row height width 3` in 0..1) or "pt" (`row 3 height width` in 0..1).
+            output_type: "pil", "np" (`row height width 3` in 0..1), "pt" (`row 3 height width` in 0..1) or "latent",
+                the codes (`row height width` of the grid, -1 where none is drawn).
             callback_on_step_end: called as (pipe, step, position, {"tokens", "new", "stats"}) after each round; it may
                 set `pipe.interrupt = True` to stop, and positions not yet drawn stay grey.
             options: see `GenerateOptions`.
         """
-        if output_type not in ("pil", "np", "pt"):
-            raise unknown("output_type", output_type, ("pil", "np", "pt"))
+        if output_type not in OUTPUT_TYPES:
+            raise unknown("output_type", output_type, OUTPUT_TYPES)
+        if output_type != "latent":
+            self.check_decoder()
         parts = self.stream(
             prompt,
             seed=seed,

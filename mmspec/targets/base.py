@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 from mmspec.engine.state import Output, State
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
-from mmspec.targets.head import OutputHead
+from mmspec.targets.head import LayeredHead, OutputHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Target(Protocol):
     hidden_size: int
     weights_hash: str
     protected: frozenset[int]
-    head: OutputHead
+    head: OutputHead | LayeredHead
     min_query_len: int
     deterministic: bool
 
@@ -144,6 +144,14 @@ class Target(Protocol):
 
     def model_ids(self, prompt: Int[Tensor, "position"], tokens: Int[Tensor, "token"]) -> Int[Tensor, "token"]:
         """What the model reads for `tokens` after a prompt of model ids."""
+        ...
+
+    def own_ids(self, **options: object) -> Int[Tensor, "row token"]:
+        """What the model's own `generate` gives for these options (see `mmspec.reference`): new ids alone."""
+        ...
+
+    def why_not_comparable(self, guidance: float, penalty: float) -> str:
+        """Why `generate` gives other tokens than plain decoding under these options; "" if it gives the same."""
         ...
 
     def generate_processor(self, start: int) -> LogitsProcessor:

@@ -16,8 +16,8 @@ from mmspec.engine.state import Output, PromptEmbeds, State
 from mmspec.engine.tree import MAX_TREE_NODES, DraftTree
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Grid, Prompts
-from mmspec.targets.head import MIN_QUERY_LEN, OutputHead, finish_of
-from mmspec.targets.probe import probe, refuse, refuse_other_heads
+from mmspec.targets.head import MIN_QUERY_LEN, LayeredHead, OutputHead, finish_of
+from mmspec.targets.probe import plain_ids, probe, refuse, refuse_other_heads
 
 __all__ = ["CausalTarget", "Prompts"]
 
@@ -58,22 +58,18 @@ class CausalTarget:
         self.grid: Grid | None = None
         self.decoder = self.find_decoder()
         self._windows = windows_of(self.decoder.config)
-        head = model.get_output_embeddings()
-        weight, bias = head.weight, getattr(head, "bias", None)
-        ids = range(len(weight)) if vocabulary is None else vocabulary
-        if not ids or min(ids) < 0 or max(ids) >= len(weight):
+        rows = self.head_rows()
+        ids = range(rows) if vocabulary is None else vocabulary
+        if not ids or min(ids) < 0 or max(ids) >= rows:
             raise MmspecError(
                 f"vocabulary has {len(ids)} ids from {min(ids, default=0)} to {max(ids, default=-1)}, but the model's "
-                f"output head has {len(weight)} rows: give at least one id, all from 0 to {len(weight) - 1}"
+                f"output head has {rows} rows: give at least one id, all from 0 to {rows - 1}"
             )
         self.vocabulary_size = len(ids)
         self.vocabulary = torch.tensor(list(ids), device=model.device)
         self._tokens = {model_id: token for token, model_id in enumerate(ids)}
-        contiguous = list(ids) == list(range(ids[0], ids[0] + len(ids)))
-        rows = slice(ids[0], ids[0] + len(ids)) if contiguous else self.vocabulary
-        bias = None if bias is None else bias[rows]
-        self.head = OutputHead(weight[rows], bias, *finish_of(model, self.decoder))
-        self.hidden_size: int = weight.shape[1]
+        self.head = self.build_head(ids)
+        self.hidden_size: int = self.head.width
         self._checked_slots = KV_BLOCK if check else None
         if check:
             probe(self, min(KV_BLOCK, self.max_positions))
@@ -85,6 +81,18 @@ class CausalTarget:
         parts = (self.model.get_decoder(), self.model.base_model, *self.model.children())
         own = (part for part in parts if isinstance(part, PreTrainedModel) and part is not self.model)
         return next(own, self.model)
+
+    def head_rows(self) -> int:
+        """How many ids the model's output head knows."""
+        return len(self.model.get_output_embeddings().weight)
+
+    def build_head(self, ids: Sequence[int]) -> OutputHead | LayeredHead:
+        """The model's output head for the ids of the vocabulary."""
+        head = self.model.get_output_embeddings()
+        weight, bias = head.weight, getattr(head, "bias", None)
+        contiguous = list(ids) == list(range(ids[0], ids[0] + len(ids)))
+        rows = slice(ids[0], ids[0] + len(ids)) if contiguous else self.vocabulary
+        return OutputHead(weight[rows], None if bias is None else bias[rows], *finish_of(self.model, self.decoder))
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +137,26 @@ class CausalTarget:
         """What `transformers.generate` needs to generate the same tokens after prompts of `start` ids."""
         other = set(range(self.model.get_output_embeddings().weight.shape[0])) - self._tokens.keys()
         return SuppressTokensLogitsProcessor(sorted(other), device=str(self.device))
+
+    def own_ids(self, **options: object) -> Int[Tensor, "row token"]:
+        """What the model's own `generate` gives for these options (see `mmspec.reference`): new ids alone."""
+        inputs = options["inputs"]
+        assert isinstance(inputs, Tensor)
+        return self.model.generate(**options)[:, inputs.shape[1] :]
+
+    def why_not_comparable(self, guidance: float, penalty: float) -> str:
+        """Why `generate` gives other tokens than plain decoding under these options; "" if it gives the same."""
+        return ""
+
+    def own_logits(self, nodes: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:
+        """What the model itself says after these nodes (see `node_ids`), by its own forward, without a cache."""
+        # The mask keeps models that can attend both ways (such as PaliGemma) from leaving their causal mask out.
+        mask = torch.ones_like(nodes)
+        return self.model(input_ids=nodes, attention_mask=mask, use_cache=False).logits[..., self.vocabulary]
+
+    def sample_nodes(self, count: int, prompt: int) -> list[int]:
+        """Nodes to try the model with, the first `prompt` of them a prompt."""
+        return plain_ids(self.model, count)
 
     def prompt_inputs(self, prompts: Prompts) -> list[dict[str, Tensor]]:
         """What the model's forward is given for each sequence, every prompt of every CFG branch, beside its ids."""
@@ -241,8 +269,12 @@ class CausalTarget:
         return Output(self.guide(state, self.logits(hidden, positions.expand(hidden.shape[:-1])), positions), hidden)
 
     def node_ids(self, state: State, tree: DraftTree) -> Int[Tensor, "row node"]:
-        """What the model reads for the nodes of a tree."""
+        """What the model reads for the nodes of a tree, as `decoder_inputs` takes it."""
         return self.ids(tree.tokens)
+
+    def decoder_inputs(self, nodes: Int[Tensor, "sequence node"]) -> dict[str, Tensor]:
+        """What the decoder is given for nodes: their ids, or input vectors."""
+        return {"input_ids": nodes}
 
     def position_ids(self, state: State, depths: Int[Tensor, "row node"]) -> Int[Tensor, "*axis sequence node"]:
         # All rows get a tree of the same height. In rows that are longer than the others, or that have stopped, nodes
@@ -283,7 +315,7 @@ class CausalTarget:
         masks = self._masks(cache, ancestors, depths)
         kwargs = cache_kwarg(self.decoder, cache)
         output = self.decoder(
-            input_ids=ids,
+            **self.decoder_inputs(ids),
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=position_ids,
             use_cache=True,

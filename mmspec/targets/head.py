@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from mmspec.errors import MmspecError
+
 # Passes are padded to at least this many nodes. Matrix libraries sum one to three rows in another order than four and
 # more. From four on, the linear layers of a pass agree bit for bit for every width on the CPU in bfloat16, and up to 15
 # rows in float32 (docs/how-it-works.md has the figures).
@@ -53,6 +55,11 @@ class OutputHead(nn.Module):
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
+    @property
+    def width(self) -> int:
+        """The width of hidden states."""
+        return self.weight.shape[1]
+
     def _projection(self) -> Projection:
         weight = self.weight
         if weight.dtype in (torch.float64, torch.float32):
@@ -90,6 +97,33 @@ def finish_of(model: PreTrainedModel, decoder: PreTrainedModel) -> tuple[float, 
     finished = bare * scale if softcap is None else softcap * torch.tanh(bare * scale / softcap)
     applied = (logits - finished).abs().max() <= (logits - bare).abs().max()
     return (scale, softcap) if applied else (1.0, None)
+
+
+class LayeredHead(nn.Module):
+    """A head of two layers with a function between them, both in float32 or wider.
+
+    It has no `weight` that maps hidden states to logits, and drafters that need one are refused.
+    """
+
+    def __init__(self, first: nn.Linear, between: Projection, last: nn.Linear):
+        super().__init__()
+        self.first, self.between = OutputHead(first.weight, first.bias), between
+        self.last = OutputHead(last.weight, last.bias)
+
+    def forward(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
+        return self.last(self.between(self.first(hidden)))
+
+    @property
+    def width(self) -> int:
+        """The width of hidden states."""
+        return self.first.width
+
+    @property
+    def weight(self) -> Tensor:
+        raise MmspecError(
+            "this model's output head has two layers, and the drafter needs one of a single matrix: use none, jacobi "
+            "or lookup"
+        )
 
 
 def scale_of(config: PreTrainedConfig) -> float:

@@ -125,7 +125,7 @@ def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
 def _largest_error(target: "CausalTarget", slots: int) -> float:
     """The largest error of any node's logits, as a share of their spread."""
     model, device = target.model, target.device
-    sequence = _token_ids(model, PROMPT + len(PARENTS) - 1)
+    sequence = target.sample_nodes(PROMPT + len(PARENTS) - 1, PROMPT)
     prompt, drafted = sequence[:PROMPT], sequence[PROMPT - 1 :]
     paths: list[list[int]] = []
     for node, parent in enumerate(PARENTS):
@@ -142,20 +142,18 @@ def _largest_error(target: "CausalTarget", slots: int) -> float:
     branched = target.run(cache, tree.tokens, tree.ancestors, depths, depths + PROMPT - 1)
     leaves = [path for node, path in enumerate(paths) if node not in PARENTS]
     whole = [torch.tensor([*prompt, *(drafted[node] for node in path[1:])], device=device) for path in leaves]
-    # Padding comes after what is compared, and is never seen. The mask keeps models that can attend both ways (such as
-    # PaliGemma) from leaving their causal mask out.
-    mask = pad_sequence([torch.ones_like(row) for row in whole], batch_first=True)
-    logits = model(input_ids=pad_sequence(whole, batch_first=True), attention_mask=mask, use_cache=False).logits
+    # Padding comes after what is compared, and is never seen.
+    logits = target.own_logits(pad_sequence(whole, batch_first=True))
     errors = []
     for path, row in zip(leaves, logits, strict=True):
-        expected = row[: PROMPT - 1 + len(path), target.vocabulary].double()
+        expected = row[: PROMPT - 1 + len(path)].double()
         actual = target.logits(torch.cat([read[0, :-1], branched[0, path]])).double()
         spread = (expected - expected.mean(1, keepdim=True)).square().mean(1).sqrt()
         errors.append(((actual - expected).square().mean(1).sqrt() / spread.clamp(min=1e-12)).max())
     return float(torch.stack(errors).max())
 
 
-def _token_ids(model: PreTrainedModel, count: int) -> list[int]:
+def plain_ids(model: PreTrainedModel, count: int) -> list[int]:
     """Some token ids of a model, none of which its configuration gives a meaning."""
     config = model.config
     values = [value for part in (config, config.get_text_config()) for value in part.to_dict().values()]

@@ -1,0 +1,200 @@
+"""What a model of transformers needs to draw beside its weights: prompts as ids, and codes as pictures."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from mmspec.errors import MmspecError
+from mmspec.pipelines.chat_encoder import control_tokens
+from mmspec.pipelines.families import no_decoder
+from mmspec.targets.base import Grid, Prompts
+from mmspec.targets.chameleon import ChameleonTarget
+from mmspec.targets.emu3 import Emu3Target
+from mmspec.targets.image import ImageTarget
+from mmspec.targets.janus import JanusTarget, janus_twin
+
+
+class Artist(ABC):
+    """A model of transformers that draws, and its processor; an `ImageTokenizer` by the model's own VQ decoder.
+
+    `guidance` is what its family takes where `generation_config.json` says nothing. `height` and `width`, in pixels,
+    are for families that draw pictures of more than one size.
+    """
+
+    guidance: ClassVar[float]
+    # The class whose folder this is.
+    kind: ClassVar[str]
+    # The raster of a picture, how many codes there are, and the pixels of a code's side.
+    grid: Grid
+    codes: int
+    scale: int
+
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, height: int | None = None, width: int | None = None
+    ):
+        if type(model).__name__ != self.kind:
+            raise MmspecError(f"the folder holds a {type(model).__name__}, which does not draw: give a {self.kind}")
+        self.model, self.processor = model, processor
+        self._control_tokens = control_tokens(processor)
+
+    @abstractmethod
+    def target(self, weights_hash: str) -> ImageTarget:
+        """The model as the loop sees it."""
+
+    @abstractmethod
+    def read(self, prompt: str) -> list[int]:
+        """A prompt's ids, up to where the picture begins, by the model's own processor."""
+
+    @abstractmethod
+    def unconditional(self, prompt: list[int]) -> list[int]:
+        """The ids that guide away from a prompt."""
+
+    @abstractmethod
+    def pixels(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
+        """What the model's own VQ decoder makes of codes, as its processor takes it."""
+
+    def encode(self, prompts: list[str], guidance: float) -> Prompts:
+        """Prompts as ids, each with its unconditional prompt where there is guidance."""
+        for prompt in prompts:
+            found = sorted(token for token in self._control_tokens if token in prompt)
+            if found:
+                raise MmspecError(f"the prompt holds {found[0]}, a control token of the model: leave it out")
+        rows = [self.read(prompt) for prompt in prompts]
+        return Prompts(rows, [self.unconditional(row) for row in rows] if guidance != 1 else None, float(guidance))
+
+    @torch.inference_mode()
+    def decode(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
+        """Pictures in -1..1 that are, in 256 steps, those of the processor's own `postprocess`."""
+        pixels = self.pixels(codes.to(self.model.device)).float().cpu()
+        pictures = self.processor.postprocess(list(pixels), return_tensors="PIL.Image.Image")["pixel_values"]
+        arrays = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+        return rearrange(arrays, "row y x c -> row c y x").double() / 127.5 - 1
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Height and width of a picture in pixels."""
+        return {"height": self.grid.height * self.scale, "width": self.grid.width * self.scale}
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """Guidance and temperature, as `generation_config.json` has them; 0 is greedy."""
+        config = self.model.generation_config
+        temperature = 0.0 if config.do_sample is False else 1.0 if config.temperature is None else config.temperature
+        guidance = self.guidance if config.guidance_scale is None else config.guidance_scale
+        return {"guidance_scale": float(guidance), "temperature": float(temperature)}
+
+
+class JanusArtist(Artist):
+    """Janus and Janus-Pro."""
+
+    guidance, kind = 5.0, "JanusForConditionalGeneration"
+
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, height: int | None = None, width: int | None = None
+    ):
+        super().__init__(model, processor)
+        config, tokenizer = model.generation_config, processor.tokenizer
+        # What the folder's generation_config.json leaves out; the model's `generate` needs it, too.
+        for name in ("bos_token_id", "pad_token_id"):
+            if getattr(config, name, None) is None:
+                setattr(config, name, getattr(tokenizer, name))
+        if not getattr(config, "generation_kwargs", None):
+            config.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids(processor.image_start_token)}
+        vq = model.config.vq_config
+        self.codes, self.scale = vq.num_embeddings, 2 ** (len(vq.channel_multiplier) - 1)
+        self.grid = Grid(vq.num_patches, vq.num_patches)
+        side = vq.num_patches * self.scale
+        if {height, width} - {None, side}:
+            raise MmspecError(f"this Janus draws pictures of {side}x{side} pixels alone: leave the size out")
+
+    def target(self, weights_hash: str) -> JanusTarget:
+        return JanusTarget(self.model, weights_hash)
+
+    def read(self, prompt: str) -> list[int]:
+        options: dict[str, Any] = {}
+        if self.processor.chat_template:
+            chat = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
+            prompt = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            bos = self.processor.tokenizer.bos_token
+            options = {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
+        inputs = self.processor(text=[prompt], generation_mode="image", return_tensors="pt", **options)
+        return inputs["input_ids"][0].tolist()
+
+    def unconditional(self, prompt: list[int]) -> list[int]:
+        return janus_twin(self.model, prompt)
+
+    def pixels(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
+        return self.model.decode_image_tokens(codes.flatten(1)).movedim(3, 1)
+
+
+class Emu3Artist(Artist):
+    """Emu3-Gen. Its prompts name the size of the picture; guidance is against the empty prompt."""
+
+    guidance, kind = 3.0, "Emu3ForConditionalGeneration"
+
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, height: int | None = None, width: int | None = None
+    ):
+        super().__init__(model, processor)
+        self.codes, self.scale = model.config.vq_config.codebook_size, model.model.vqmodel.spatial_scale_factor
+        if height is None or width is None:
+            self._shape = {"ratio": processor.ratio, "image_area": processor.image_area}
+        elif min(height, width) < 1 or height % self.scale or width % self.scale:
+            raise MmspecError(f"a size of {width}x{height} is not possible: give multiples of {self.scale} pixels")
+        else:
+            rows, columns = height // self.scale, width // self.scale
+            self._shape = {
+                "ratio": f"{columns}:{rows}",
+                "image_area": rows * columns * processor.downsample_ratio**2,
+            }
+        side = processor.downsample_ratio
+        rows, columns = processor.calculate_generate_size(**self._shape, spatial_factor=side)
+        self.grid = Grid(rows, columns, end_of_row=True)
+
+    def target(self, weights_hash: str) -> Emu3Target:
+        return Emu3Target(self.model, self.grid.height, self.grid.width, weights_hash)
+
+    def read(self, prompt: str) -> list[int]:
+        inputs = self.processor(text=[prompt], return_for_image_generation=True, return_tensors="pt", **self._shape)
+        return inputs["input_ids"][0].tolist()
+
+    def unconditional(self, prompt: list[int]) -> list[int]:
+        return self.read("")
+
+    def pixels(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
+        return self.model.model.vqmodel.decode(codes)
+
+
+class ChameleonArtist(Artist):
+    """Chameleon's kin that draw, such as Anole; guidance is against the beginning of a sequence alone."""
+
+    guidance, kind = 3.0, "ChameleonForConditionalGeneration"
+
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, height: int | None = None, width: int | None = None
+    ):
+        super().__init__(model, processor)
+        vq = model.config.vq_config
+        self.codes, self.scale = vq.num_embeddings, 2 ** (len(vq.channel_multiplier) - 1)
+        self.grid = Grid(vq.resolution // self.scale, vq.resolution // self.scale)
+        if {height, width} - {None, vq.resolution}:
+            raise MmspecError(f"this Chameleon draws {vq.resolution}x{vq.resolution} pixels alone: leave the size out")
+
+    def target(self, weights_hash: str) -> ChameleonTarget:
+        return ChameleonTarget(self.model, weights_hash)
+
+    def read(self, prompt: str) -> list[int]:
+        ids = self.processor(text=[prompt], return_tensors="pt")["input_ids"][0].tolist()
+        return [*ids, self.processor.image_start_token_id]
+
+    def unconditional(self, prompt: list[int]) -> list[int]:
+        return [self.processor.tokenizer.bos_token_id, self.processor.image_start_token_id]
+
+    def pixels(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
+        raise no_decoder("chameleon")

@@ -1,0 +1,68 @@
+"""Folders of transformers whose models draw, told by their configuration alone; this module imports no torch."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmspec import zoo
+from mmspec.errors import MmspecError
+
+if TYPE_CHECKING:
+    from mmspec.pipelines.artist import Artist
+
+# Who prepares prompts for the models of a family and paints what they draw.
+ARTISTS = {
+    "chameleon": "mmspec.pipelines.artist:ChameleonArtist",
+    "emu3": "mmspec.pipelines.artist:Emu3Artist",
+    "janus": "mmspec.pipelines.artist:JanusArtist",
+}
+
+
+# Families whose codes transformers cannot decode.
+WITHOUT_DECODER = ("chameleon",)
+
+
+def no_decoder(family: str) -> MmspecError:
+    """The error for codes that transformers cannot decode."""
+    return MmspecError(
+        f"transformers has no decoder for the codes of {family} models: output_type='latent' gives the codes "
+        "themselves, and image_tokenizer=, given to pipeline(), decodes them (ImageTokenizer in mmspec.codecs.base)"
+    )
+
+
+def check_decoder(family: str) -> None:
+    """Raise MmspecError for a family whose codes transformers cannot decode."""
+    if family in WITHOUT_DECODER:
+        raise no_decoder(family)
+
+
+def model_type(folder: Path) -> str:
+    """The family that a folder's config.json names, "" if it names none."""
+    path = folder / "config.json"
+    try:
+        return str(json.loads(path.read_text()).get("model_type") or "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
+
+
+def draws(folder: Path) -> bool:
+    """Whether a folder holds a model of transformers that draws."""
+    return not (folder / zoo.INDEX).is_file() and model_type(folder) in ARTISTS
+
+
+def artist_family(folder: Path) -> str:
+    """The family of a folder of transformers. Raises MmspecError for one that does not draw."""
+    family = model_type(folder)
+    if family not in ARTISTS:
+        raise MmspecError(
+            f"{folder} holds a model of the family {family or '(none)'}, with which mmspec cannot draw: use one of "
+            f"{', '.join(ARTISTS)}, or a folder that mmspec made"
+        )
+    return family
+
+
+def artist_class(family: str) -> "type[Artist]":
+    """The artist of a family."""
+    module, _, name = ARTISTS[family].partition(":")
+    return getattr(import_module(module), name)
