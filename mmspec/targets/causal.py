@@ -148,10 +148,12 @@ class CausalTarget:
         """Why `generate` gives other tokens than plain decoding under these options; "" if it gives the same."""
         return ""
 
-    def own_logits(self, nodes: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:
-        """What the model itself says after these nodes (see `node_ids`), by its own forward, without a cache."""
-        # The mask keeps models that can attend both ways (such as PaliGemma) from leaving their causal mask out.
-        mask = torch.ones_like(nodes)
+    def own_logits(
+        self, nodes: Int[Tensor, "row node"], mask: Int[Tensor, "row node"]
+    ) -> Float[Tensor, "row node vocab"]:
+        """What the model itself says after these nodes (see `node_ids`), by its own forward, without a cache; `mask` is 0
+        for padding.
+        """
         return self.model(input_ids=nodes, attention_mask=mask, use_cache=False).logits[..., self.vocabulary]
 
     def sample_nodes(self, count: int, prompt: int) -> list[int]:

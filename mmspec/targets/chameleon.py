@@ -33,8 +33,10 @@ class ChameleonTarget(ImageTarget):
         codes = [ids[code] for code in range(vq.num_embeddings)]
         super().__init__(model, codes, Grid(side, side), None, weights_hash, check)
 
-    def own_logits(self, nodes: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:
-        hidden = self.model.model(input_ids=nodes, use_cache=False).last_hidden_state
+    def own_logits(
+        self, nodes: Int[Tensor, "row node"], mask: Int[Tensor, "row node"]
+    ) -> Float[Tensor, "row node vocab"]:
+        hidden = self.model.model(input_ids=nodes, attention_mask=mask, use_cache=False).last_hidden_state
         return self.model.lm_head(hidden)[..., self.vocabulary]
 
     def why_not_comparable(self, guidance: float, penalty: float) -> str:

@@ -76,9 +76,11 @@ class JanusTarget(ImageTarget):
     def decoder_inputs(self, nodes: Int[Tensor, "sequence node"]) -> dict[str, Tensor]:
         return {"inputs_embeds": self.embed(nodes)}
 
-    def own_logits(self, nodes: Int[Tensor, "row node"]) -> Float[Tensor, "row node vocab"]:
+    def own_logits(
+        self, nodes: Int[Tensor, "row node"], mask: Int[Tensor, "row node"]
+    ) -> Float[Tensor, "row node vocab"]:
         """What the model itself says: the steps of its `generate`, without a cache."""
-        hidden = self.decoder(inputs_embeds=self.embed(nodes), use_cache=False).last_hidden_state
+        hidden = self.decoder(inputs_embeds=self.embed(nodes), attention_mask=mask, use_cache=False).last_hidden_state
         return self.model.model.generation_head(hidden)
 
     def sample_nodes(self, count: int, prompt: int) -> list[int]:

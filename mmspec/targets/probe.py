@@ -142,8 +142,10 @@ def _largest_error(target: "CausalTarget", slots: int) -> float:
     branched = target.run(cache, tree.tokens, tree.ancestors, depths, depths + PROMPT - 1)
     leaves = [path for node, path in enumerate(paths) if node not in PARENTS]
     whole = [torch.tensor([*prompt, *(drafted[node] for node in path[1:])], device=device) for path in leaves]
-    # Padding comes after what is compared, and is never seen.
-    logits = target.own_logits(pad_sequence(whole, batch_first=True))
+    # Padding comes after what is compared, and is never seen. Its mask keeps models that can attend both ways (such as
+    # PaliGemma) from leaving their causal mask out.
+    mask = pad_sequence([torch.ones_like(row) for row in whole], batch_first=True)
+    logits = target.own_logits(pad_sequence(whole, batch_first=True), mask)
     errors = []
     for path, row in zip(leaves, logits, strict=True):
         expected = row[: PROMPT - 1 + len(path)].double()
