@@ -151,8 +151,9 @@ class CausalTarget:
     def own_logits(
         self, nodes: Int[Tensor, "row node"], mask: Int[Tensor, "row node"]
     ) -> Float[Tensor, "row node vocab"]:
-        """What the model itself says after these nodes (see `node_ids`), by its own forward, without a cache; `mask` is 0
-        for padding.
+        """What the model itself says after these nodes (see `node_ids`), by its own forward, without a cache.
+
+        `mask` is 0 for padding.
         """
         return self.model(input_ids=nodes, attention_mask=mask, use_cache=False).logits[..., self.vocabulary]
 
