@@ -95,14 +95,46 @@ class SamplingOptions:
         if not self.reads_prefix:
             flat = logits.flatten(0, 1)
             return self.pipeline(flat.new_zeros(len(flat), 1, dtype=torch.long), flat).view_as(logits)
-        out = torch.empty_like(logits)
         assert prefixes is not None, "processors that read the prefix need the tree's prefixes"
-        for row in range(logits.shape[0]):
-            for node in range(logits.shape[1]):
-                prefix = prefixes(row, node)
-                ids = prefix[(prefix >= 0) & (prefix < logits.shape[2])]
-                out[row, node] = self.pipeline(ids[None], logits[row, node][None])[0]
-        return out
+        rows, nodes, vocabulary = logits.shape
+        all_ids = [prefixes(row, node) for row in range(rows) for node in range(nodes)]
+        ids = [prefix[(prefix >= 0) & (prefix < vocabulary)] for prefix in all_ids]
+        flat = logits.flatten(0, 1)
+        for processor in self.pipeline:
+            flat = _process(processor, ids, flat)
+        return flat.view_as(logits)
+
+
+def _process(
+    processor: hf.LogitsProcessor, ids: list[Tensor], scores: Float[Tensor, "node vocab"]
+) -> Float[Tensor, "node vocab"]:
+    """One processor over nodes that have prefixes of different lengths, in as few calls as it allows.
+
+    `ids` are the prefixes, each of its own length. Processors of transformers treat the rows that they are given alike,
+    so nodes whose prefixes are equally long go together. What the repetition penalty sees is a set, so prefixes are
+    filled up with a token of their own.
+    """
+    if isinstance(processor, PREFIX_FREE):
+        return processor(ids[0].new_zeros(len(ids), 1), scores)
+    together = type(processor).__module__.startswith("transformers.")
+    if type(processor) is hf.RepetitionPenaltyLogitsProcessor and not isinstance(
+        processor.prompt_ignore_length, Tensor
+    ):
+        ids = [prefix[processor.prompt_ignore_length or 0 :] for prefix in ids]
+        processor = hf.RepetitionPenaltyLogitsProcessor(processor.penalty)
+        longest = max(map(len, ids))
+        ids = [
+            torch.cat([prefix, prefix[-1:].expand(longest - len(prefix))]) if len(prefix) else prefix for prefix in ids
+        ]
+    groups: dict[int, list[int]] = {}
+    for number, prefix in enumerate(ids):
+        groups.setdefault(len(prefix) if together else -1 - number, []).append(number)
+    if len(groups) == 1:
+        return processor(torch.stack(ids), scores)
+    processed = torch.empty_like(scores)
+    for numbers in groups.values():
+        processed[numbers] = processor(torch.stack([ids[number] for number in numbers]), scores[numbers])
+    return processed
 
 
 # The name that 0.1 had.
