@@ -18,7 +18,7 @@ TEXTS = [
     [1, 25, 25, 14, 48, 6, 39, 11],
 ]
 FAST = ("Llama", "Qwen2, sliding", "Gemma 3", "Mixtral")
-FAMILIES = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in TEXT]
+FAMILIES = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow, pytest.mark.sweep]) for name in TEXT]
 SAMPLINGS = {"greedy": SamplingOptions(0), "T=1": SamplingOptions()}
 
 

@@ -19,7 +19,8 @@ from mmspec.targets.vision_language import VisualPrompts
 LENGTH, SEED = 20, 12
 QUICK = ("qwen3_vl", "gemma3", "idefics3")
 families = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow, pytest.mark.sweep]) for name in FAMILIES],
 )
 
 
