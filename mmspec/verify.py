@@ -133,14 +133,14 @@ def verify(
     """
     seeds = list(range(seed, seed + len(prompts)))
     _check(folder, dtypes, guidances, names, prompts, seeds, device)
-    options = [
-        SamplingOptions(temperature, repetition_penalty=penalty)
-        for temperature, penalty in product(temperatures, penalties)
-    ]
     for dtype in dtypes:
         pipe = pipeline(task_of(folder), folder, device=device, dtype=dtype)
         pipe.deterministic = deterministic
         target = pipe.target
+        options = [
+            SamplingOptions(temperature, repetition_penalty=penalty, logits_processor=pipe.processors)
+            for temperature, penalty in product(temperatures, penalties)
+        ]
         encoded, stop = pipe.encode_examples(prompts)
         stop = replace(stop, length=length or stop.length)
         if set(guidances or [1.0]) != {1.0} and not encoded.unconditional:

@@ -83,6 +83,8 @@ def model_facts(name: str) -> dict:
     from mmspec import zoo
     from mmspec.drafters.table import usable
     from mmspec.pipelines import task_of
+    from mmspec.pipelines.families import draws
+    from mmspec.pipelines.generation_config import applied, read_generation_config, sampling_defaults
     from mmspec.pipelines.vocabulary import Vocabulary
 
     folder = zoo.resolve(name, allow_transformers=True)
@@ -91,9 +93,12 @@ def model_facts(name: str) -> dict:
     figures = measured.pop("drafters", {})
     vocabulary = Vocabulary.of(folder)
     # Long lists are settings that only the pipeline reads.
-    defaults = {
+    defaults: dict[str, object] = {
         key: value for key, value in index.items() if isinstance(value, int | float | str) and not key.startswith("_")
     }
+    if not index:
+        generation = read_generation_config(folder)
+        defaults = sampling_defaults(generation, samples=draws(folder)) | applied(generation)
     return {
         "model": name,
         "folder": str(folder),

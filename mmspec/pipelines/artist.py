@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mmspec.errors import MmspecError
 from mmspec.pipelines.chat_encoder import control_tokens
 from mmspec.pipelines.families import no_decoder
+from mmspec.pipelines.generation_config import sampling_defaults
 from mmspec.targets.base import Grid, Prompts
 from mmspec.targets.chameleon import ChameleonTarget
 from mmspec.targets.emu3 import Emu3Target
@@ -82,12 +83,15 @@ class Artist(ABC):
         return {"height": self.grid.height * self.scale, "width": self.grid.width * self.scale}
 
     @property
-    def defaults(self) -> dict[str, float]:
-        """Guidance and temperature, as `generation_config.json` has them; 0 is greedy."""
-        config = self.model.generation_config
-        temperature = 0.0 if config.do_sample is False else 1.0 if config.temperature is None else config.temperature
-        guidance = self.guidance if config.guidance_scale is None else config.guidance_scale
-        return {"guidance_scale": float(guidance), "temperature": float(temperature)}
+    def sampling_defaults(self) -> dict[str, object]:
+        """How `generation_config.json` says to sample; see `pipelines.generation_config`."""
+        return sampling_defaults(self.model.generation_config.to_dict(), samples=True)
+
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance of `generation_config.json`, that of the family where it says nothing."""
+        scale = self.model.generation_config.guidance_scale
+        return float(self.guidance if scale is None else scale)
 
 
 class JanusArtist(Artist):

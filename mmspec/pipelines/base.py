@@ -20,6 +20,7 @@ from mmspec.engine.accept import AcceptanceRule, acceptance
 from mmspec.engine.loop import Stop
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError, short, unknown
+from mmspec.pipelines.generation_config import NEUTRAL
 from mmspec.pipelines.loading import copy_companions, open_folder, rename_target
 from mmspec.pipelines.session import Session
 from mmspec.pipelines.solo import Run, Runner, Solo
@@ -36,8 +37,9 @@ StepCallback = Callable[..., dict | None]
 class GenerateOptions(TypedDict, total=False):
     """How any pipeline samples, drafts and accepts.
 
-    temperature, top_k, top_p, min_p, repetition_penalty, logits_processor: see `SamplingOptions`; temperature 0 is
-        greedy, None the model's default.
+    temperature, top_k, top_p, min_p, repetition_penalty: see `SamplingOptions`; temperature 0 is greedy, None the
+        model's default (`Pipeline.sampling_defaults`).
+    logits_processor: applied after those that the model's `generation_config.json` asks for.
     drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default. The same seed
         gives the same output with any drafter.
     acceptance: exact, rejection (lossless in distribution); tolerance:τ with τ > 1 and typical are LOSSY, and the
@@ -45,10 +47,10 @@ class GenerateOptions(TypedDict, total=False):
     """
 
     temperature: float | None
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
     logits_processor: Sequence[LogitsProcessor]
     drafter: str | Drafter | None
     acceptance: str | AcceptanceRule
@@ -158,6 +160,16 @@ class Pipeline(ABC, Generic[AnyTarget]):
         """A progress bar over something, or of `total` steps."""
         return tqdm(iterable, total=total, **self._progress_bar_config)
 
+    @property
+    def sampling_defaults(self) -> dict[str, object]:
+        """How the model samples where nothing else is said, by the names of `SamplingOptions`."""
+        return NEUTRAL | {"temperature": self.temperature}
+
+    @property
+    def processors(self) -> list[LogitsProcessor]:
+        """What the model applies to logits before anything that a caller asks for."""
+        return []
+
     def _start(self, session: Session | None) -> Session:
         """The session of a generation that begins."""
         session = session or self._own_session
@@ -226,9 +238,9 @@ class Pipeline(ABC, Generic[AnyTarget]):
             parameters = inspect.signature(type(self).__call__).parameters.keys() - {"self", "options", "session"}
             raise unknown("option", name, [*parameters, *GenerateOptions.__annotations__])
         drafter, rule = sampling.pop("drafter", None), acceptance(sampling.pop("acceptance", "exact"))
-        if sampling.get("temperature") is None:
-            sampling["temperature"] = self.temperature
-        return SamplingOptions(**sampling), self.drafter if drafter is None else drafter, rule
+        chosen = self.sampling_defaults | {name: value for name, value in sampling.items() if value is not None}
+        chosen["logits_processor"] = [*self.processors, *sampling.get("logits_processor", ())]
+        return SamplingOptions(**chosen), self.drafter if drafter is None else drafter, rule
 
     def load_drafter(self, session: Session, drafter: str | Drafter, prompts: Prompts, length: int) -> Run:
         """Get a drafter ready for up to `length` tokens after prompts like these."""

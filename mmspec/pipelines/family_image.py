@@ -60,14 +60,22 @@ class FamilyImagePipeline(TextToImagePipeline):
         self.image_tokenizer = image_tokenizer or self.artist
         DiffusionPipeline.__init__(self)
         self.register_modules(processor=processor, transformer=transformer)
-        given = {"guidance_scale": guidance_scale, "temperature": temperature}
-        chosen = self.artist.defaults | {name: value for name, value in given.items() if value is not None}
-        self.register_to_config(drafter=drafter, **chosen, **self.artist.size)
+        defaults = self.artist.sampling_defaults
+        self.register_to_config(
+            drafter=drafter,
+            guidance_scale=self.artist.guidance_scale if guidance_scale is None else guidance_scale,
+            temperature=defaults["temperature"] if temperature is None else temperature,
+            **self.artist.size,
+        )
         self._begin()
 
     def check_decoder(self) -> None:
         if isinstance(self.image_tokenizer, Artist):
             check_decoder(self.transformer.config.model_type)
+
+    @property
+    def sampling_defaults(self) -> dict[str, object]:
+        return self.artist.sampling_defaults | {"temperature": self.temperature}
 
     @property
     def grid(self) -> Grid:

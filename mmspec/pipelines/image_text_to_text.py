@@ -1,15 +1,26 @@
 """Image and text to text: a chat with pictures, answered by a vision-language model."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack, cast
 
 import jinja2
 import torch
 from safetensors import SafetensorError
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    SuppressTokensLogitsProcessor,
+)
 
 from mmspec import zoo
 from mmspec.engine.loop import Stop
@@ -18,6 +29,7 @@ from mmspec.pipelines import quantized
 from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, deprecated_callback, model_class
 from mmspec.pipelines.chat_encoder import ChatEncoder
 from mmspec.pipelines.chats import Chat, as_chats, example_chat
+from mmspec.pipelines.generation_config import applied, not_applied, sampling_defaults
 from mmspec.pipelines.loading import load_processor
 from mmspec.pipelines.outputs import ImageTextToTextOutput, TextChunk
 from mmspec.pipelines.request import check_count, row_seeds
@@ -35,6 +47,8 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
     """Answers questions about pictures with a vision-language model of transformers, or about none with a language
     model.
 
+    It samples as the model's `generation_config.json` says, in `temperature` too if that is None.
+
     >>> pipe = ImageTextToTextPipeline.from_pretrained("magpie-135", torch_dtype=torch.bfloat16)
     >>> pipe("photo.png", "How many hearts are there?").text
     """
@@ -49,13 +63,39 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         processor: ProcessorMixin | TextProcessor,
         transformer: PreTrainedModel,
         drafter: str = "lookup",
-        temperature: float = 0.0,
+        temperature: float | None = None,
         max_new_tokens: int = 256,
     ):
         self.processor, self.transformer = processor, transformer
-        self.drafter, self.temperature, self.max_new_tokens = drafter, temperature, max_new_tokens
+        self.drafter, self.max_new_tokens = drafter, max_new_tokens
+        self._sampling = sampling_defaults(self._generation_config)
+        self.temperature = cast(float, self._sampling["temperature"]) if temperature is None else temperature
+        unsupported = not_applied(self._generation_config)
+        if unsupported:
+            warnings.warn(
+                f"the model's generation_config.json has {', '.join(unsupported)}, which mmspec does not apply",
+                stacklevel=2,
+            )
         self._encoder: ChatEncoder | None = None
         self._begin()
+
+    @property
+    def _generation_config(self) -> dict[str, object]:
+        return self.transformer.generation_config.to_dict()
+
+    @property
+    def sampling_defaults(self) -> dict[str, object]:
+        return self._sampling | {"temperature": self.temperature}
+
+    @property
+    def processors(self) -> list[LogitsProcessor]:
+        made: dict[str, Callable[[Any], LogitsProcessor]] = {
+            "no_repeat_ngram_size": NoRepeatNGramLogitsProcessor,
+            "bad_words_ids": partial(NoBadWordsLogitsProcessor, eos_token_id=sorted(self.ends)),
+            "suppress_tokens": partial(SuppressTokensLogitsProcessor, device=str(self.device)),
+        }
+        asked = applied(self._generation_config)
+        return [make(asked[name]) for name, make in made.items() if name in asked]
 
     @classmethod
     def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:

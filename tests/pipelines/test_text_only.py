@@ -4,37 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from tiny import llama
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tiny_text import save_chat_model
 
 import mmspec
 from mmspec import cli
 from mmspec.errors import MmspecError
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 
-TEMPLATE = (
-    "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of transformers: a random Llama and a tokenizer of letters with a chat template."""
-    letters = ["<pad>", "<end>", "<user>", "<assistant>", *"abcdefghijklmnopqrstuvwxyzHW .,!?'", "<unk>"]
-    words = Tokenizer(models.WordLevel({token: i for i, token in enumerate(letters)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex("<[a-z]+>|."), "isolated")
-    words.decoder = decoders.Fuse()
-    text = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<end>", unk_token="<unk>", chat_template=TEMPLATE
-    )
-    path = tmp_path_factory.mktemp("text") / "llama"
-    llama(len(text), torch.float32).save_pretrained(path)
-    text.save_pretrained(path)
-    return path
+    return save_chat_model(tmp_path_factory.mktemp("text") / "llama")
 
 
 def test_chat(folder: Path, tmp_path: Path) -> None:
