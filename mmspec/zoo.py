@@ -3,8 +3,11 @@
 import hashlib
 import json
 import re
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -13,6 +16,22 @@ from mmspec.errors import MmspecError, unknown
 
 INDEX, PROMPTS = "model_index.json", "prompts.jsonl"
 VOCABULARY, RESULTS = "vocabulary.json", "results.json"
+# Weights that are pickled, of which torch reads tensors alone (`weights_only`).
+PICKLES = ["pytorch_model*.bin"]
+# How the names of buffers end that older versions of transformers saved, and newer ones compute.
+OLD_BUFFERS = ("inv_freq", "position_ids", "masked_bias", "attn.bias", "attention.bias", "cos_cached", "sin_cached")
+# What loading raises for files that are damaged, foreign, or more than tensors.
+DAMAGED = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    ImportError,
+    UnpicklingError,
+    SafetensorError,
+)
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -51,9 +70,11 @@ def drafters(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("drafters/*/config.json"))
 
 
-def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> Path:
-    """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`hub` goes to the
-    download).
+def resolve(
+    name: str | Path, allow_transformers: bool = False, check: Callable[[Path], None] | None = None, **hub: Any
+) -> Path:
+    """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`check` and `hub` go to
+    `download`).
 
     With `allow_transformers` it may be a folder of transformers too, which have a config.json and no index of parts.
     """
@@ -79,21 +100,30 @@ def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> P
                 f"{', '.join(names) or 'none bundled'}"
             )
         raise unknown("model", str(name), names)
-    return download(str(name), **hub)
+    return download(str(name), check, **hub)
 
 
-def download(name: str, **hub: Any) -> Path:
-    """A snapshot of a hub repository, without its pickles."""
+def download(name: str, check: Callable[[Path], None] | None = None, **hub: Any) -> Path:
+    """A snapshot of a hub repository: weights as safetensors, or as `.bin` files where there are no others.
+
+    `check` is given the folder before its weights are fetched, and raises MmspecError for a model that is refused.
+    """
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.yaml", "*.jinja", "*.txt", "*.model", "samples/*.png"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
-    except Exception as error:  # the hub client's errors follow its HTTP library, which differs between versions
-        raise MmspecError(
-            f"could not fetch model {name!r} from the hub ({_first_line(error)}): check the name and the network, "
-            "or give a local folder"
-        ) from None
+    def fetch(patterns: list[str]) -> Path:
+        try:
+            return Path(snapshot_download(name, allow_patterns=patterns, **hub))
+        except Exception as error:  # the hub client's errors follow its HTTP library, which differs between versions
+            raise MmspecError(
+                f"could not fetch model {name!r} from the hub ({_first_line(error)}): check the name and the network, "
+                "or give a local folder"
+            ) from None
+
+    folder = fetch(["*.json", "*.jsonl", "*.md", "*.yaml", "*.jinja", "*.txt", "*.model", "*.py", "samples/*.png"])
+    if check:
+        check(folder)
+    fetch(["*.safetensors"])
+    return folder if next(folder.rglob("*.safetensors"), None) else fetch(PICKLES)
 
 
 def prompts(folder: Path, *fields: str) -> list[dict]:
@@ -150,33 +180,46 @@ def check_weights(path: Path) -> None:
         ) from None
 
 
-def load_component(folder: Path, name: str, kind: type, **options: Any) -> Any:
-    """`kind.from_pretrained` of one subfolder, refusing weights that are damaged or belong to another model."""
+def load_component(folder: Path, name: str, kind: type, *, foreign: bool = False, **options: Any) -> Any:
+    """`kind.from_pretrained` of one subfolder, refusing weights that are damaged or belong to another model.
+
+    A `foreign` model may have its weights in `.bin` files, and tensors that its class does not have.
+    """
     path = folder / name
     if not path.is_dir():
         raise MmspecError(f"{path} is missing, and {folder / INDEX} names it: restore it from the model's source")
     files = sorted(path.glob("*.safetensors"))
-    for file in files or [path / "model.safetensors"]:
+    pickles = [] if files or not foreign else sorted(path.glob(PICKLES[0]))
+    for file in files or ([] if pickles else [path / "model.safetensors"]):
         check_weights(file)
     try:
-        loading = {"output_loading_info": True, "use_safetensors": True, **options}
+        loading = {"output_loading_info": True, "use_safetensors": not pickles, **options}
         model, report = kind.from_pretrained(path, **loading)  # type: ignore[attr-defined]
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except DAMAGED as error:
         raise MmspecError(
             f"{path} does not load as {kind.__name__} ({_first_line(error)}): restore it from the model's source"
         ) from None
-    check_report(report, files[0], path / "config.json", kind.__name__)
+    check_report(report, (files or pickles)[0], path / "config.json", kind.__name__, foreign)
     return model
 
 
-def check_report(report: dict, file: Path, config: Path, kind: str) -> None:
-    """Refuse what transformers loaded with weights missing, left over or of other shapes."""
+def check_report(report: dict, file: Path, config: Path, kind: str, foreign: bool = False) -> None:
+    """Refuse what transformers loaded with weights missing, left over or of other shapes.
+
+    Of what is left over in the file of a `foreign` model is only warned, and not at all of buffers that older versions
+    of transformers saved.
+    """
     wrong = {
         key: sorted(map(str, report.get(key) or [])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
     }
     for key, names in wrong.items():
+        if foreign and key == "unexpected_keys":
+            names = [name for name in names if not name.endswith(OLD_BUFFERS)]
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            if foreign and key == "unexpected_keys":
+                warnings.warn(f"{file}: a {kind} has no {shown}; the model is used without", stacklevel=2)
+                continue
             raise MmspecError(
                 f"{file} holds the weights of another model ({key.split('_')[0]}: {shown}): {config} describes a "
                 f"{kind}; restore the file"
@@ -184,9 +227,9 @@ def check_report(report: dict, file: Path, config: Path, kind: str) -> None:
 
 
 def weights_hash(folder: Path, span: int = 1 << 20) -> str:
-    """A short name for a set of weights, from the size and both ends of each safetensors file."""
+    """A short name for a set of weights, from the size and both ends of each file."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob(PICKLES[0])):
         length = file.stat().st_size
         digest.update(length.to_bytes(8, "little"))
         with file.open("rb") as stream:

@@ -22,7 +22,7 @@ def test_order_of_names(model_folder: Path, tmp_path: Path, monkeypatch: pytest.
     assert zoo.resolve("tiny") == model_folder
     assert zoo.resolve(Path("tiny")) == Path("tiny")
     assert zoo.resolve("owner/name") == Path("owner/name")
-    monkeypatch.setattr(zoo, "download", lambda name, **options: Path(f"hub/{name}/{options.get('revision')}"))
+    monkeypatch.setattr(zoo, "download", lambda name, check, **options: Path(f"hub/{name}/{options.get('revision')}"))
     assert zoo.resolve("other/name", revision="v1") == Path("hub/other/name/v1")
 
 

@@ -1,8 +1,10 @@
 """What `ask` and `chat` share: options, the model, and answers that are shown as they come."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from rich.console import Console
 from rich.style import Style
 
@@ -10,6 +12,7 @@ from mmspec.cli.common import (
     Model,
     ModelFlags,
     SamplingFlags,
+    Switch,
     Whole,
     check_model,
     loading,
@@ -37,16 +40,23 @@ class AnswerFlags(SamplingFlags, ModelFlags):
     max_new_tokens: Whole = None
     """What the model's index says if left out, else 256."""
     model: Model = "magpie-135"
-    """A bundled name, a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."""
+    """A bundled name, a folder, or a hub id such as llava-hf/llava-1.5-7b-hf; a language model chats without
+    pictures."""
+    device_map: Annotated[str | None, tyro.conf.arg(metavar="MAP", help_behavior_hint="")] = None
+    """How transformers spreads the model over several devices, such as auto; --device is then ignored."""
+    trust_remote_code: Switch = False
+    """Let Python code run that comes with the model."""
 
-    def check(self) -> None:
-        """Raise MmspecError for what cannot work, before anything is loaded."""
+    def check(self) -> Path:
+        """The model's folder. Raises MmspecError for what cannot work, before anything is loaded."""
         from mmspec.pipelines.request import check_count
 
         self.check_sampling()
         if self.max_new_tokens is not None:
             check_count("max_new_tokens", self.max_new_tokens)
-        check_model(self.model, "image-text-to-text", self.drafter, self.dtype, self.device)
+        return check_model(
+            self.model, "image-text-to-text", self.drafter, self.dtype, self.device, self.trust_remote_code
+        )
 
 
 class Answerer:
@@ -63,8 +73,16 @@ class Answerer:
         quiet_libraries()
         command = self.command
         device = torch_device(command.device)
-        pipe = ImageTextToTextPipeline.from_pretrained(command.model, torch_dtype=torch_dtype(command.dtype))
-        pipe.to(device).deterministic = command.deterministic
+        loading = {"device_map": command.device_map} if command.device_map else {}
+        pipe = ImageTextToTextPipeline.from_pretrained(
+            command.model,
+            torch_dtype=torch_dtype(command.dtype),
+            trust_remote_code=command.trust_remote_code,
+            **loading,
+        )
+        if not pipe.placed:
+            pipe.to(device)
+        pipe.deterministic = command.deterministic
         return pipe
 
     def answer(self, chat: list[dict], seed: int | None, shown: bool) -> "ImageTextToTextOutput":

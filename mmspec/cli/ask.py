@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -9,29 +10,31 @@ import tyro
 from mmspec.cli.answers import Answerer, AnswerFlags
 from mmspec.cli.common import Switch, say, summary
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+
 
 @dataclass(kw_only=True)
 class Ask(AnswerFlags):
-    """Ask a question about a picture; the answer goes to standard output.
+    """Ask a question about pictures, or about none; the answer goes to standard output.
 
     Example: mmspec ask photo.png "How many hearts are there?"
     """
 
-    image: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PICTURE")]
-    """A picture: a path, an http(s) URL, or - for standard input."""
-    question: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="QUESTION", help_behavior_hint="")]
-    """What to ask, in quotes or not."""
+    words: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[PICTURE ...] QUESTION", help_behavior_hint="")
+    ]
+    """Pictures, each a path, an http(s) URL, or - for standard input, then what to ask, in quotes or not."""
     stream: Switch = False
     """Write words as they are verified; in a terminal, what came in one round has one colour."""
     json: Switch = False
     """Answer, seed and statistics as one line of JSON."""
 
     def run(self) -> int:
+        from mmspec.pipelines import reads_pictures
         from mmspec.pipelines.chats import as_chats
 
-        self.check()
-        question = " ".join(self.question)
-        chat = as_chats(self.image, question)[0]
+        pictures, question = self.split(reads_pictures(self.check()))
+        chat = as_chats(pictures, question)[0]
         answerer = Answerer(self)
         answer = answerer.answer(chat, self.seed, shown=self.stream and not self.json)
         if self.json:
@@ -45,3 +48,21 @@ class Ask(AnswerFlags):
                 f"{summary(stats, answer.seeds[0])}"
             )
         return 0
+
+    def split(self, reads_pictures: bool) -> tuple[list[str], str]:
+        """The words as pictures and the question.
+
+        Pictures are all that stand before it and look so (`is_picture`). The first of several words is one for every
+        model that reads pictures, so that a missing file is an error.
+        """
+        words = list(self.words)
+        count = next((i for i, word in enumerate(words) if not is_picture(word)), len(words))
+        count = max(count, int(reads_pictures and len(words) > 1))
+        return words[:count], " ".join(words[count:])
+
+
+def is_picture(word: str) -> bool:
+    """Whether a word of the command line names a picture: standard input, a URL, or a file, by its name or in fact."""
+    path = Path(word).expanduser()
+    urls = ("http://", "https://", "data:")
+    return word == "-" or word.startswith(urls) or path.suffix.lower() in SUFFIXES or path.is_file()

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,7 +80,7 @@ class SamplingFlags:
     repetition_penalty: Real = None
     """Divide the scores of tokens that came before; 1 is none."""
     drafter: Name = None
-    """A drafter by name (see mmspec info); none is plain AR decoding. The model's own default if left out."""
+    """A drafter by name (see mmspec info), folder or hub id; none is plain AR decoding. The model's own if left out."""
     acceptance: Annotated[str | None, tyro.conf.arg(metavar="RULE", help_behavior_hint="")] = None
     """exact (lossless, default), rejection (lossless in distribution), tolerance:N or typical:E,D (lossy, and said)."""
 
@@ -167,7 +168,9 @@ def loading(model: str, quiet: bool) -> Iterator[None]:
         yield
 
 
-def check_model(model: str, task: str, drafter: str | None, dtype: str, device: str) -> Path:
+def check_model(
+    model: str, task: str, drafter: str | None, dtype: str, device: str, trust_remote_code: bool = False
+) -> Path:
     """The folder of a model. Raises MmspecError for a wrong name of a model, a drafter, a dtype or a device, and for a
     model of another task, before anything is loaded.
     """
@@ -177,10 +180,11 @@ def check_model(model: str, task: str, drafter: str | None, dtype: str, device: 
     from mmspec.placement import check_names
 
     check_names(dtype, device)
-    folder = zoo.resolve(model, allow_transformers=task != "text-to-speech")
-    check_task(folder, task)
+    check = partial(check_task, task=task, trust_remote_code=trust_remote_code)
+    folder = zoo.resolve(model, allow_transformers=task != "text-to-speech", check=check)
     if drafter is not None:
         check_name(drafter, folder)
+    check(folder)
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from mmspec.drafters.base import Drafter, TrainedDrafter
-from mmspec.drafters.table import TABLE, Entry, check_name, names, usable, without_weights
+from mmspec.drafters.table import TABLE, Entry, check_name, folder_of, names, usable, without_weights
 from mmspec.engine.cost import measured
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Prompts, Target
@@ -40,13 +40,16 @@ def load(
 
 
 def by_name(name: str, folder: Path | None, target: Target, **options: object) -> Drafter:
-    """The drafter of that name, with its weights from `folder` if its kind has any, and `options` set."""
-    path = folder / "drafters" / name if folder else None
+    """The drafter of that name, path or hub id, with its weights if its kind has any, and `options` set.
+
+    A name has its weights in the model's `folder`.
+    """
     check_name(name, folder)
-    config = _read_config(name, path) if path and (path / "config.json").exists() else {}
+    path = folder_of(name, folder)
+    config = _read_config(name, path) if path else {}
     # A configuration with the field names of LLaMA is of the layout that the authors of MSD publish.
     released = "num_attention_heads" in config
-    kind = "msd" if released else config.get("kind", name)
+    kind = "msd" if released else config.get("kind", Path(name).name)
     if kind not in names():
         raise MmspecError(
             f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are "
@@ -72,9 +75,10 @@ def by_name(name: str, folder: Path | None, target: Target, **options: object) -
 def _read_config(name: str, path: Path) -> dict:
     try:
         return json.loads((path / "config.json").read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise MmspecError(
-            f"drafter {name!r}: {path / 'config.json'} is truncated or no JSON ({error}): restore it or train again"
+            f"drafter {name!r}: {path / 'config.json'} is missing, truncated or no JSON ({error}): restore it or "
+            "train again"
         ) from None
 
 

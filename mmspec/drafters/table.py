@@ -55,6 +55,19 @@ def names() -> dict[str, Entry]:
     return TABLE | {entry.name: Entry(entry.value) for entry in others if entry.name not in TABLE}
 
 
+def folder_of(name: str, folder: Path | None) -> Path | None:
+    """Where a drafter's files are: in the model's folder, at a path, or of a hub id, which is fetched; None without
+    any.
+    """
+    if folder and (folder / "drafters" / name / "config.json").is_file():
+        return folder / "drafters" / name
+    if name in names():
+        return None
+    if (path := Path(name).expanduser()).is_dir():
+        return path
+    return zoo.download(name) if zoo.HUB_ID.fullmatch(name) else None
+
+
 def usable(folder: Path | None) -> list[str]:
     """Names that load for a model: drafters that need no training, and those that its folder has weights for."""
     trained = zoo.drafters(folder) if folder else []
@@ -62,9 +75,19 @@ def usable(folder: Path | None) -> list[str]:
 
 
 def check_name(name: str, folder: Path | None) -> None:
-    """Raise MmspecError for a drafter that is not known, or that the model in `folder` has no weights for."""
+    """Raise MmspecError for a drafter that is not known, or that the model in `folder` has no weights for.
+
+    It may be in a folder of its own, or have a hub id, which is not asked for yet.
+    """
     path = folder / "drafters" if folder else None
     in_folder = {entry.name for entry in path.iterdir()} if path and path.is_dir() else set()
+    elsewhere = Path(name).expanduser()
+    if name not in {*names(), *in_folder} and ("/" in name or elsewhere.is_dir()):
+        if elsewhere.is_dir() and not (elsewhere / "config.json").is_file():
+            raise MmspecError(f"{elsewhere} holds no drafter: no config.json; give one that mmspec made")
+        if elsewhere.is_dir() or zoo.HUB_ID.fullmatch(name):
+            return
+        raise MmspecError(f"no folder {elsewhere}: give a drafter's name, its folder, or a hub id such as owner/name")
     if name not in names() and name not in in_folder:
         raise unknown("drafter", name, {*usable(folder), *in_folder})
     if name in TABLE and TABLE[name].trained and not (path and (path / name / "config.json").exists()):

@@ -22,7 +22,7 @@ def cache_kwarg(module: nn.Module, cache: Cache) -> dict[str, Cache]:
 
 
 class TreeLayer(CacheLayerMixin):
-    """Keys and values of one layer, `row head slot dim`; new entries go where the cache says."""
+    """Keys and values of one layer, `row head slot dim`, on the layer's device; new entries go where the cache says."""
 
     is_compileable = False
 
@@ -46,18 +46,21 @@ class TreeLayer(CacheLayerMixin):
         return self.keys[owner.span, :, : owner.visible], self.values[owner.span, :, : owner.visible]
 
     def _write(self, entries: Tensor, states: Tensor, slots: Tensor) -> None:
+        slots = slots.to(entries.device)
         if len(states) == 1:
             entries[self.owner.span].index_copy_(2, slots[0], states)
         else:
-            entries[self.owner.rows, :, slots] = states.transpose(1, 2)
+            entries[self.owner.rows.to(entries.device), :, slots] = states.transpose(1, 2)
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Copy the entries of each row from the slots `sources` to `targets`, both `row slot`."""
-        rows = self.owner.rows
+        device = self.keys.device
+        rows, sources, targets = (index.to(device) for index in (self.owner.rows, sources, targets))
         self.keys[rows, :, targets] = self.keys[rows, :, sources]
         self.values[rows, :, targets] = self.values[rows, :, sources]
 
     def keep(self, rows: Tensor) -> None:
+        rows = rows.to(self.keys.device)
         self.keys, self.values = self.keys[rows], self.values[rows]
 
     def join(self, other: "TreeLayer") -> None:

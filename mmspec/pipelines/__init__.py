@@ -98,18 +98,23 @@ def pipeline(
         kind: type[Pipeline] = getattr(import_module(module), name)
     except ModuleNotFoundError as error:
         raise MmspecError(f"{task} needs {error.name}: pip install 'mmspec[speech]'") from None
-    return kind.from_pretrained(model or default, torch_dtype=precision, **options).to(placement)
+    pipe = kind.from_pretrained(model or default, torch_dtype=precision, **options)
+    return pipe if pipe.placed else pipe.to(placement)
 
 
-def check_task(folder: Path, task: str) -> None:
-    """Raise MmspecError for a model of another task, without loading anything of it."""
+def check_task(folder: Path, task: str, trust_remote_code: bool = False) -> None:
+    """Raise MmspecError for a model of another task, or of a family that is refused, without loading anything of it."""
     from mmspec import zoo
     from mmspec.pipelines.families import artist_family
 
     has_index = (folder / zoo.INDEX).is_file()
     if not has_index and task == "text-to-image":
         artist_family(folder)
-    elif has_index or task != "image-text-to-text":
+    elif not has_index and task == "image-text-to-text":
+        from mmspec.pipelines.transformer import check_family
+
+        check_family(folder, trust_remote_code)
+    else:
         kind = TASKS[task][0].rpartition(":")[2]
         zoo.check_kind(folder, kind, f"{'an' if task[0] in 'aeiou' else 'a'} {task}")
 

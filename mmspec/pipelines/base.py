@@ -21,7 +21,7 @@ from mmspec.engine.loop import Stop
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError, short, unknown
 from mmspec.pipelines.generation_config import NEUTRAL
-from mmspec.pipelines.loading import copy_companions, open_folder, rename_target
+from mmspec.pipelines.loading import LOADING_OPTIONS, copy_companions, open_folder, rename_target
 from mmspec.pipelines.session import Session
 from mmspec.pipelines.solo import Run, Runner, Solo
 from mmspec.placement import check_pair, device_of, dtype_of
@@ -185,6 +185,12 @@ class Pipeline(ABC, Generic[AnyTarget]):
         return self.transformer.dtype
 
     @property
+    def placed(self) -> bool:
+        """Whether transformers has placed the model: by a `device_map`, or because it is quantised."""
+        model = self.transformer
+        return getattr(model, "hf_device_map", None) is not None or getattr(model, "hf_quantizer", None) is not None
+
+    @property
     def target(self) -> AnyTarget:
         """The transformer as the loop sees it, on its present device and in its present dtype."""
         model = self.transformer
@@ -225,6 +231,8 @@ class Pipeline(ABC, Generic[AnyTarget]):
             raise MmspecError(f"to() takes a device or a dtype of torch, such as 'cuda': {short(error)}") from None
         if device is not None and device.type in ("cuda", "mps"):
             device_of(device)  # says which devices there are
+        if self.placed:
+            raise MmspecError("the model is quantised, or placed by device_map: it stays as transformers loaded it")
         check_pair(device or self.device, dtype_of(dtype or self.transformer.dtype))
         self.transformer.to(device=device, dtype=dtype)
         return self
@@ -250,17 +258,21 @@ class Pipeline(ABC, Generic[AnyTarget]):
     def from_pretrained(cls, model: str | Path, **options: object) -> Self:
         """Load a bundled name, a folder or a hub id; `torch_dtype` (or `dtype`) is the transformer's.
 
+        `device_map`, `max_memory`, `offload_folder`, `quantization_config`, `attn_implementation` and
+        `trust_remote_code` are those of transformers' `from_pretrained`; code that comes with a model runs with the
+        last alone. A model that is placed by `device_map`, or quantised, stays where transformers put it.
         Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are
         refused.
         """
-        folder, dtype, index = open_folder(cls, model, options)
+        loading = {name: options.pop(name) for name in LOADING_OPTIONS if name in options}
+        folder, dtype, index = open_folder(cls, model, options, loading)
         path = folder / zoo.INDEX
         for name, kind in cls.settings.items():
             wrong = name in index and not isinstance(index[name], kind)
             if (wrong or (name in cls.required and name not in index)) and name not in options:
                 raise MmspecError(f"{path}: {name} is {index.get(name)!r}: restore it from the model's source")
         parts = {name: index[name] for name in cls.settings if name in index} | options
-        parts = cls.load_parts(folder, index, dtype, parts) | parts
+        parts = cls.load_parts(folder, index, dtype, parts, loading) | parts
         try:
             pipe = cls(**parts)
         except (ValueError, TypeError, AttributeError) as error:
@@ -270,8 +282,8 @@ class Pipeline(ABC, Generic[AnyTarget]):
 
     @classmethod
     @abstractmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:
-        """The components that are not among `components`."""
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
+        """The components that are not among `components`; `loading` are options of transformers' `from_pretrained`."""
 
     def save_pretrained(self, save_directory: str | Path, **options: object) -> None:
         """Save all components and copy what else the model's folder holds: drafters, card, recipe."""
@@ -308,10 +320,10 @@ def model_class(entry: object, source: Path) -> type[PreTrainedModel]:
     return kind
 
 
-def load_transformer(folder: Path, index: dict, dtype: torch.dtype) -> PreTrainedModel:
+def load_transformer(folder: Path, index: dict, dtype: torch.dtype, **loading: Any) -> PreTrainedModel:
     """The model in `folder/transformer`, of the class that the index names."""
     kind = model_class(index.get("transformer"), folder / zoo.INDEX)
-    return zoo.load_component(folder, "transformer", kind, dtype=dtype)
+    return zoo.load_component(folder, "transformer", kind, dtype=dtype, **loading)
 
 
 def deprecated_callback(callback: Callable[[Any], object] | None) -> None:

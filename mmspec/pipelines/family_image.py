@@ -13,9 +13,9 @@ from mmspec.errors import MmspecError
 from mmspec.pipelines.artist import Artist
 from mmspec.pipelines.base import Pipeline
 from mmspec.pipelines.families import ARTISTS, artist_class, artist_family, check_decoder
-from mmspec.pipelines.image_text_to_text import load_transformer
 from mmspec.pipelines.loading import load_processor
 from mmspec.pipelines.text_to_image import TextToImagePipeline
+from mmspec.pipelines.transformer import load_transformer
 from mmspec.targets.base import Grid, Prompts
 from mmspec.targets.image import ImageTarget
 
@@ -82,13 +82,13 @@ class FamilyImagePipeline(TextToImagePipeline):
         return self.artist.grid
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
         artist_family(folder)  # refused by name, before any weights are read
         parts: dict = {}
         if "processor" not in components:
             parts["processor"] = load_processor(folder)
         if "transformer" not in components:
-            parts["transformer"] = load_transformer(folder, dtype)
+            parts["transformer"] = load_transformer(folder, dtype, **loading)
         return parts
 
     def save_parts(self, folder: Path, **options: object) -> None:

@@ -1,6 +1,5 @@
 """Image and text to text: a chat with pictures, answered by a vision-language model."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,9 +9,7 @@ from typing import Any, ClassVar, Unpack, cast
 
 import jinja2
 import torch
-from safetensors import SafetensorError
 from transformers import (
-    GenerationConfig,
     LogitsProcessor,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
@@ -22,11 +19,10 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from mmspec import zoo
 from mmspec.engine.loop import Stop
 from mmspec.errors import MmspecError, short
 from mmspec.pipelines import quantized
-from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, deprecated_callback, model_class
+from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, deprecated_callback
 from mmspec.pipelines.chat_encoder import ChatEncoder
 from mmspec.pipelines.chats import Chat, as_chats, example_chat
 from mmspec.pipelines.generation_config import applied, not_applied, sampling_defaults
@@ -35,6 +31,7 @@ from mmspec.pipelines.outputs import ImageTextToTextOutput, TextChunk
 from mmspec.pipelines.request import check_count, row_seeds
 from mmspec.pipelines.session import Session
 from mmspec.pipelines.text_processor import TextProcessor
+from mmspec.pipelines.transformer import check_family, load_transformer
 from mmspec.targets.causal import CausalTarget
 from mmspec.targets.registry import target_of
 from mmspec.targets.vision_language import VisualPrompts
@@ -98,7 +95,7 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         return [make(asked[name]) for name, make in made.items() if name in asked]
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
         parts: dict = {}
         if "processor" not in components:
             path = folder / "processor" if (folder / "processor").is_dir() else folder
@@ -106,7 +103,8 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
             text_only = isinstance(processor, PreTrainedTokenizerBase)
             parts["processor"] = TextProcessor(processor, path) if text_only else processor
         if "transformer" not in components:
-            parts["transformer"] = load_transformer(folder, dtype)
+            check_family(folder, bool(loading.get("trust_remote_code")))  # refused by name, before weights are read
+            parts["transformer"] = load_transformer(folder, dtype, **loading)
         return parts
 
     def save_parts(self, folder: Path, **options: object) -> None:
@@ -270,32 +268,3 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
                     }
                     callback_on_step_end(session or self, step, min(map(len, output.tokens)), callback_kwargs)
         return chunk.output
-
-
-def load_transformer(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model class that a folder's config names, in `dtype`; quantised weights are read by `quantized`."""
-    path = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    try:
-        name = json.loads((path / "config.json").read_text())["architectures"][0]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise MmspecError(
-            f"{path / 'config.json'} cannot be read ({error!r}): restore it from the model's source"
-        ) from None
-    kind: Any = model_class(name, path / "config.json")
-    if not (path / quantized.INDEX).exists():
-        return zoo.load_component(path.parent, path.name, kind, dtype=dtype)
-    try:
-        config, generation = kind.config_class.from_pretrained(path), GenerationConfig.from_pretrained(path)
-        state = quantized.load(path, dtype)
-        model, report = kind.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
-        )
-    except MmspecError:
-        raise
-    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-        raise MmspecError(
-            f"{path} does not load as {name} ({short(error)}): restore it from the model's source"
-        ) from None
-    zoo.check_report(report, path, path / "config.json", name)
-    model.generation_config = generation
-    return model

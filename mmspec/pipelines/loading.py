@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,26 +12,39 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, PreTrainedToken
 
 from mmspec import zoo
 from mmspec.errors import MmspecError, short, unknown
+from mmspec.pipelines import check_task
 from mmspec.placement import dtype_of
 
 if TYPE_CHECKING:
     from mmspec.pipelines.base import Pipeline
 
+LOADING_OPTIONS = (
+    "device_map",
+    "max_memory",
+    "offload_folder",
+    "quantization_config",
+    "attn_implementation",
+    "trust_remote_code",
+)
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 COMPANIONS = ("README.md", "recipe.yaml", zoo.PROMPTS, zoo.VOCABULARY, zoo.RESULTS)
 
 
-def open_folder(cls: "type[Pipeline]", model: str | Path, options: dict) -> tuple[Path, torch.dtype, dict]:
+def open_folder(
+    cls: "type[Pipeline]", model: str | Path, options: dict, loading: dict
+) -> tuple[Path, torch.dtype, dict]:
     """The folder of a model for a pipeline class, the dtype that `options` ask for, and its index (empty without one).
 
     Options that `from_pretrained` honours itself are taken out of `options`; any that `cls` does not know is refused.
     """
     hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
-    folder = zoo.resolve(model, allow_transformers=cls.allow_transformers, **hub)
+    task, trusted = cls.article.rpartition(" ")[2], bool(loading.get("trust_remote_code"))
+    check = partial(check_task, task=task, trust_remote_code=trusted) if cls.allow_transformers else None
+    folder = zoo.resolve(model, allow_transformers=cls.allow_transformers, check=check, **hub)
     dtype = dtype_of(options.pop("torch_dtype", None) or options.pop("dtype", None) or torch.float32)
     parameters = inspect.signature(cls.__init__).parameters.keys() - {"self"}
     for name in options.keys() - parameters:
-        raise unknown("option of from_pretrained", name, [*parameters, *HUB_OPTIONS, "torch_dtype"])
+        raise unknown("option of from_pretrained", name, [*parameters, *HUB_OPTIONS, *LOADING_OPTIONS, "torch_dtype"])
     if cls.allow_transformers and not (folder / zoo.INDEX).is_file():
         return folder, dtype, {}
     return folder, dtype, zoo.check_kind(folder, cls.__name__, cls.article)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -19,6 +20,7 @@ from mmspec.codecs.vq import VQImageTokenizer
 from mmspec.engine.loop import Stop
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError, unknown
+from mmspec.pipelines import check_task
 from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, load_transformer
 from mmspec.pipelines.image_output import TextToImageOutput
 from mmspec.pipelines.loading import HUB_OPTIONS, load_tokenizer
@@ -106,7 +108,8 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
     def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToImagePipeline":
         """See `Pipeline`; a folder of transformers whose family draws gives a `FamilyImagePipeline`."""
         hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
-        folder = zoo.resolve(model, allow_transformers=True, **hub)
+        check = partial(check_task, task="text-to-image")
+        folder = zoo.resolve(model, allow_transformers=True, check=check, **hub)
         if (folder / zoo.INDEX).is_file() or cls is not TextToImagePipeline:
             return super().from_pretrained(folder, **options)
         from mmspec.pipelines.family_image import FamilyImagePipeline
@@ -114,14 +117,14 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         return FamilyImagePipeline.from_pretrained(folder, **options)
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
         parts: dict = {}
         if "tokenizer" not in components:
             parts["tokenizer"] = load_tokenizer(folder)
         if "transformer" not in components:
-            parts["transformer"] = load_transformer(folder, index, dtype)
+            parts["transformer"] = load_transformer(folder, index, dtype, **loading)
         if "vqvae" not in components:
-            options = dict(torch_dtype=torch.float32, low_cpu_mem_usage=False)
+            options: dict[str, Any] = dict(torch_dtype=torch.float32, low_cpu_mem_usage=False)
             parts["vqvae"] = zoo.load_component(folder, "vqvae", VQModel, **options)
         return parts
 

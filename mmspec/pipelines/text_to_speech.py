@@ -107,12 +107,12 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         self._begin()
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
         parts: dict = {}
         if "tokenizer" not in components:
             parts["tokenizer"] = load_tokenizer(folder)
         if "transformer" not in components:
-            parts["transformer"] = load_transformer(folder, index, dtype)
+            parts["transformer"] = load_transformer(folder, index, dtype, **loading)
         if "codec" not in components:
             parts["codec"] = registry.load(folder / "codec", index.get("codec"), folder / zoo.INDEX)
         return parts

@@ -73,7 +73,7 @@ class CausalTarget:
         self._checked_slots = KV_BLOCK if check else None
         if check:
             probe(self, min(KV_BLOCK, self.max_positions))
-            refuse_other_heads(model, self.families)
+            refuse_other_heads(type(model), model.config, self.families)
 
     def find_decoder(self) -> PreTrainedModel:
         """The part of the model that reads input vectors and gives hidden states."""

@@ -3,6 +3,7 @@ are used.
 """
 
 import random
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,9 +33,8 @@ def refuse(model: PreTrainedModel) -> None:
     """Raise MmspecError for a model whose logits, attention or positions a `CausalTarget` would get wrong by
     construction.
     """
-    name, config, head = type(model).__name__, model.config.get_text_config(), model.get_output_embeddings()
-    if model.config.is_encoder_decoder:
-        raise MmspecError(f"{name} is an encoder-decoder model, which is not supported: use a decoder-only model")
+    name, head = type(model).__name__, model.get_output_embeddings()
+    refuse_kind(type(model), model.config)
     if not isinstance(getattr(head, "weight", None), Tensor):
         raise MmspecError(f"{name} has no single output head, which is not supported: use a causal language model")
     attention = getattr(model.config, "_attn_implementation", None)
@@ -43,13 +43,20 @@ def refuse(model: PreTrainedModel) -> None:
             f"attention {attention!r} does not take tree masks: load the model with attn_implementation='sdpa' or "
             "'eager'"
         )
+
+
+def refuse_kind(kind: type[PreTrainedModel], whole: PreTrainedConfig) -> None:
+    """Raise MmspecError for models of this class and configuration, as `refuse` does, before there is one."""
+    name, config = kind.__name__, whole.get_text_config()
+    if whole.is_encoder_decoder:
+        raise MmspecError(f"{name} is an encoder-decoder model, which is not supported: use a decoder-only model")
     alibi = config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False)
     if alibi or _rope_types(config) & {"longrope", "dynamic"}:
         raise MmspecError(
             f"{name} has positions that depend on the whole sequence, which is not supported: "
             "use plain RoPE, such as Llama"
         )
-    if config is not model.config and getattr(config, "cross_attention_layers", None):
+    if config is not whole and getattr(config, "cross_attention_layers", None):
         raise MmspecError(
             f"{name} reads pictures by cross-attention layers, which the tree cache cannot hold: use a model whose "
             "pictures are part of the prompt"
@@ -65,7 +72,7 @@ def refuse(model: PreTrainedModel) -> None:
             f"{name} has layers of the kind {', '.join(sorted(kinds - ATTENTION))}, which the tree cache cannot hold: "
             "use a model with attention alone"
         )
-    if getattr(model, "_is_stateful", False):
+    if getattr(kind, "_is_stateful", False):
         raise MmspecError(
             f"{name} keeps a recurrent state and does not use the cache that it is given: use a transformer with "
             "attention"
@@ -78,16 +85,17 @@ def _rope_types(config: PreTrainedConfig) -> set[str]:
     return {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
 
 
-def refuse_other_heads(model: PreTrainedModel, families: tuple[str, ...] = ()) -> None:
-    """Raise MmspecError for a model that is neither a causal language model of transformers nor of one of the
-    `families`.
+def refuse_other_heads(kind: type[PreTrainedModel], config: PreTrainedConfig, families: Collection[str] = ()) -> None:
+    """Raise MmspecError for a class that is neither a causal language model, of transformers or by its own `auto_map`,
+    nor of one of the `families`.
 
     Such a model may generate by other heads, embeddings or positions than those of its text, which no probe sees.
     """
-    names = {kind.__name__ for kind in type(model).__mro__}
-    if names.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) and model.config.model_type not in families:
+    names, own = {base.__name__ for base in kind.__mro__}, getattr(config, "auto_map", None) or {}
+    causal = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), own.get("AutoModelForCausalLM", "").rpartition(".")[2]}
+    if names.isdisjoint(causal) and config.model_type not in families:
         raise MmspecError(
-            f"{type(model).__name__} is no causal language model of transformers: it may generate by another head "
+            f"{kind.__name__} is no causal language model of transformers: it may generate by another head "
             "or other "
             "positions than those of its text, so it is refused; use one of the families in docs/adding-a-target.md"
         )
@@ -113,7 +121,9 @@ def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
             f"{name} cannot be read with the tree cache ({reason}): use a decoder-only model of transformers with full "
             f"attention{experts if 'got Double' in str(problem) else ''}"
         ) from None
-    tolerance = TOLERANCE[model.dtype]
+    # Quantised layers may quantise what they are given, too, whole rows at once.
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    tolerance = TOLERANCE[torch.bfloat16 if quantised else model.dtype]
     if not error <= tolerance:
         raise MmspecError(
             f"{name} does not give its own logits with the tree cache: they differ by {error:.1e} of their spread with "

@@ -3,10 +3,11 @@
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget
+from mmspec.targets.probe import refuse_kind, refuse_other_heads
 
 # Models that read pictures or sounds into their prompt, and that are known to give their own tokens
 # (tests/targets/test_vlm_families.py).
@@ -68,6 +69,12 @@ def families() -> dict[str, str]:
     return FAMILIES | {
         entry.name: entry.value for entry in entry_points(group="mmspec.targets") if entry.name not in FAMILIES
     }
+
+
+def check_kind(kind: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+    """Raise MmspecError for a class and a configuration that no target reads, before there is a model."""
+    refuse_kind(kind, config)
+    refuse_other_heads(kind, config, families())
 
 
 def target_of(model: PreTrainedModel, weights_hash: str = "", check: bool = True) -> CausalTarget:

@@ -82,7 +82,7 @@ def test_no_color(colours: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         (["image", "a", "--seed", "abc"], "--seed: "),
         (["image", "a", "--seed"], "--seed"),
         (["info", "a", "b"], "b; mmspec info --help says more"),
-        (["ask"], "PICTURE"),
+        (["ask"], "there is no question"),
         (["bench", "pictures"], "image"),
         (["speak", "a", "--temprature=1"], "mmspec speak has no option --temprature: did you mean --temperature"),
     ],

@@ -196,8 +196,8 @@ def test_what_is_refused(janus_pipe: FamilyImagePipeline, janus_folder: Path, tm
     assert run("image", "cat", "--model", other) == 2 and text in capfd.readouterr().err
     with pytest.raises(MmspecError, match="the prompt holds <boi>, a control token of the model: leave it out"):
         janus_pipe("a <boi> cat")
-    with pytest.raises(MmspecError, match="unknown option of from_pretrained 'device_map'"):
-        mmspec.pipeline("text-to-image", janus_folder, device_map="auto")
+    with pytest.raises(MmspecError, match="unknown option of from_pretrained 'variant'"):
+        mmspec.pipeline("text-to-image", janus_folder, variant="fp16")
     with pytest.raises(MmspecError, match="this Janus draws pictures of 8x8 pixels alone: leave the size out"):
         load(janus_folder, height=16, width=16)
     from tiny import llama

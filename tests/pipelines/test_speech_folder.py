@@ -158,8 +158,8 @@ def test_wrong_parts(pipe, speech_folder: Path, model_folder: Path) -> None:
             "holds a TextToImagePipeline, not a TextToSpeechPipeline",
         ),
         (
-            lambda: TextToSpeechPipeline.from_pretrained(speech_folder, device_map="auto"),
-            "unknown option of from_pretrained 'device_map'",
+            lambda: TextToSpeechPipeline.from_pretrained(speech_folder, variant="fp16"),
+            "unknown option of from_pretrained 'variant'",
         ),
         (
             lambda: TextToSpeechPipeline.from_pretrained(speech_folder, codec=MelCodec(width=8, codes=16)),

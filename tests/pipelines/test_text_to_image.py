@@ -176,8 +176,8 @@ def test_unknown_task_model_dtype_device(model_folder: Path) -> None:
         ),
         (lambda: mmspec.pipeline("text-to-image", model_folder, device="gpu"), "unknown device 'gpu'"),
         (
-            lambda: TextToImagePipeline.from_pretrained(model_folder, device_map="auto"),
-            "unknown option of from_pretrained 'device_map'",
+            lambda: TextToImagePipeline.from_pretrained(model_folder, variant="fp16"),
+            "unknown option of from_pretrained 'variant'",
         ),
         (lambda: TextToImagePipeline.from_pretrained(model_folder.parent), "it has no model_index.json"),
     ):
