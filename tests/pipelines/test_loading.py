@@ -196,7 +196,8 @@ def test_quantised(folder: Path) -> None:
     quantization = pytest.importorskip("torchao.quantization")
     from transformers import TorchAoConfig
 
-    pipe = load(folder, quantization_config=TorchAoConfig(quantization.Int8WeightOnlyConfig()))
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    pipe = mmspec.pipeline("image-text-to-text", folder, device="cpu", dtype="fp32", quantization_config=config)
     assert pipe.placed
     assert answer(pipe, drafter="jacobi") == answer(pipe, drafter="none")
     ids = pipe.processor.tokenizer("<user>Hello?<assistant>", return_tensors="pt")

@@ -1,0 +1,105 @@
+"""Write docs/models.md from the results of the family tests.
+
+pytest -m "sweep or not sweep" tests/targets --junitxml families.xml && python docs/make_models.py families.xml
+"""
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+from mmspec.versions import versions
+
+HERE = Path(__file__)
+PAGE = HERE.with_name("models.md")
+sys.path.insert(0, str(HERE.parents[1] / "tests"))
+
+# Modules of tests, what their families do, and how one of a single family is called.
+MODULES = {
+    "test_janus": ("draw", "Janus, Janus-Pro"),
+    "test_emu3": ("draw", "Emu3-Gen"),
+    "test_chameleon": ("draw", "Chameleon, Anole"),
+    "test_vlm_families": ("answer about pictures and sounds", ""),
+    "test_text_families": ("text", ""),
+}
+# What a test compares, by words of its name; the first that fits.
+COMPARED = {
+    "equal to generate": ("generate", "transformers"),
+    "own law at T = 1": ("law", "samples", "own"),
+    "drafters, batches": ("draft", "batch", "join", "rows"),
+}
+COLUMNS = (*COMPARED, "other tests")
+SAMPLINGS = re.compile(r"(greedy|T=1|0\.0|1\.0|[0-9.]+)-")
+
+
+def family_of(name: str, module: str) -> str:
+    """The family of a test by its parameters, or by its module."""
+    parameters = name.partition("[")[2].rstrip("]")
+    return MODULES[module][1] or SAMPLINGS.sub("", parameters, count=1)
+
+
+def column_of(name: str) -> str:
+    """What a test compares."""
+    function = name.partition("[")[0]
+    return next((column for column, words in COMPARED.items() if any(word in function for word in words)), COLUMNS[-1])
+
+
+def read(path: Path) -> tuple[dict, dict]:
+    """Passed and all tests by kind, family and column; and the families that are refused, by kind."""
+    counts: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(lambda: [0, 0])))
+    refused: dict = defaultdict(list)
+    for case in ElementTree.parse(path).iter("testcase"):
+        module, name = case.get("classname", "").rpartition(".")[2], case.get("name", "")
+        if module not in MODULES or case.find("skipped") is not None:
+            continue
+        kind, single = MODULES[module]
+        passed = case.find("failure") is None and case.find("error") is None
+        if "refused" in name and "[" in name and not single:
+            refused[kind] += [family_of(name, module)] * passed
+        elif single or "[" in name:
+            count = counts[kind][family_of(name, module)][column_of(name)]
+            count[0], count[1] = count[0] + passed, count[1] + 1
+    return counts, refused
+
+
+def page(counts: dict, refused: dict) -> str:
+    """The page as Markdown."""
+    from text_families import REFUSED as TEXT
+    from vlm_table_more import REFUSED as READERS
+
+    reasons = {name: reason for name, (*_, reason) in TEXT.items()} | {name: why for name, (_, why) in READERS.items()}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    software = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines = [
+        "# Families of models",
+        "",
+        f"Written by `docs/make_models.py` from the results of the tests at commit {commit} ({software}). A cell is how",
+        "many of a family's tests passed, of how many. Models are tiny, random, of transformers' own classes, in float64",
+        "where the class knows it; their weights are such that every token depends on all before it.",
+        "",
+        "- *equal to generate*: greedy plain decoding gives the tokens of the model's own `generate`, row by row and in a",
+        "  batch of rows of different length.",
+        "- *own law at T = 1*: each sampled token is the argmax of the model's own logits, without a cache, and the noise.",
+        "- *drafters, batches*: `jacobi`, `lookup` and a tree that guesses right and wrong give plain decoding's tokens,",
+        "  greedy and at T = 1, alone and in a batch; rows join and leave.",
+        "",
+    ]
+    for kind, families in counts.items():
+        lines += [f"## Models that {kind}" if kind != "text" else "## Language models", ""]
+        lines += ["| family | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+        for family, columns in sorted(families.items(), key=lambda item: item[0].lower()):
+            cells = (f"{columns[name][0]}/{columns[name][1]}" if name in columns else "" for name in COLUMNS)
+            lines.append(f"| {family} | " + " | ".join(cells) + " |")
+        if refused[kind]:
+            shown = "; ".join(f"{name} ({reasons.get(name, '')})".replace(" ()", "") for name in sorted(refused[kind]))
+            lines += ["", f"Refused by name: {shown}."]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    PAGE.write_text(page(*read(Path(sys.argv[1]))))
