@@ -131,9 +131,12 @@ def _process(
         groups.setdefault(len(prefix) if together else -1 - number, []).append(number)
     if len(groups) == 1:
         return processor(torch.stack(ids), scores)
+    # Whole rows are copied much faster by `index_select` and `index_copy_` than by indexing.
     processed = torch.empty_like(scores)
     for numbers in groups.values():
-        processed[numbers] = processor(torch.stack([ids[number] for number in numbers]), scores[numbers])
+        rows = torch.tensor(numbers, device=scores.device)
+        prefixes = torch.stack([ids[number] for number in numbers])
+        processed.index_copy_(0, rows, processor(prefixes, scores.index_select(0, rows)))
     return processed
 
 
