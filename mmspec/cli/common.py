@@ -127,10 +127,13 @@ class ModelFlags:
 
 
 def summary(stats: "GenerationStats", seed: int) -> str:
-    """Speed, acceptance, drafter, rule and whether it is lossless, and the seed, in one line."""
+    """Speed, acceptance, drafter, whether its drafts were cut to chains, rule and whether it is lossless, and the seed,
+    in one line.
+    """
+    chains = " (chains only)" if stats.chains_only else ""
     return (
         f"{stats.tokens_per_second:.0f} tokens/s, mean acceptance length {stats.mean_acceptance_length:.2f}, "
-        f"{stats.drafter}, {rule_of(stats)}, seed {seed}"
+        f"{stats.drafter}{chains}, {rule_of(stats)}, seed {seed}"
     )
 
 

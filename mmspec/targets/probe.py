@@ -2,11 +2,13 @@
 are used.
 """
 
+import math
 import random
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -25,16 +27,24 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.15, tor
 # Tokens of the prompt, and parents of the tree whose root is the last of them.
 PROMPT, PARENTS = 16, (-1, 0, 0, 1, 2, 3, 2, 5)
 
-# Kinds of attention layers whose masks are known.
-ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+# Kinds of attention layers whose masks are known, and kinds with a state that takes in one token after the other.
+ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+RECURRENT = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
+
+# What transformers 5.24 itself does not do alike token by token and for several tokens after others, by family.
+_FORGETS = "forgets the states of its Mamba layers where it reads several tokens after others"
+_UNBOUND = "keeps the time steps of its Mamba layers above time_step_min where it reads several tokens, and not for one"
+UNSTEADY = dict.fromkeys(("falcon_mamba", "jamba", "mamba", "zamba"), _FORGETS)
+UNSTEADY |= dict.fromkeys(("nemotron_h", "zamba2"), _UNBOUND)
+UNSTEADY["recurrent_gemma"] = "keeps its states in its layers, and not in a cache that can be copied"
 
 
-def refuse(model: PreTrainedModel) -> None:
-    """Raise MmspecError for a model whose logits, attention or positions a `CausalTarget` would get wrong by
-    construction.
+def refuse(model: PreTrainedModel, layer_kinds: frozenset[str] = ATTENTION) -> None:
+    """Raise MmspecError for a model whose logits, attention, positions or layers (other than `layer_kinds`) a target
+    would get wrong by construction.
     """
     name, head = type(model).__name__, model.get_output_embeddings()
-    refuse_kind(type(model), model.config)
+    refuse_kind(type(model), model.config, layer_kinds)
     if not isinstance(getattr(head, "weight", None), Tensor):
         raise MmspecError(f"{name} has no single output head, which is not supported: use a causal language model")
     attention = getattr(model.config, "_attn_implementation", None)
@@ -45,9 +55,14 @@ def refuse(model: PreTrainedModel) -> None:
         )
 
 
-def refuse_kind(kind: type[PreTrainedModel], whole: PreTrainedConfig) -> None:
+def refuse_kind(kind: type[PreTrainedModel], whole: PreTrainedConfig, layer_kinds: frozenset[str] = ATTENTION) -> None:
     """Raise MmspecError for models of this class and configuration, as `refuse` does, before there is one."""
     name, config = kind.__name__, whole.get_text_config()
+    if getattr(kind, "_is_stateful", False) and not is_recurrent(whole):
+        raise MmspecError(
+            f"{name} keeps a recurrent state and does not use the cache that it is given: use a transformer with "
+            "attention"
+        )
     if whole.is_encoder_decoder:
         raise MmspecError(f"{name} is an encoder-decoder model, which is not supported: use a decoder-only model")
     alibi = config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False)
@@ -67,16 +82,33 @@ def refuse_kind(kind: type[PreTrainedModel], whole: PreTrainedConfig) -> None:
             "use a model with full or sliding attention"
         )
     kinds = set(getattr(config, "layer_types", None) or [])
-    if kinds - ATTENTION:
+    if kinds - layer_kinds:
+        recurrent = not RECURRENT.isdisjoint(kinds) and RECURRENT.isdisjoint(layer_kinds)
         raise MmspecError(
-            f"{name} has layers of the kind {', '.join(sorted(kinds - ATTENTION))}, which the tree cache cannot hold: "
-            "use a model with attention alone"
+            f"{name} has layers of the kind {', '.join(sorted(kinds - layer_kinds))}, which "
+            + (
+                "the tree cache cannot hold: build its target by target_of(model) of mmspec.targets.registry"
+                if recurrent
+                else "are not understood: use a model with full or sliding attention"
+            )
         )
-    if getattr(kind, "_is_stateful", False):
+    why = UNSTEADY.get(config.model_type, "")
+    low, high = getattr(config, "time_step_limit", None) or (0.0, math.inf)
+    if not why and (float(low) > 0 or float(high) < math.inf):
+        why = (
+            f"keeps the time steps of its Mamba layers within {low:g} and {high:g} where it reads several tokens, and "
+            "not for one"
+        )
+    if why:
         raise MmspecError(
-            f"{name} keeps a recurrent state and does not use the cache that it is given: use a transformer with "
-            "attention"
+            f"{name} {why}, in transformers itself, so that drafts would change its tokens: use Falcon-H1, Granite 4, "
+            "Qwen3-Next, LFM2 or Mamba 2"
         )
+
+
+def is_recurrent(config: PreTrainedConfig) -> bool:
+    """Whether a configuration names recurrent layers."""
+    return not RECURRENT.isdisjoint(getattr(config.get_text_config(), "layer_types", None) or [])
 
 
 def _rope_types(config: PreTrainedConfig) -> set[str]:
@@ -109,21 +141,19 @@ def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
     Raises MmspecError with the largest error if they differ by more than rounding explains (`TOLERANCE`), or if either
     cannot be run.
     """
-    model, name = target.model, type(target.model).__name__
+    name = type(target.model).__name__
     try:
-        error = _largest_error(target, slots)
+        error = target.largest_error(slots)
     except MmspecError:
         raise
     except Exception as problem:  # whatever a foreign model raises
         experts = "; experts in float64 need model.set_experts_implementation('eager')"
         reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
         raise MmspecError(
-            f"{name} cannot be read with the tree cache ({reason}): use a decoder-only model of transformers with full "
+            f"{name} cannot be read with the cache ({reason}): use a decoder-only model of transformers with full "
             f"attention{experts if 'got Double' in str(problem) else ''}"
         ) from None
-    # Quantised layers may quantise what they are given, too, whole rows at once.
-    quantised = getattr(model, "hf_quantizer", None) is not None
-    tolerance = TOLERANCE[torch.bfloat16 if quantised else model.dtype]
+    tolerance = target.tolerance
     if not error <= tolerance:
         raise MmspecError(
             f"{name} does not give its own logits with the tree cache: they differ by {error:.1e} of their spread with "
@@ -132,8 +162,8 @@ def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
         )
 
 
-def _largest_error(target: "CausalTarget", slots: int) -> float:
-    """The largest error of any node's logits, as a share of their spread."""
+def branching_error(target: "CausalTarget", slots: int) -> float:
+    """The largest error of the logits of a prompt and of a tree after it, as a share of their spread."""
     model, device = target.model, target.device
     sequence = target.sample_nodes(PROMPT + len(PARENTS) - 1, PROMPT)
     prompt, drafted = sequence[:PROMPT], sequence[PROMPT - 1 :]
@@ -158,11 +188,16 @@ def _largest_error(target: "CausalTarget", slots: int) -> float:
     logits = target.own_logits(pad_sequence(whole, batch_first=True), mask)
     errors = []
     for path, row in zip(leaves, logits, strict=True):
-        expected = row[: PROMPT - 1 + len(path)].double()
-        actual = target.logits(torch.cat([read[0, :-1], branched[0, path]])).double()
-        spread = (expected - expected.mean(1, keepdim=True)).square().mean(1).sqrt()
-        errors.append(((actual - expected).square().mean(1).sqrt() / spread.clamp(min=1e-12)).max())
-    return float(torch.stack(errors).max())
+        actual = target.logits(torch.cat([read[0, :-1], branched[0, path]]))
+        errors.append(share_of_spread(actual, row[: PROMPT - 1 + len(path)]))
+    return float(torch.tensor(errors).max())  # nan if any is
+
+
+def share_of_spread(actual: Float[Tensor, "node vocab"], expected: Float[Tensor, "node vocab"]) -> float:
+    """The largest error of any node's logits, as a share of their spread; nan if any is."""
+    actual, expected = actual.double(), expected.double()
+    spread = (expected - expected.mean(1, keepdim=True)).square().mean(1).sqrt()
+    return float(((actual - expected).square().mean(1).sqrt() / spread.clamp(min=1e-12)).max())
 
 
 def plain_ids(model: PreTrainedModel, count: int) -> list[int]:

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget
-from mmspec.targets.probe import refuse_kind, refuse_other_heads
+from mmspec.targets.probe import is_recurrent, refuse_kind, refuse_other_heads
 
 # Models that read pictures or sounds into their prompt, and that are known to give their own tokens
 # (tests/targets/test_vlm_families.py).
@@ -36,6 +36,7 @@ READERS = (
     "internvl",
     "janus",
     "kimi_k25",
+    "lfm2_vl",
     "lighton_ocr",
     "llava",
     "llava_next",
@@ -50,6 +51,8 @@ READERS = (
     "qwen2_5_vl",
     "qwen2_audio",
     "qwen2_vl",
+    "qwen3_5",
+    "qwen3_5_moe",
     "qwen3_asr",
     "qwen3_omni_moe_thinker",
     "qwen3_vl",
@@ -62,6 +65,8 @@ READERS = (
 
 # Families whose models are not causal language models; all others are tried as `CausalTarget`.
 FAMILIES = dict.fromkeys(READERS, "mmspec.targets.vision_language:VisionLanguageTarget")
+FAMILIES |= dict.fromkeys(("lfm2_vl", "qwen3_5", "qwen3_5_moe"), "mmspec.targets.recurrent:RecurrentReader")
+FAMILIES["minimax"] = "mmspec.targets.recurrent:MiniMaxTarget"
 
 
 def families() -> dict[str, str]:
@@ -73,16 +78,21 @@ def families() -> dict[str, str]:
 
 def check_kind(kind: type[PreTrainedModel], config: PreTrainedConfig) -> None:
     """Raise MmspecError for a class and a configuration that no target reads, before there is a model."""
-    refuse_kind(kind, config)
+    refuse_kind(kind, config, target_class(config).layer_kinds)
     refuse_other_heads(kind, config, families())
 
 
 def target_of(model: PreTrainedModel, weights_hash: str = "", check: bool = True) -> CausalTarget:
     """The model as its family's target. Raises MmspecError for a model that is not understood."""
-    path = families().get(model.config.model_type, "mmspec.targets.causal:CausalTarget")
+    return target_class(model.config)(model, weights_hash=weights_hash, check=check)
+
+
+def target_class(config: PreTrainedConfig) -> type[CausalTarget]:
+    """The target of the models of a configuration."""
+    plain = "recurrent:RecurrentTarget" if is_recurrent(config) else "causal:CausalTarget"
+    path = families().get(config.model_type, f"mmspec.targets.{plain}")
     module, _, name = path.partition(":")
     try:
-        kind = getattr(import_module(module), name)
+        return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise MmspecError(f"the target of {model.config.model_type} models, {path}, does not load: {error}") from None
-    return kind(model, weights_hash=weights_hash, check=check)
+        raise MmspecError(f"the target of {config.model_type} models, {path}, does not load: {error}") from None
