@@ -179,7 +179,7 @@ def check_model(model: str, task: str, drafter: str | None, dtype: str, device: 
     from mmspec.placement import check_names
 
     check_names(dtype, device)
-    folder = zoo.resolve(model, allow_transformers=task != "text-to-speech")
+    folder = zoo.resolve(model, allow_transformers=True)
     check_task(folder, task)
     if drafter is not None:
         check_name(drafter, folder)
