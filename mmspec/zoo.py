@@ -195,9 +195,9 @@ def check_report(report: dict, file: Path, config: Path, kind: str) -> None:
 
 
 def weights_hash(folder: Path, span: int = 1 << 20) -> str:
-    """A short name for a set of weights, from the size and both ends of each safetensors file."""
+    """A short name for a set of weights, from the size and both ends of each file."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("llm.pt")]):
         length = file.stat().st_size
         digest.update(length.to_bytes(8, "little"))
         with file.open("rb") as stream:

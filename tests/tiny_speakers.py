@@ -8,13 +8,22 @@ import torch
 from snac import SNAC
 from tiny_janus import letters, loud
 from tokenizers import processors
-from transformers import AddedToken, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AddedToken,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from mmspec.codecs.snac import SnacCodec
+from mmspec.targets.cosyvoice import BODY, MARKS
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<|eot_id|>")
 # Of X-Codec 2 as small as `codec_cases` makes it, and of the SNAC below.
 LLASA_CODES, SNAC_CODES = 64, 16
+OUTE_CODES, COSYVOICE_CODES = 32, 40
 LLASA_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{% if not loop.last %}<|eot_id|>{% endif %}"
     "{% endfor %}"
@@ -68,4 +77,52 @@ def save_llasa(folder: Path) -> Path:
     words.save_pretrained(folder)
     llama(len(words)).save_pretrained(folder)
     codec_cases.model("xcodec2", torch.float32).save_pretrained(folder / "codec")
+    return folder
+
+
+def save_outetts(folder: Path) -> Path:
+    """A DAC of two codebooks beside the model; the tokenizer has what a speaker profile may hold, too."""
+    parts = ("text", "audio", "global_features", "word")
+    marks = [f"<|{part}_{end}|>" for part in parts for end in ("start", "end")]
+    words = tokenizer(
+        *("<|im_start|>", "<|im_end|>", *marks, "<|features|>", "<|code|>"),
+        *(f"<|t_{i / 100:.2f}|>" for i in range(30)),
+        *(f"<|{name}_{i}|>" for name in ("energy", "spectral_centroid", "pitch") for i in range(8)),
+        *(f"<|c{book}_{i}|>" for book in (1, 2) for i in range(OUTE_CODES + 1)),
+    )
+    words.save_pretrained(folder)
+    llama(len(words)).save_pretrained(folder)
+    model = codec_cases.model("dac", torch.float32)
+    model.save_pretrained(folder / "codec")
+    return folder
+
+
+def save_cosyvoice(folder: Path) -> Path:
+    """As it is released: `llm.pt`, and the text model's configuration and tokenizer in a folder of its own."""
+    text = folder / "CosyVoice-BlankEN"
+    words = letters(SPECIAL, pad_token="<pad>", unk_token="<unk>")
+    words.save_pretrained(text)
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    config = Qwen2Config(
+        vocab_size=len(words) + 24,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        **sizes,
+    )
+    config.save_pretrained(text)
+    body = loud(Qwen2ForCausalLM(config)).float()
+    state = {f"llm.model.{name}": value for name, value in body.state_dict().items()}
+    speech = COSYVOICE_CODES + MARKS
+    for seed, (name, shape) in enumerate(
+        {
+            "speech_embedding.weight": (speech, 32),
+            "llm_embedding.weight": (2, 32),
+            "llm_decoder.weight": (speech, 32),
+            "llm_decoder.bias": (speech,),
+        }.items()
+    ):
+        state[name] = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    assert f"{BODY}embed_tokens.weight" in state
+    torch.save(state, folder / "llm.pt")
     return folder

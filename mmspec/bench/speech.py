@@ -230,7 +230,7 @@ def run(
 
     `quick` runs the cases of `QUICK`.
     """
-    folder = resolve(model)
+    folder = resolve(model, allow_transformers=True)
     results = new_results("speech", model, device)
     cases = choice.cases([case for case in CASES if not quick or case.label in QUICK])
     sweep(

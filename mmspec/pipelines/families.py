@@ -22,12 +22,20 @@ ARTISTS = {
 # Who prepares prompts for the speech language models of a family: the model types of `config.json`, and names of those
 # that are plain language models by it.
 SPEAKERS = {
+    "cosyvoice2": "mmspec.pipelines.cosyvoice:CosyVoiceSpeaker",
     "llasa": "mmspec.pipelines.speakers:LlasaSpeaker",
     "orpheus": "mmspec.pipelines.speakers:OrpheusSpeaker",
+    "outetts": "mmspec.pipelines.outetts:OuteSpeaker",
 }
 
 # Tokens that tell families which are plain language models otherwise.
-SPEECH_TOKENS = {"<custom_token_10>": "orpheus", "<|s_0|>": "llasa"}
+SPEECH_TOKENS = {"<custom_token_10>": "orpheus", "<|s_0|>": "llasa", "<|c1_0|>": "outetts"}
+
+# The language model of a CosyVoice 2 folder, beside the folder of the text model that it was made from.
+COSYVOICE, COSYVOICE_TEXT = "llm.pt", "CosyVoice-BlankEN"
+
+# Families for whose codes mmspec has no codec.
+WITHOUT_CODEC = ("cosyvoice2",)
 
 # Families whose codes transformers cannot decode.
 WITHOUT_DECODER = ("chameleon",)
@@ -80,6 +88,8 @@ def artist_class(family: str) -> "type[Artist]":
 
 def speaker_family(folder: Path) -> str:
     """The family of a folder that holds a speech language model, "" if it holds none."""
+    if (folder / COSYVOICE).is_file():
+        return "cosyvoice2"
     if (folder / zoo.INDEX).is_file() or not (folder / "config.json").is_file():
         return ""
     if (family := model_type(folder)) in SPEAKERS:
@@ -98,6 +108,14 @@ def check_speaker(folder: Path) -> str:
             f"{', '.join(SPEAKERS)}, or a folder that mmspec made"
         )
     return family
+
+
+def no_codec(family: str) -> MmspecError:
+    """The error for codes of which mmspec makes no sound."""
+    return MmspecError(
+        f"mmspec has no vocoder for the codes of {family} models: output_type='codes', or -o FILE.json, gives the "
+        "codes themselves, and codec=, given to pipeline(), makes sound of them (Codec in mmspec.codecs.base)"
+    )
 
 
 def speaker_class(family: str) -> "type[Speaker]":

@@ -74,6 +74,9 @@ class FamilySpeechPipeline(TextToSpeechPipeline):
     def sampling_defaults(self) -> dict[str, Any]:
         return self.speaker.defaults | {"temperature": self.temperature}
 
+    def sampling_kwargs(self, given: dict[str, Any]) -> dict[str, Any]:
+        return self.speaker.sampling_kwargs({"temperature": self.temperature} | given)
+
     @property
     def end(self) -> int:
         return min(self.ends)

@@ -126,6 +126,10 @@ class Speaker(ABC):
         context = None if reference is None else self.listen(reference)
         return Prompts([self.read(text, voice, context) for text, voice in zip(texts, voices, strict=True)])
 
+    def sampling_kwargs(self, given: dict[str, Any]) -> dict[str, Any]:
+        """How to sample where some options are given."""
+        return self.defaults | given
+
     def ids(self, *tokens: str) -> list[int]:
         """Ids of tokens by name. Raises MmspecError for one that the tokenizer lacks."""
         known = self.tokenizer.get_vocab()

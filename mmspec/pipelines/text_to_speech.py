@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mmspec import zoo
 from mmspec.codecs import registry
 from mmspec.codecs.base import Codec, StreamDecoder
+from mmspec.codecs.codes import CodesOnly
 from mmspec.engine.accept import AcceptanceRule
 from mmspec.engine.loop import Stop
 from mmspec.engine.sampling import SamplingOptions
@@ -56,6 +57,7 @@ class SpeechOptions(GenerateOptions, total=False):
     callback_on_step_end: StepCallback | None
     callback: Callable[[TextToSpeechOutput], object] | None
     reference: str | Path | Reference | None
+    output_type: Literal["audio", "codes"]
     session: Session | None
 
 
@@ -254,6 +256,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         callback: Callable[[TextToSpeechOutput], object] | None = None,
         piece: float | None = CHUNK,
         reference: str | Path | Reference | None = None,
+        output_type: Literal["audio", "codes"] = "audio",
         session: Session | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Iterator[AudioChunk]:
@@ -269,6 +272,10 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             raise MmspecError(f"text must be a string, not {type(text).__name__}: give one text at a time")
         if piece is not None and not (isinstance(piece, int | float) and piece > 0):
             raise MmspecError(f"piece={piece}: give the seconds of a chunk, more than 0, or None for whole sentences")
+        if output_type not in ("audio", "codes"):
+            raise unknown("output_type", output_type, ("audio", "codes"))
+        if output_type == "audio" and isinstance(self.codec, CodesOnly):
+            raise self.codec.error
         sampling, drafter, rule = self.read_options(options)
         read = self.read(text)
         seeds = row_seeds(seed, generator, len(read.sentences), "sentences")
@@ -298,7 +305,9 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             # an error is raised, and no audio may have been yielded before it.
             pending: list[AudioChunk] = []
             for number, prompt in enumerate(prompts):
-                sentence = self._speak_sentence(output, number, run, prompt, piece, speaking, report, sampling, rule)
+                sentence = self._speak_sentence(
+                    output, number, run, prompt, piece, speaking, report, sampling, rule, output_type == "audio"
+                )
                 for audio in sentence:
                     if len(audio) and output.tokens[number] and not output.first_audio:
                         output.first_audio = perf_counter() - began
@@ -328,6 +337,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         report: Callable[[int, list[int]], None],
         sampling: SamplingOptions,
         rule: AcceptanceRule,
+        audible: bool,
     ) -> Iterator[Tensor]:
         """Generate sentence `number`, append its tokens and statistics to `output`, and yield its audio in chunks.
 
@@ -359,7 +369,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             tokens += new
             rounds.append((len(new) - bonus, bonus))
             report(sum(map(len, output.rounds)) - 1, new)
-            if piece is not None and len(tokens) - emitted >= self.min_tokens_for_chunk(emitted, piece):
+            if audible and piece is not None and len(tokens) - emitted >= self.min_tokens_for_chunk(emitted, piece):
                 audio, emitted = decoder.push(tokens[emitted:]), len(tokens)
                 if len(audio):
                     yield audio.float().clone()
@@ -368,7 +378,8 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         output.ended.append(ended)
         self._warn(output, number, ended)
         pause = 0.0 if ended == "interrupted" else sentence.pause
-        yield sound.join([decoder.flush(tokens[emitted:]).float()], [pause], output.sampling_rate)
+        parts = [decoder.flush(tokens[emitted:]).float()] if audible else []
+        yield sound.join(parts, [pause] * audible, output.sampling_rate)
 
     def _warn(self, output: TextToSpeechOutput, number: int, ended: str) -> None:
         """Warn of a sentence that is empty or did not end with the end token, unless it was interrupted.
@@ -403,6 +414,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         callback_on_step_end: StepCallback | None = None,
         callback: Callable[[TextToSpeechOutput], object] | None = None,
         reference: str | Path | Reference | None = None,
+        output_type: Literal["audio", "codes"] = "audio",
         session: Session | None = None,
         **options: Unpack[GenerateOptions],
     ) -> TextToSpeechOutput | list[TextToSpeechOutput]:
@@ -423,6 +435,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             callback: deprecated; called with the output so far.
             reference: a recording of the voice to speak with, for models that clone voices: a file, or a `Reference`
                 of a file and what is said in it.
+            output_type: "codes" makes no sound of the codec's tokens.
             options: see `GenerateOptions`.
         """
         check_count("num_return_sequences", num_return_sequences)
@@ -433,6 +446,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             callback_on_step_end=callback_on_step_end,
             callback=callback,
             reference=reference,
+            output_type=output_type,
             session=session,
             **options,
         )
