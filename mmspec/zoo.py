@@ -17,7 +17,7 @@ from mmspec.errors import MmspecError, unknown
 INDEX, PROMPTS = "model_index.json", "prompts.jsonl"
 VOCABULARY, RESULTS = "vocabulary.json", "results.json"
 # Weights that are pickled, of which torch reads tensors alone (`weights_only`).
-PICKLES = ["pytorch_model*.bin"]
+PICKLES = ["pytorch_model*.bin", "llm.pt"]
 # How the names of buffers end that older versions of transformers saved, and newer ones compute.
 OLD_BUFFERS = ("inv_freq", "position_ids", "masked_bias", "attn.bias", "attention.bias", "cos_cached", "sin_cached")
 # What loading raises for files that are damaged, foreign, or more than tensors.
@@ -32,6 +32,8 @@ DAMAGED = (
     UnpicklingError,
     SafetensorError,
 )
+# Files that tell a folder which mmspec did not make: of transformers, and of CosyVoice.
+FOREIGN = ("config.json", "llm.pt")
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -76,7 +78,8 @@ def resolve(
     """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`check` and `hub` go to
     `download`).
 
-    With `allow_transformers` it may be a folder of transformers too, which have a config.json and no index of parts.
+    With `allow_transformers` it may be a folder that mmspec did not make too, which has one of `FOREIGN` and no index
+    of parts.
     """
     try:
         names, path = bundled(), Path(name).expanduser()
@@ -85,7 +88,8 @@ def resolve(
     if isinstance(name, str) and name in names:
         return names[name].folder
     if path.is_dir():
-        if not (path / INDEX).is_file() and not (allow_transformers and (path / "config.json").is_file()):
+        foreign = allow_transformers and any((path / name).is_file() for name in FOREIGN)
+        if not (path / INDEX).is_file() and not foreign:
             raise MmspecError(
                 f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec "
                 "train"
@@ -100,11 +104,12 @@ def resolve(
                 f"{', '.join(names) or 'none bundled'}"
             )
         raise unknown("model", str(name), names)
-    return download(str(name), check, **hub)
+    return download(str(name), check=check, **hub)
 
 
-def download(name: str, check: Callable[[Path], None] | None = None, **hub: Any) -> Path:
-    """A snapshot of a hub repository: weights as safetensors, or as `.bin` files where there are no others.
+def download(name: str, *more: str, check: Callable[[Path], None] | None = None, **hub: Any) -> Path:
+    """A snapshot of a hub repository: weights as safetensors, or pickled (`PICKLES`, and what `more` names) where there
+    are no others.
 
     `check` is given the folder before its weights are fetched, and raises MmspecError for a model that is refused.
     """
@@ -123,7 +128,14 @@ def download(name: str, check: Callable[[Path], None] | None = None, **hub: Any)
     if check:
         check(folder)
     fetch(["*.safetensors"])
-    return folder if next(folder.rglob("*.safetensors"), None) else fetch(PICKLES)
+    return folder if next(folder.rglob("*.safetensors"), None) else fetch([*PICKLES, *more])
+
+
+def download_codec(name: str) -> Path:
+    """A codec by hub id."""
+    if not HUB_ID.fullmatch(name):
+        raise MmspecError(f"no folder {name}: give a codec's folder, or a hub id such as owner/name")
+    return download(name, "pytorch_model.bin")
 
 
 def prompts(folder: Path, *fields: str) -> list[dict]:
@@ -229,7 +241,7 @@ def check_report(report: dict, file: Path, config: Path, kind: str, foreign: boo
 def weights_hash(folder: Path, span: int = 1 << 20) -> str:
     """A short name for a set of weights, from the size and both ends of each file."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob(PICKLES[0])):
+    for file in sorted(folder.glob("*.safetensors")) or sorted(path for name in PICKLES for path in folder.glob(name)):
         length = file.stat().st_size
         digest.update(length.to_bytes(8, "little"))
         with file.open("rb") as stream:

@@ -107,9 +107,11 @@ class SamplingFlags:
         """The acceptance rule by name."""
         return "exact" if self.acceptance is None else self.acceptance
 
-    def facts(self, defaults: dict[str, object]) -> dict[str, object]:
-        """How was sampled, for the metadata of a file; `defaults` are the model's."""
-        return {name: value if (own := getattr(self, name)) is None else own for name, value in defaults.items()}
+    def facts(self, defaults: dict[str, Any]) -> dict[str, object]:
+        """These options, or the model's defaults, without what the statistics say, for the metadata of a file."""
+        plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0} | defaults
+        given = {name: getattr(self, name) for name in plain}
+        return {name: plain[name] if value is None else value for name, value in given.items()}
 
 
 @dataclass(kw_only=True)
@@ -184,7 +186,7 @@ def check_model(
 
     check_names(dtype, device)
     check = partial(check_task, task=task, trust_remote_code=trust_remote_code)
-    folder = zoo.resolve(model, allow_transformers=task != "text-to-speech", check=check)
+    folder = zoo.resolve(model, allow_transformers=True, check=check)
     if drafter is not None:
         check_name(drafter, folder)
     check(folder)

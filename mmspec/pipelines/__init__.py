@@ -105,12 +105,14 @@ def pipeline(
 def check_task(folder: Path, task: str, trust_remote_code: bool = False) -> None:
     """Raise MmspecError for a model of another task, or of a family that is refused, without loading anything of it."""
     from mmspec import zoo
-    from mmspec.pipelines.families import artist_family
+    from mmspec.pipelines.families import artist_family, check_speaker
 
     has_index = (folder / zoo.INDEX).is_file()
     if not has_index and task == "text-to-image":
         artist_family(folder)
-    elif not has_index and task == "image-text-to-text":
+    elif not has_index and task == "text-to-speech":
+        check_speaker(folder)
+    elif not has_index:
         from mmspec.pipelines.transformer import check_family
 
         check_family(folder, trust_remote_code)
@@ -122,9 +124,11 @@ def check_task(folder: Path, task: str, trust_remote_code: bool = False) -> None
 def task_of(folder: Path) -> str:
     """The task of a model folder, by the pipeline that its index names, or by its family."""
     from mmspec import zoo
-    from mmspec.pipelines.families import draws
+    from mmspec.pipelines.families import draws, speaker_family
 
     if not (folder / zoo.INDEX).is_file():  # a folder of transformers
+        if speaker_family(folder):
+            return "text-to-speech"
         return "text-to-image" if draws(folder) else "image-text-to-text"
     name = zoo.read_index(folder).get("_class_name")
     for task, (path, _) in TASKS.items():
