@@ -104,8 +104,10 @@ def pipeline(
 def check_task(folder: Path, task: str) -> None:
     """Raise MmspecError for a model of another task, without loading anything of it."""
     from mmspec import zoo
-    from mmspec.pipelines.families import artist_family
+    from mmspec.pipelines.families import artist_family, draws
 
+    if task == "text-to-image" and draws(folder):
+        return
     has_index = (folder / zoo.INDEX).is_file()
     if not has_index and task == "text-to-image":
         artist_family(folder)
@@ -119,8 +121,10 @@ def task_of(folder: Path) -> str:
     from mmspec import zoo
     from mmspec.pipelines.families import draws
 
+    if draws(folder):
+        return "text-to-image"
     if not (folder / zoo.INDEX).is_file():  # a folder of transformers
-        return "text-to-image" if draws(folder) else "image-text-to-text"
+        return "image-text-to-text"
     name = zoo.read_index(folder).get("_class_name")
     for task, (path, _) in TASKS.items():
         if path.endswith(f":{name}"):

@@ -10,24 +10,32 @@ from mmspec.errors import MmspecError
 
 if TYPE_CHECKING:
     from mmspec.pipelines.artist import Artist
+    from mmspec.pipelines.family_image import FamilyImagePipeline
 
 # Who prepares prompts for the models of a family and paints what they draw.
 ARTISTS = {
     "chameleon": "mmspec.pipelines.artist:ChameleonArtist",
     "emu3": "mmspec.pipelines.artist:Emu3Artist",
+    "glm_image": "mmspec.pipelines.glm_image:GlmImageArtist",
     "janus": "mmspec.pipelines.artist:JanusArtist",
 }
 
+# Pipelines of diffusers whose first stage draws codes, by the class that their index names, and ours in their place.
+PIPELINES = {"GlmImagePipeline": "mmspec.pipelines.glm_image:GlmImagePipeline"}
 
-# Families whose codes transformers cannot decode.
-WITHOUT_DECODER = ("chameleon",)
+# Families whose codes transformers cannot decode, and what else can.
+WITHOUT_DECODER = {
+    "chameleon": "image_tokenizer=, given to pipeline(), decodes them (ImageTokenizer in mmspec.codecs.base)",
+    "glm_image": "the second stage of its diffusers pipeline paints them: give the whole folder, with its "
+    "model_index.json, such as zai-org/GLM-Image",
+}
 
 
 def no_decoder(family: str) -> MmspecError:
     """The error for codes that transformers cannot decode."""
     return MmspecError(
         f"transformers has no decoder for the codes of {family} models: output_type='latent' gives the codes "
-        "themselves, and image_tokenizer=, given to pipeline(), decodes them (ImageTokenizer in mmspec.codecs.base)"
+        f"themselves, and {WITHOUT_DECODER[family]}"
     )
 
 
@@ -46,9 +54,15 @@ def model_type(folder: Path) -> str:
         raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
 
 
+def family_of(folder: Path) -> str:
+    """The family of a folder: the class that its index names, or the model type of its config.json."""
+    has_index = (folder / zoo.INDEX).is_file()
+    return str(zoo.read_index(folder).get("_class_name")) if has_index else model_type(folder)
+
+
 def draws(folder: Path) -> bool:
-    """Whether a folder holds a model of transformers that draws."""
-    return not (folder / zoo.INDEX).is_file() and model_type(folder) in ARTISTS
+    """Whether a folder holds a model of transformers, or a pipeline of diffusers, that draws."""
+    return family_of(folder) in ARTISTS | PIPELINES
 
 
 def artist_family(folder: Path) -> str:
@@ -65,4 +79,11 @@ def artist_family(folder: Path) -> str:
 def artist_class(family: str) -> "type[Artist]":
     """The artist of a family."""
     module, _, name = ARTISTS[family].partition(":")
+    return getattr(import_module(module), name)
+
+
+def pipeline_class(folder: Path) -> "type[FamilyImagePipeline]":
+    """The pipeline for a folder that `draws`."""
+    path = PIPELINES.get(family_of(folder), "mmspec.pipelines.family_image:FamilyImagePipeline")
+    module, _, name = path.partition(":")
     return getattr(import_module(module), name)
