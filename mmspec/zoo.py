@@ -13,6 +13,8 @@ from mmspec.errors import MmspecError, unknown
 
 INDEX, PROMPTS = "model_index.json", "prompts.jsonl"
 VOCABULARY, RESULTS = "vocabulary.json", "results.json"
+# How the files of LlamaGen's models begin, which are released without a folder's other files.
+LLAMAGEN = ("c2i_", "t2i_")
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -55,7 +57,8 @@ def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> P
     """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`hub` goes to the
     download).
 
-    With `allow_transformers` it may be a folder of transformers too, which have a config.json and no index of parts.
+    With `allow_transformers` it may be a folder of transformers too, which have a config.json and no index of parts, or
+    one of LlamaGen's released files.
     """
     try:
         names, path = bundled(), Path(name).expanduser()
@@ -64,7 +67,8 @@ def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> P
     if isinstance(name, str) and name in names:
         return names[name].folder
     if path.is_dir():
-        if not (path / INDEX).is_file() and not (allow_transformers and (path / "config.json").is_file()):
+        foreign = (path / "config.json").is_file() or released(path)
+        if not (path / INDEX).is_file() and not (allow_transformers and foreign):
             raise MmspecError(
                 f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec "
                 "train"
@@ -80,6 +84,12 @@ def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> P
             )
         raise unknown("model", str(name), names)
     return download(str(name), **hub)
+
+
+def released(folder: Path, beginnings: tuple[str, ...] = LLAMAGEN) -> list[Path]:
+    """Files of LlamaGen's in a folder, by how their names begin: pickles, or safetensors."""
+    files = (file for file in folder.iterdir() if file.suffix in (".pt", ".safetensors"))
+    return sorted(file for file in files if file.name.startswith(beginnings))
 
 
 def download(name: str, **hub: Any) -> Path:
@@ -184,9 +194,9 @@ def check_report(report: dict, file: Path, config: Path, kind: str) -> None:
 
 
 def weights_hash(folder: Path, span: int = 1 << 20) -> str:
-    """A short name for a set of weights, from the size and both ends of each safetensors file."""
+    """A short name for a set of weights, from the size and both ends of each file."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted({*folder.glob("*.safetensors"), *released(folder)}):
         length = file.stat().st_size
         digest.update(length.to_bytes(8, "little"))
         with file.open("rb") as stream:

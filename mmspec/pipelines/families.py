@@ -18,10 +18,14 @@ ARTISTS = {
     "emu3": "mmspec.pipelines.artist:Emu3Artist",
     "glm_image": "mmspec.pipelines.glm_image:GlmImageArtist",
     "janus": "mmspec.pipelines.artist:JanusArtist",
+    "llamagen": "mmspec.pipelines.llamagen:LlamaGenArtist",
 }
 
-# Pipelines of diffusers whose first stage draws codes, by the class that their index names, and ours in their place.
-PIPELINES = {"GlmImagePipeline": "mmspec.pipelines.glm_image:GlmImagePipeline"}
+# Families that have a pipeline of their own; those of diffusers go by the class that their index names.
+PIPELINES = {
+    "GlmImagePipeline": "mmspec.pipelines.glm_image:GlmImagePipeline",
+    "llamagen": "mmspec.pipelines.llamagen:LlamaGenPipeline",
+}
 
 # Families whose codes transformers cannot decode, and what else can.
 WITHOUT_DECODER = {
@@ -47,22 +51,39 @@ def check_decoder(family: str) -> None:
 
 def model_type(folder: Path) -> str:
     """The family that a folder's config.json names, "" if it names none."""
+    return str(read_config(folder).get("model_type") or "")
+
+
+def read_config(folder: Path) -> dict:
+    """A folder's config.json as data."""
     path = folder / "config.json"
     try:
-        return str(json.loads(path.read_text()).get("model_type") or "")
-    except (OSError, ValueError, AttributeError) as error:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("it must hold an object")
+        return config
+    except (OSError, ValueError) as error:
         raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
 
 
 def family_of(folder: Path) -> str:
     """The family of a folder: the class that its index names, or the model type of its config.json."""
-    has_index = (folder / zoo.INDEX).is_file()
-    return str(zoo.read_index(folder).get("_class_name")) if has_index else model_type(folder)
+    if (folder / zoo.INDEX).is_file():
+        return str(zoo.read_index(folder).get("_class_name"))
+    return "llamagen" if zoo.released(folder) else model_type(folder)
 
 
 def draws(folder: Path) -> bool:
     """Whether a folder holds a model of transformers, or a pipeline of diffusers, that draws."""
     return family_of(folder) in ARTISTS | PIPELINES
+
+
+def example_prompts(folder: Path) -> tuple[str, ...]:
+    """What to draw with a model that does not take any text, such as the classes of LlamaGen's own sampler."""
+    classes = family_of(folder) == "llamagen" and (
+        any(file.name.startswith("c2i_") for file in zoo.released(folder)) or read_config(folder).get("classes")
+    )
+    return ("207", "360", "387", "974", "88", "979", "417", "279") if classes else ()
 
 
 def artist_family(folder: Path) -> str:

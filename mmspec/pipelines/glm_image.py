@@ -124,7 +124,8 @@ class GlmImagePipeline(FamilyImagePipeline):
 
     def to(self, *args: Any, **kwargs: Any) -> "GlmImagePipeline":
         super().to(*args, **kwargs)
-        self.painter.to(self.device, painting_dtype(self.dtype))
+        dtype = painting_dtype(self.dtype)
+        self.painter.to(self.device, None if self.painter.vae.dtype == dtype else dtype)
         return self
 
     def encode(self, prompts: list[str], guidance_scale: float) -> Prompts:
