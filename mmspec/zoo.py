@@ -22,18 +22,13 @@ PICKLES = ["pytorch_model*.bin", "llm.pt"]
 OLD_BUFFERS = ("inv_freq", "position_ids", "masked_bias", "attn.bias", "attention.bias", "cos_cached", "sin_cached")
 # What loading raises for files that are damaged, foreign, or more than tensors.
 DAMAGED = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    ImportError,
-    UnpicklingError,
-    SafetensorError,
+    *(OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, ImportError),
+    *(UnpicklingError, SafetensorError),
 )
-# Files that tell a folder which mmspec did not make: of transformers, and of CosyVoice.
-FOREIGN = ("config.json", "llm.pt")
+# How the files of LlamaGen's models begin, which are released without a folder's other files.
+LLAMAGEN = ("c2i_", "t2i_")
+# Files that tell a folder which mmspec did not make: of transformers, CosyVoice and LlamaGen.
+FOREIGN = ("config.json", "llm.pt", *(f"{beginning}*" for beginning in LLAMAGEN))
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -88,7 +83,7 @@ def resolve(
     if isinstance(name, str) and name in names:
         return names[name].folder
     if path.is_dir():
-        foreign = allow_transformers and any((path / name).is_file() for name in FOREIGN)
+        foreign = allow_transformers and any(next(path.glob(name), None) for name in FOREIGN)
         if not (path / INDEX).is_file() and not foreign:
             raise MmspecError(
                 f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec "
@@ -105,6 +100,12 @@ def resolve(
             )
         raise unknown("model", str(name), names)
     return download(str(name), check=check, **hub)
+
+
+def released(folder: Path, beginnings: tuple[str, ...] = LLAMAGEN) -> list[Path]:
+    """Files of LlamaGen's in a folder, by how their names begin: pickles, or safetensors."""
+    files = (file for file in folder.iterdir() if file.suffix in (".pt", ".safetensors"))
+    return sorted(file for file in files if file.name.startswith(beginnings))
 
 
 def download(name: str, *more: str, check: Callable[[Path], None] | None = None, **hub: Any) -> Path:
@@ -241,7 +242,8 @@ def check_report(report: dict, file: Path, config: Path, kind: str, foreign: boo
 def weights_hash(folder: Path, span: int = 1 << 20) -> str:
     """A short name for a set of weights, from the size and both ends of each file."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")) or sorted(path for name in PICKLES for path in folder.glob(name)):
+    pickles = {*released(folder), *(path for name in PICKLES for path in folder.glob(name))}
+    for file in sorted(folder.glob("*.safetensors")) or sorted(pickles):
         length = file.stat().st_size
         digest.update(length.to_bytes(8, "little"))
         with file.open("rb") as stream:

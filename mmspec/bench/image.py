@@ -30,6 +30,7 @@ from mmspec.drafters.base import Drafter
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
+from mmspec.pipelines.families import example_prompts
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.placement import dtype_of
 from mmspec.targets.base import Grid
@@ -104,7 +105,7 @@ def run_setting(
     """All cases on the same prompts and seeds."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     target, guidance = pipe.target, pipe.config.guidance_scale
-    lines = [line["prompt"] for line in choice.prompts] or PROMPTS
+    lines = [line["prompt"] for line in choice.prompts] or example_prompts(folder) or PROMPTS
     temperature = 1.0 if choice.temperature is None else choice.temperature
 
     def job(turn: int) -> tuple[Prompts, int]:
@@ -113,7 +114,7 @@ def run_setting(
 
     choose_min_query_len(target, *job(0))
     entrants = build_runners(cases, folder, target, *job(0), partial(draw, target, SamplingOptions(temperature)))
-    if batch == 1 and cases is not ABLATIONS:
+    if batch == 1 and cases is not ABLATIONS and not target.why_not_comparable(guidance, 1.0):
         transformers = TransformersBaseline(target, temperature=temperature)
         entrants.insert(1, (transformers.label, lambda *arguments: transformers(*arguments).stats))
     title, rows = (
@@ -167,7 +168,7 @@ def peak(folder: Path, drafter: str, device: str, seed: int) -> int:
     """Bytes at the peak of one picture in a process of its own: device memory on a GPU, else the resident set."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=torch.bfloat16).to(device)
     pipe.set_progress_bar_config(disable=True)
-    pipe(PROMPTS[0], seed=seed, drafter=drafter)
+    pipe((example_prompts(folder) or PROMPTS)[0], seed=seed, drafter=drafter)
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

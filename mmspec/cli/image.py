@@ -61,7 +61,7 @@ class Image(SamplingFlags, ModelFlags):
     pixels: Annotated[str | None, tyro.conf.arg(metavar="WIDTHxHEIGHT", help_behavior_hint="")] = None
     """The pictures' size in pixels, for models of transformers that draw more than one, such as Emu3."""
     model: Model = "emoji-64"
-    """A bundled name, a folder, or a hub id; a folder of transformers if it holds a Janus or Emu3."""
+    """A bundled name, a folder, or a hub id; a folder of transformers or diffusers if its family draws."""
 
     def run(self) -> int:
         from mmspec.media import image as media
@@ -108,7 +108,7 @@ class Image(SamplingFlags, ModelFlags):
             for path, image, seed in zip(paths, output.images, output.seeds, strict=True):
                 media.save(image, path, facts | {"seed": seed})
         if self.progressive:
-            frames = media.filling(output.images[0], stats.runs[0], grid.height, grid.width, grid.stride)
+            frames = media.filling(output.images[0], stats.runs[0], grid.height, grid.width, grid.stride, grid.before)
             media.animate(frames, self.progressive)
         if not self.quiet:
             written = [str(path) for path in (*paths, self.progressive) if path]
@@ -127,7 +127,7 @@ class Image(SamplingFlags, ModelFlags):
 
     def _read_arguments(self) -> tuple[str, list[Path]]:
         """The prompt and the files to write, checked before anything is loaded; "standard output" for -."""
-        from mmspec.pipelines.families import check_decoder, draws, model_type
+        from mmspec.pipelines.families import check_decoder, draws, family_of
         from mmspec.pipelines.request import ImageRequest
 
         if not self.prompt:
@@ -137,7 +137,7 @@ class Image(SamplingFlags, ModelFlags):
         self.check_sampling()
         folder = check_model(self.model, TASK, self.drafter, self.dtype, self.device)
         if draws(folder):
-            check_decoder(model_type(folder))
+            check_decoder(family_of(folder))
         if self._read_pixels() and not draws(folder):
             raise MmspecError(f"{self.model} draws pictures of one size: leave --pixels out")
         return prompt, paths

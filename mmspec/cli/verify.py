@@ -139,6 +139,7 @@ def sample_prompts(folder: Path, count: int) -> list[dict]:
     """Lines spread evenly over the model's own list; the benchmark's where it has none."""
     from mmspec import zoo
     from mmspec.pipelines import reads_pictures, task_of
+    from mmspec.pipelines.families import example_prompts
 
     task = task_of(folder)
     if task == "image-text-to-text":
@@ -148,5 +149,5 @@ def sample_prompts(folder: Path, count: int) -> list[dict]:
     elif (folder / zoo.PROMPTS).exists():
         lines = zoo.prompts(folder)
     else:
-        lines = [{"prompt": text} for text in suite(task).PROMPTS]
+        lines = [{"prompt": text} for text in example_prompts(folder) or suite(task).PROMPTS]
     return [lines[i * len(lines) // count % len(lines)] for i in range(count)]

@@ -189,7 +189,7 @@ def enlarge(image: Image.Image, runs: list[int], grid: Grid) -> Image.Image:
     """The picture on the page's scale, with the runs outlined."""
     scale = max(1, SIDE // max(image.size))
     big = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    return picture.tinted(big, runs, grid.height, grid.width, grid.stride) if runs else big
+    return picture.tinted(big, runs, grid.height, grid.width, grid.stride, grid.before) if runs else big
 
 
 def single(image: Image.Image) -> Image.Image:

@@ -133,21 +133,22 @@ def sheet(images: list[Image.Image]) -> Image.Image:
 
 
 def filling(
-    image: Image.Image, runs: list[int], height: int, width: int, stride: int, scale: int = 5
+    image: Image.Image, runs: list[int], height: int, width: int, stride: int, before: int = 0, scale: int = 5
 ) -> list[Image.Image]:
     """Frames of `image` being filled, one per round: drafted tokens of the round in green, its bonus token in orange.
 
-    `runs` are the tokens that each round committed; places not drawn yet are gray.
+    `runs` are the tokens that each round committed, `before` of which came before the picture's; places not drawn yet
+    are gray.
     """
     big = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     cell_x, cell_y = big.width / width, big.height / height
     shown = Image.new("RGB", big.size, (225, 225, 225))
-    frames, drawn = [], 0
+    frames, drawn = [], -before
     for run in runs:
         cells = []
         for position in range(drawn, drawn + run):
             row, column = divmod(position, stride)
-            if column < width:
+            if row >= 0 and column < width:
                 left, top = round(column * cell_x), round(row * cell_y)
                 box = (left, top, round((column + 1) * cell_x), round((row + 1) * cell_y))
                 shown.paste(big.crop(box), (left, top))
@@ -163,17 +164,17 @@ def filling(
     return [*frames, big]
 
 
-def tinted(image: Image.Image, runs: list[int], height: int, width: int, stride: int) -> Image.Image:
+def tinted(image: Image.Image, runs: list[int], height: int, width: int, stride: int, before: int = 0) -> Image.Image:
     """`image` with what each round committed outlined: drafted tokens in green, round by round light and dark, bonus
-    tokens in orange.
+    tokens in orange; `before` of the tokens came before the picture's.
     """
     cell_x, cell_y = image.width / width, image.height / height
     shown = image.copy()
-    pen, drawn = ImageDraw.Draw(shown), 0
+    pen, drawn = ImageDraw.Draw(shown), -before
     for number, run in enumerate(runs):
         for position in range(drawn, drawn + run):
             row, column = divmod(position, stride)
-            if column < width:
+            if row >= 0 and column < width:
                 colour = BONUS if position == drawn + run - 1 else DRAFTED[number % 2]
                 box = (
                     round(column * cell_x),

@@ -105,8 +105,10 @@ def pipeline(
 def check_task(folder: Path, task: str, trust_remote_code: bool = False) -> None:
     """Raise MmspecError for a model of another task, or of a family that is refused, without loading anything of it."""
     from mmspec import zoo
-    from mmspec.pipelines.families import artist_family, check_speaker
+    from mmspec.pipelines.families import artist_family, check_speaker, draws
 
+    if task == "text-to-image" and draws(folder):
+        return
     has_index = (folder / zoo.INDEX).is_file()
     if not has_index and task == "text-to-image":
         artist_family(folder)
@@ -126,10 +128,10 @@ def task_of(folder: Path) -> str:
     from mmspec import zoo
     from mmspec.pipelines.families import draws, speaker_family
 
+    if draws(folder):
+        return "text-to-image"
     if not (folder / zoo.INDEX).is_file():  # a folder of transformers
-        if speaker_family(folder):
-            return "text-to-speech"
-        return "text-to-image" if draws(folder) else "image-text-to-text"
+        return "text-to-speech" if speaker_family(folder) else "image-text-to-text"
     name = zoo.read_index(folder).get("_class_name")
     for task, (path, _) in TASKS.items():
         if path.endswith(f":{name}"):

@@ -31,6 +31,8 @@ class Artist(ABC):
     guidance: ClassVar[float]
     # The class whose folder this is.
     kind: ClassVar[str]
+    # Whether there are unconditional prompts.
+    guided: ClassVar[bool] = True
     # The raster of a picture, how many codes there are, and the pixels of a code's side.
     grid: Grid
     codes: int

@@ -88,6 +88,8 @@ class Pipeline(ABC, Generic[AnyTarget]):
     article: ClassVar[str]
     settings: ClassVar[dict[str, type | tuple[type, ...]]]
     required: ClassVar[tuple[str, ...]] = ()
+    # The folder of the transformer's weights, where the model's folder has parts.
+    weights_part: ClassVar[str] = "transformer"
     # Whether a folder of transformers, without an index, will do.
     allow_transformers: ClassVar[bool] = False
 
@@ -197,7 +199,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
         key = (id(model), model.device, model.dtype)
         if self._target is None or self._target[0] != key:
             deterministic = self._target is not None and self._target[1].deterministic
-            part = self.folder / "transformer" if self.folder else None
+            part = self.folder / self.weights_part if self.folder else None
             weights = zoo.weights_hash(part if part.is_dir() else part.parent) if part else ""
             self._target = key, self.build_target(weights)
             self.deterministic = deterministic
@@ -304,7 +306,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
                 **described,
             }
             (folder / zoo.INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        rename_target(folder, self.target.weights_hash)
+        rename_target(folder, self.target.weights_hash, self.weights_part)
 
     def describe_parts(self) -> dict | None:
         """What the index says beside the settings; None for a pipeline that writes its index itself."""

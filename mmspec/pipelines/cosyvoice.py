@@ -79,12 +79,14 @@ class CosyVoiceSpeaker(Speaker):
         self.ends = frozenset({codec.vocabulary_size})
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype, codec: Codec | str | Path | None = None) -> "CosyVoiceSpeaker":
+    def load(
+        cls, folder: Path, dtype: torch.dtype, codec: Codec | str | Path | None = None, **loading: object
+    ) -> "CosyVoiceSpeaker":
         if (folder / "cosyvoice3.yaml").is_file():
             raise MmspecError(f"{folder} holds a CosyVoice 3, which is not supported: use CosyVoice 2")
         if isinstance(codec, str | Path):
             raise MmspecError("CosyVoice 2 takes a codec as an object alone: give codec= in Python (docs/models.md)")
-        processor, model = cls.load_processor(folder), cls.load_model(folder, dtype)
+        processor, model = cls.load_processor(folder), cls.load_model(folder, dtype, **loading)
         codes = len(model.lm_head.weight) - MARKS
         return cls(model, processor, codec or CodesOnly(codes, RATE, no_codec("cosyvoice2")))
 

@@ -10,13 +10,16 @@ from mmspec.errors import MmspecError
 
 if TYPE_CHECKING:
     from mmspec.pipelines.artist import Artist
+    from mmspec.pipelines.family_image import FamilyImagePipeline
     from mmspec.pipelines.speaker import Speaker
 
 # Who prepares prompts for the models of a family and paints what they draw.
 ARTISTS = {
     "chameleon": "mmspec.pipelines.artist:ChameleonArtist",
     "emu3": "mmspec.pipelines.artist:Emu3Artist",
+    "glm_image": "mmspec.pipelines.glm_image:GlmImageArtist",
     "janus": "mmspec.pipelines.artist:JanusArtist",
+    "llamagen": "mmspec.pipelines.llamagen:LlamaGenArtist",
 }
 
 # Who prepares prompts for the speech language models of a family: the model types of `config.json`, and names of those
@@ -36,16 +39,25 @@ COSYVOICE, COSYVOICE_TEXT = "llm.pt", "CosyVoice-BlankEN"
 
 # Families for whose codes mmspec has no codec.
 WITHOUT_CODEC = ("cosyvoice2",)
+# Families that have a pipeline of their own; those of diffusers go by the class that their index names.
+PIPELINES = {
+    "GlmImagePipeline": "mmspec.pipelines.glm_image:GlmImagePipeline",
+    "llamagen": "mmspec.pipelines.llamagen:LlamaGenPipeline",
+}
 
-# Families whose codes transformers cannot decode.
-WITHOUT_DECODER = ("chameleon",)
+# Families whose codes transformers cannot decode, and what else can.
+WITHOUT_DECODER = {
+    "chameleon": "image_tokenizer=, given to pipeline(), decodes them (ImageTokenizer in mmspec.codecs.base)",
+    "glm_image": "the second stage of its diffusers pipeline paints them: give the whole folder, with its "
+    "model_index.json, such as zai-org/GLM-Image",
+}
 
 
 def no_decoder(family: str) -> MmspecError:
     """The error for codes that transformers cannot decode."""
     return MmspecError(
         f"transformers has no decoder for the codes of {family} models: output_type='latent' gives the codes "
-        "themselves, and image_tokenizer=, given to pipeline(), decodes them (ImageTokenizer in mmspec.codecs.base)"
+        f"themselves, and {WITHOUT_DECODER[family]}"
     )
 
 
@@ -57,21 +69,46 @@ def check_decoder(family: str) -> None:
 
 def model_type(folder: Path) -> str:
     """The family that a folder's config.json names, "" if it names none."""
+    return str(read_config(folder).get("model_type") or "")
+
+
+def read_config(folder: Path) -> dict:
+    """A folder's config.json as data."""
     path = folder / "config.json"
     try:
-        return str(json.loads(path.read_text()).get("model_type") or "")
-    except (OSError, ValueError, AttributeError) as error:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("it must hold an object")
+        return config
+    except (OSError, ValueError) as error:
         raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
 
 
+def family_of(folder: Path) -> str:
+    """The family of a folder: the class that its index names, or the model type of its config.json."""
+    if (folder / zoo.INDEX).is_file():
+        return str(zoo.read_index(folder).get("_class_name"))
+    if (folder / COSYVOICE_TEXT).is_dir():
+        return "cosyvoice2"
+    return "llamagen" if zoo.released(folder) else model_type(folder)
+
+
 def draws(folder: Path) -> bool:
-    """Whether a folder holds a model of transformers that draws."""
-    return not (folder / zoo.INDEX).is_file() and model_type(folder) in ARTISTS
+    """Whether a folder holds a model of transformers, or a pipeline of diffusers, that draws."""
+    return family_of(folder) in ARTISTS | PIPELINES
+
+
+def example_prompts(folder: Path) -> tuple[str, ...]:
+    """What to draw with a model that does not take any text, such as the classes of LlamaGen's own sampler."""
+    classes = family_of(folder) == "llamagen" and (
+        any(file.name.startswith("c2i_") for file in zoo.released(folder)) or read_config(folder).get("classes")
+    )
+    return ("207", "360", "387", "974", "88", "979", "417", "279") if classes else ()
 
 
 def artist_family(folder: Path) -> str:
     """The family of a folder of transformers. Raises MmspecError for one that does not draw."""
-    family = model_type(folder)
+    family = family_of(folder)
     if family not in ARTISTS:
         raise MmspecError(
             f"{folder} holds a model of the family {family or '(none)'}, with which mmspec cannot draw: use one of "
@@ -86,13 +123,18 @@ def artist_class(family: str) -> "type[Artist]":
     return getattr(import_module(module), name)
 
 
+def pipeline_class(folder: Path) -> "type[FamilyImagePipeline]":
+    """The pipeline for a folder that `draws`."""
+    path = PIPELINES.get(family_of(folder), "mmspec.pipelines.family_image:FamilyImagePipeline")
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
 def speaker_family(folder: Path) -> str:
     """The family of a folder that holds a speech language model, "" if it holds none."""
-    if (folder / COSYVOICE).is_file():
-        return "cosyvoice2"
-    if (folder / zoo.INDEX).is_file() or not (folder / "config.json").is_file():
+    if (folder / zoo.INDEX).is_file():
         return ""
-    if (family := model_type(folder)) in SPEAKERS:
+    if (family := family_of(folder)) in SPEAKERS:
         return family
     files = (folder / name for name in ("tokenizer.json", "tokenizer_config.json"))
     text = next((file.read_bytes() for file in files if file.is_file()), b"")
@@ -104,7 +146,7 @@ def check_speaker(folder: Path) -> str:
     family = speaker_family(folder)
     if not family:
         raise MmspecError(
-            f"{folder} holds a model of the family {model_type(folder) or '(none)'}, which does not speak: use one of "
+            f"{folder} holds a model of the family {family_of(folder) or '(none)'}, which does not speak: use one of "
             f"{', '.join(SPEAKERS)}, or a folder that mmspec made"
         )
     return family

@@ -110,4 +110,5 @@ class FamilyImagePipeline(TextToImagePipeline):
             return self.artist.encode(prompts, guidance_scale)
 
     def encode_examples(self, rows: list[dict]) -> tuple[Prompts, Stop]:
-        return self.encode([row["prompt"] for row in rows], 0.0), Stop(self.grid.tokens)
+        guidance = 0.0 if self.artist.guided else 1.0
+        return self.encode([row["prompt"] for row in rows], guidance), Stop(self.grid.tokens)

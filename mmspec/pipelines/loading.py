@@ -85,13 +85,13 @@ def copy_companions(source: Path | None, folder: Path) -> None:
             shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
 
 
-def rename_target(folder: Path, weights_hash: str) -> None:
+def rename_target(folder: Path, weights_hash: str, name: str) -> None:
     """Tell the drafters of the target `weights_hash` its new hash: saved in another dtype, the same weights have
-    another.
+    another. They lie in the part `name` of the folder, or in the folder itself.
     """
     for path in folder.glob("drafters/*/config.json"):
         config = json.loads(path.read_text())
         if config.get("target") == weights_hash:
-            part = folder / "transformer"
+            part = folder / name
             target = zoo.weights_hash(part if part.is_dir() else folder)
             path.write_text(json.dumps(config | {"target": target}, indent=2) + "\n")

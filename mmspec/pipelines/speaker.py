@@ -51,9 +51,7 @@ class Speaker(ABC):
         self._control_tokens = added_tokens(self.tokenizer)
 
     @classmethod
-    def load(
-        cls, folder: Path, dtype: torch.dtype, codec: Codec | str | Path | None = None, **loading: object
-    ) -> Self:
+    def load(cls, folder: Path, dtype: torch.dtype, codec: Codec | str | Path | None = None, **loading: object) -> Self:
         """The speaker in a folder; `codec` is one, or where one is, in the place of its own. `loading` are options of
         transformers' `from_pretrained`.
         """

@@ -22,6 +22,7 @@ from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines import check_task
 from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, load_transformer
+from mmspec.pipelines.families import draws, pipeline_class
 from mmspec.pipelines.image_output import TextToImageOutput
 from mmspec.pipelines.loading import HUB_OPTIONS, load_tokenizer
 from mmspec.pipelines.outputs import Images, PartialImages
@@ -106,15 +107,13 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToImagePipeline":
-        """See `Pipeline`; a folder of transformers whose family draws gives a `FamilyImagePipeline`."""
+        """See `Pipeline`; a folder of transformers or diffusers whose family draws gives its own pipeline."""
         hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
         check = partial(check_task, task="text-to-image")
         folder = zoo.resolve(model, allow_transformers=True, check=check, **hub)
-        if (folder / zoo.INDEX).is_file() or cls is not TextToImagePipeline:
+        if cls is not TextToImagePipeline or ((folder / zoo.INDEX).is_file() and not draws(folder)):
             return super().from_pretrained(folder, **options)
-        from mmspec.pipelines.family_image import FamilyImagePipeline
-
-        return FamilyImagePipeline.from_pretrained(folder, **options)
+        return pipeline_class(folder).from_pretrained(folder, **options)
 
     @classmethod
     def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
@@ -166,23 +165,28 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         """See `Pipeline`; each row has its unconditional prompt."""
         return self.encode([row["prompt"] for row in rows], 0.0), Stop(self.grid.tokens)
 
-    def decode(self, codes: Int[Tensor, "row position"]) -> Float[Tensor, "row 3 y x"]:
-        """Codes in raster order (without end-of-row tokens) to pictures in -1..1."""
-        return self.image_tokenizer.decode(codes.unflatten(1, (self.grid.height, self.grid.width)))
+    def decode(
+        self, codes: Int[Tensor, "row position"], request: ImageRequest | None = None, row: int = 0
+    ) -> Float[Tensor, "row 3 y x"]:
+        """Codes in raster order (without end-of-row tokens; -1 where there is none yet) to pictures in -1..1.
+
+        A decoder that reads prompts too needs to know of which row of a request they are.
+        """
+        return self.image_tokenizer.decode(codes.clamp(min=0).unflatten(1, (self.grid.height, self.grid.width)))
 
     def check_decoder(self) -> None:
         """Raise MmspecError if codes cannot be decoded, before they are drawn."""
 
-    def paint(self, tokens: list[list[int]], output_type: str = "pil") -> Images:
-        """Pictures from as many tokens as there are; positions without one are grey."""
+    def paint(self, tokens: list[list[int]], output_type: str = "pil", request: ImageRequest | None = None) -> Images:
+        """Pictures from as many tokens as there are, drawn for a request; positions without one are grey."""
         grid, count = self.grid, self.grid.tokens
         padded = torch.tensor([(row + [-1] * count)[:count] for row in tokens])
-        raster = padded.unflatten(1, (grid.height, grid.stride))[:, :, : grid.width]
+        raster = padded[:, grid.before :].unflatten(1, (grid.height, grid.stride))[:, :, : grid.width]
         if output_type == "latent":
             return raster
         codes = raster.flatten(1)
         # One by one: how a decoder rounds depends on how many pictures it decodes, and a seed's picture must not.
-        parts = [self.decode(part) for part in codes.clamp(min=0).split(1)]
+        parts = [self.decode(part, request, row) for row, part in enumerate(codes.split(1))]
         pictures = torch.cat(parts).float().cpu() / 2 + 0.5
         missing = rearrange(codes < 0, "row (height width) -> row 1 height width", height=grid.height).float()
         if missing.any():
@@ -215,7 +219,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
             warnings.warn(warning(unknown_words), stacklevel=2)
         prompts, total = self.encode(request.prompts, request.guidance), self.grid.tokens
         run = self.load_drafter(session, drafter, prompts, total)
-        seeds, stats = request.seeds, GenerationStats()
+        seeds, stats, paint = request.seeds, GenerationStats(), partial(self.paint, request=request)
 
         def rounds() -> Iterator[PartialImages]:
             tokens: list[list[int]] = [[] for _ in seeds]
@@ -233,7 +237,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
                 for row, new in zip(tokens, result.tokens):
                     row.extend(new)
                 copies = [list(row) for row in tokens]
-                yield PartialImages(step, copies, result.tokens, stats, seeds, total, self.paint)
+                yield PartialImages(step, copies, result.tokens, stats, seeds, total, paint)
 
         return rounds()
 
@@ -284,7 +288,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
                 if callback_on_step_end:
                     callback_kwargs = {"tokens": part.tokens, "new": part.new, "stats": part.stats}
                     callback_on_step_end(session or self, part.step, part.position, callback_kwargs)
-        output = TextToImageOutput(self.paint(part.tokens, output_type), part.stats, part.tokens, part.seeds)
+        output = TextToImageOutput(part.images(output_type), part.stats, part.tokens, part.seeds)
         return output if return_dict else output.to_tuple()
 
 

@@ -11,6 +11,7 @@ from mmspec import zoo
 from mmspec.errors import MmspecError
 from mmspec.pipelines import pipeline, task_of
 from mmspec.pipelines.base import Pipeline
+from mmspec.pipelines.families import example_prompts
 from mmspec.pipelines.session import Session
 from mmspec.serve.batcher import Batcher
 
@@ -60,4 +61,6 @@ def host(name: str, task: str, pipe: Pipeline, rows: int, waiting: int) -> Hoste
 
 def example(folder: Path | None) -> dict:
     """A prompt of a model folder, some words where it has none."""
-    return zoo.prompts(folder)[0] if folder and (folder / zoo.PROMPTS).exists() else {"prompt": "a red heart"}
+    if folder and (folder / zoo.PROMPTS).exists():
+        return zoo.prompts(folder)[0]
+    return {"prompt": next(iter(example_prompts(folder) if folder else ()), "a red heart")}

@@ -17,12 +17,13 @@ from mmspec.targets.head import LayeredHead, OutputHead
 @dataclass(frozen=True, slots=True)
 class Grid:
     """The raster that tokens fill: `height` rows of `width` codes, each closed by an end-of-row token if there
-    is one.
+    is one. `before` tokens come first, such as those of a preview.
     """
 
     height: int
     width: int
     end_of_row: bool = False
+    before: int = 0
 
     @property
     def stride(self) -> int:
@@ -31,7 +32,7 @@ class Grid:
 
     @property
     def tokens(self) -> int:
-        return self.height * self.stride
+        return self.before + self.height * self.stride
 
 
 @dataclass(frozen=True, slots=True)

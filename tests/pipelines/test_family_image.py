@@ -190,7 +190,9 @@ def test_what_is_refused(janus_pipe: FamilyImagePipeline, janus_folder: Path, tm
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "llava"}))
-    text = "holds a model of the family llava, with which mmspec cannot draw: use one of chameleon, emu3, janus"
+    text = (
+        "holds a model of the family llava, with which mmspec cannot draw: use one of chameleon, emu3, glm_image, janus"
+    )
     with pytest.raises(MmspecError, match=text):
         mmspec.pipeline("text-to-image", other)
     assert run("image", "cat", "--model", other) == 2 and text in capfd.readouterr().err
