@@ -21,6 +21,7 @@ from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError, unknown
 from mmspec.media import audio as sound
+from mmspec.pipelines import check_task
 from mmspec.pipelines.base import (
     GenerateOptions,
     Pipeline,
