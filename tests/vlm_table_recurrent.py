@@ -1,7 +1,23 @@
 """Families that read pictures with recurrent or convolutional layers, with small configurations."""
 
 import torch
-from vlm_inputs import EYE, IMAGE, MARKS, MROPE, QWEN, Family, Seen, Sizes, draw, llava, patches, qwen_eye, text
+from vlm_inputs import (
+    CLIP,
+    EYE,
+    IMAGE,
+    MARKS,
+    MROPE,
+    QWEN,
+    Family,
+    Seen,
+    Sizes,
+    draw,
+    llava,
+    patches,
+    qwen_eye,
+    squares,
+    text,
+)
 
 LINEAR = dict(
     layer_types=["linear_attention", "full_attention"],
@@ -11,6 +27,7 @@ LINEAR = dict(
     linear_num_value_heads=4,
     rope_parameters=MROPE,
 )
+CONV = dict(layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False)
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=24)
 
 
@@ -23,11 +40,14 @@ def shaped(sizes: Sizes) -> Seen:
 
 
 RECURRENT: dict[str, Family] = {
+    "llava of lfm2": Family(
+        llava("LlavaConfig", CLIP, text("lfm2", **CONV), image_token_index=IMAGE, vision_feature_layer=-1), squares(16)
+    ),
     "lfm2_vl": Family(
         llava(
             "Lfm2VlConfig",
             EYE | dict(model_type="siglip2_vision_model", num_patches=16),
-            text("lfm2", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+            text("lfm2", **CONV),
             image_token_id=IMAGE,
             projector_hidden_size=32,
         ),

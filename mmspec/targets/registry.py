@@ -65,8 +65,13 @@ READERS = (
 
 # Families whose models are not causal language models; all others are tried as `CausalTarget`.
 FAMILIES = dict.fromkeys(READERS, "mmspec.targets.vision_language:VisionLanguageTarget")
-FAMILIES |= dict.fromkeys(("lfm2_vl", "qwen3_5", "qwen3_5_moe"), "mmspec.targets.recurrent:RecurrentReader")
 FAMILIES["minimax"] = "mmspec.targets.recurrent:MiniMaxTarget"
+
+# What takes their place where some layers are recurrent.
+RECURRENT = {
+    "mmspec.targets.causal:CausalTarget": "mmspec.targets.recurrent:RecurrentTarget",
+    "mmspec.targets.vision_language:VisionLanguageTarget": "mmspec.targets.recurrent:RecurrentReader",
+}
 
 
 def families() -> dict[str, str]:
@@ -89,8 +94,9 @@ def target_of(model: PreTrainedModel, weights_hash: str = "", check: bool = True
 
 def target_class(config: PreTrainedConfig) -> type[CausalTarget]:
     """The target of the models of a configuration."""
-    plain = "recurrent:RecurrentTarget" if is_recurrent(config) else "causal:CausalTarget"
-    path = families().get(config.model_type, f"mmspec.targets.{plain}")
+    path = families().get(config.model_type, "mmspec.targets.causal:CausalTarget")
+    if is_recurrent(config):
+        path = RECURRENT.get(path, path)
     module, _, name = path.partition(":")
     try:
         return getattr(import_module(module), name)
