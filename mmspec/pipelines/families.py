@@ -6,54 +6,82 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmspec import zoo
-from mmspec.errors import MmspecError
+from mmspec.errors import MmspecError, unknown
 
 if TYPE_CHECKING:
     from mmspec.pipelines.artist import Artist
 
 # Who prepares prompts for the models of a family and paints what they draw.
 ARTISTS = {
-    "chameleon": "mmspec.pipelines.artist:ChameleonArtist",
+    "chameleon": "mmspec.pipelines.chameleon:ChameleonArtist",
     "emu3": "mmspec.pipelines.artist:Emu3Artist",
     "janus": "mmspec.pipelines.artist:JanusArtist",
+    "lumina_mgpt": "mmspec.pipelines.chameleon:LuminaArtist",
 }
 
-
-# Families whose codes transformers cannot decode.
-WITHOUT_DECODER = ("chameleon",)
+# Families whose codes transformers cannot decode: their original checkpoint has the decoder.
+WITHOUT_DECODER = ("chameleon", "lumina_mgpt")
 
 
 def no_decoder(family: str) -> MmspecError:
     """The error for codes that transformers cannot decode."""
     return MmspecError(
-        f"transformers has no decoder for the codes of {family} models: output_type='latent' gives the codes "
-        "themselves, and image_tokenizer=, given to pipeline(), decodes them (ImageTokenizer in mmspec.codecs.base)"
+        f"transformers has no decoder for the codes of {family} models: put vqgan.ckpt and vqgan.yaml, from tokenizer/ "
+        "of the original Chameleon checkpoint, into the model's folder, or give the file as --image-tokenizer, "
+        "image_tokenizer= in Python; output_type='latent' gives the codes themselves"
     )
 
 
-def check_decoder(family: str) -> None:
-    """Raise MmspecError for a family whose codes transformers cannot decode."""
-    if family in WITHOUT_DECODER:
+def decoder_file(path: Path) -> Path | None:
+    """The VQ decoder of an original checkpoint: the file `path`, or the one in a folder as Meta or Lumina-mGPT lay it
+    out.
+    """
+    parts = (path, path / "tokenizer", path / "original_tokenizers")
+    files = [part / f"vqgan.{suffix}" for part in parts for suffix in ("safetensors", "ckpt")]
+    return next((file for file in (path, *files) if file.is_file()), None)
+
+
+def check_decoder(family: str, folder: Path, given: str | Path | None = None) -> None:
+    """Raise MmspecError where codes cannot be decoded: nothing lies at `given`, or the family lacks what it needs."""
+    if given is not None and decoder_file(Path(given)) is None:
+        raise MmspecError(
+            f"{given} holds no VQ decoder: give vqgan.ckpt of the original checkpoint, vqgan.safetensors, or a folder "
+            "with one"
+        )
+    if given is not None and family not in WITHOUT_DECODER:
+        raise MmspecError(f"{family} models decode by their own VQ model: leave the image tokenizer out")
+    if given is None and family in WITHOUT_DECODER and decoder_file(folder) is None:
         raise no_decoder(family)
 
 
-def model_type(folder: Path) -> str:
+def family_of(config: dict) -> str:
+    """The family that a configuration names, "" if it names none.
+
+    Lumina-mGPT's `model_type` is Chameleon's. It is told by its architecture, ChameleonXLLMXForConditionalGeneration,
+    or by z_loss_weight, the field that its configuration class adds.
+    """
+    family, names = str(config.get("model_type") or ""), config.get("architectures") or []
+    lumina = "z_loss_weight" in config or any("ChameleonXLLMX" in str(name) for name in names)
+    return "lumina_mgpt" if family == "chameleon" and lumina else family
+
+
+def model_family(folder: Path) -> str:
     """The family that a folder's config.json names, "" if it names none."""
     path = folder / "config.json"
     try:
-        return str(json.loads(path.read_text()).get("model_type") or "")
+        return family_of(json.loads(path.read_text()))
     except (OSError, ValueError, AttributeError) as error:
         raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
 
 
 def draws(folder: Path) -> bool:
     """Whether a folder holds a model of transformers that draws."""
-    return not (folder / zoo.INDEX).is_file() and model_type(folder) in ARTISTS
+    return not (folder / zoo.INDEX).is_file() and model_family(folder) in ARTISTS
 
 
 def artist_family(folder: Path) -> str:
     """The family of a folder of transformers. Raises MmspecError for one that does not draw."""
-    family = model_type(folder)
+    family = model_family(folder)
     if family not in ARTISTS:
         raise MmspecError(
             f"{folder} holds a model of the family {family or '(none)'}, with which mmspec cannot draw: use one of "
@@ -62,7 +90,14 @@ def artist_family(folder: Path) -> str:
     return family
 
 
+def check_family(family: str) -> None:
+    """Raise MmspecError for a family that does not draw."""
+    if family not in ARTISTS:
+        raise unknown("family", family, ARTISTS)
+
+
 def artist_class(family: str) -> "type[Artist]":
     """The artist of a family."""
+    check_family(family)
     module, _, name = ARTISTS[family].partition(":")
     return getattr(import_module(module), name)
