@@ -70,8 +70,8 @@ class SamplingFlags:
     """Same seed, same output, whatever the drafter. Random if left out, and printed. Greedy output needs none."""
     temperature: Real = None
     """0 is greedy. The model's own default if left out."""
-    top_k: Count = 0
-    """Keep the k most probable tokens; 0 keeps all."""
+    top_k: Whole = None
+    """Keep the k most probable tokens; 0 keeps all. The model's own default if left out, mostly all."""
     top_p: Fraction = 1.0
     """Keep the most probable tokens up to this mass."""
     min_p: Fraction = 0.0
@@ -106,11 +106,10 @@ class SamplingFlags:
         """The acceptance rule by name."""
         return "exact" if self.acceptance is None else self.acceptance
 
-    def facts(self, default_temperature: float) -> dict[str, object]:
-        """These options, without what the statistics say, for the metadata of a file."""
-        names = ("top_k", "top_p", "min_p", "repetition_penalty")
-        temperature = default_temperature if self.temperature is None else self.temperature
-        return {"temperature": temperature} | {name: getattr(self, name) for name in names}
+    def facts(self, defaults: dict[str, float]) -> dict[str, object]:
+        """These options, without what the statistics say, for the metadata of a file; `defaults` are the model's."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        return {name: defaults.get(name) if getattr(self, name) is None else getattr(self, name) for name in names}
 
 
 @dataclass(kw_only=True)

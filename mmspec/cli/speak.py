@@ -102,7 +102,7 @@ class Speak(SamplingFlags, ModelFlags):
             "text": text,
             "voice": pipe.voices[0] if self.voice is None else self.voice,
             "model": self.model,
-            **self.facts(pipe.temperature),
+            **self.facts(pipe.sampling_defaults),
             "dtype": self.dtype,
             "software": software(),
         }

@@ -37,7 +37,7 @@ class GenerateOptions(TypedDict, total=False):
     """How any pipeline samples, drafts and accepts.
 
     temperature, top_k, top_p, min_p, repetition_penalty, logits_processor: see `SamplingOptions`; temperature 0 is
-        greedy, None the model's default.
+        greedy; a temperature or top_k of None is the model's default.
     drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default. The same seed
         gives the same output with any drafter.
     acceptance: exact, rejection (lossless in distribution); tolerance:τ with τ > 1 and typical are LOSSY, and the
@@ -45,7 +45,7 @@ class GenerateOptions(TypedDict, total=False):
     """
 
     temperature: float | None
-    top_k: int
+    top_k: int | None
     top_p: float
     min_p: float
     repetition_penalty: float
@@ -219,6 +219,11 @@ class Pipeline(ABC, Generic[AnyTarget]):
         self.transformer.to(device=device, dtype=dtype)
         return self
 
+    @property
+    def sampling_defaults(self) -> dict[str, float]:
+        """What the model samples with where nothing else is asked for."""
+        return {"temperature": self.temperature, "top_k": 0}
+
     def read_options(self, options: GenerateOptions) -> tuple[SamplingOptions, str | Drafter, AcceptanceRule]:
         """How to sample, what to draft with, and how to accept; the model's defaults where nothing is said."""
         sampling: dict = dict(options)
@@ -228,8 +233,9 @@ class Pipeline(ABC, Generic[AnyTarget]):
             parameters = inspect.signature(type(self).__call__).parameters.keys() - {"self", "options", "session"}
             raise unknown("option", name, [*parameters, *GenerateOptions.__annotations__])
         drafter, rule = sampling.pop("drafter", None), acceptance(sampling.pop("acceptance", "exact"))
-        if sampling.get("temperature") is None:
-            sampling["temperature"] = self.temperature
+        for name, value in self.sampling_defaults.items():
+            if sampling.get(name) is None:
+                sampling[name] = value
         return SamplingOptions(**sampling), self.drafter if drafter is None else drafter, rule
 
     def load_drafter(self, session: Session, drafter: str | Drafter, prompts: Prompts, length: int) -> Run:
