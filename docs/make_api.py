@@ -39,6 +39,8 @@ MODULES = {
     "mmspec.targets.causal": ["CausalTarget"],
     "mmspec.targets.image": ["ImageTarget"],
     "mmspec.targets.janus": ["JanusTarget"],
+    "mmspec.targets.glm_image": ["GlmImageTarget"],
+    "mmspec.targets.llamagen": ["LlamaGenTarget", "CaptionPrompts"],
     "mmspec.targets.emu3": ["Emu3Target"],
     "mmspec.targets.chameleon": ["ChameleonTarget"],
     "mmspec.targets.speech": ["SpeechTarget"],

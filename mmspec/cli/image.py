@@ -14,6 +14,7 @@ from mmspec.cli.common import (
     File,
     Model,
     ModelFlags,
+    Name,
     Real,
     SamplingFlags,
     Switch,
@@ -59,9 +60,14 @@ class Image(SamplingFlags, ModelFlags):
     words: Annotated[bool, tyro.conf.arg(name="list", help_behavior_hint="")] = False
     """Draw nothing, and list the words that the model was trained on."""
     pixels: Annotated[str | None, tyro.conf.arg(metavar="WIDTHxHEIGHT", help_behavior_hint="")] = None
-    """The pictures' size in pixels, for models of transformers that draw more than one, such as Emu3."""
+    """The pictures' size in pixels, for models of transformers that draw more than one: Emu3 and Lumina-mGPT."""
+    image_tokenizer: File = None
+    """The original checkpoint's vqgan.ckpt or vqgan.safetensors, for Chameleon's kin whose folder does not hold it."""
+    family: Name = None
+    """What a folder of transformers holds where its config.json does not tell: lumina_mgpt, for one."""
     model: Model = "emoji-64"
-    """A bundled name, a folder, or a hub id; a folder of transformers or diffusers if its family draws."""
+    """A bundled name, a folder, or a hub id; of transformers: Janus, Emu3, Anole, Lumina-mGPT, LlamaGen; of diffusers:
+    GLM-Image."""
 
     def run(self) -> int:
         from mmspec.media import image as media
@@ -120,6 +126,8 @@ class Image(SamplingFlags, ModelFlags):
 
         quiet_libraries()
         options: dict = {"torch_dtype": torch_dtype(self.dtype)} | self._read_pixels()
+        given = {"image_tokenizer": self.image_tokenizer, "family": self.family}
+        options |= {name: value for name, value in given.items() if value is not None}
         pipe = TextToImagePipeline.from_pretrained(self.model, **options).to(torch_device(self.device))
         pipe.deterministic = self.deterministic
         pipe.set_progress_bar_config(disable=True)
@@ -127,7 +135,7 @@ class Image(SamplingFlags, ModelFlags):
 
     def _read_arguments(self) -> tuple[str, list[Path]]:
         """The prompt and the files to write, checked before anything is loaded; "standard output" for -."""
-        from mmspec.pipelines.families import check_decoder, draws, family_of
+        from mmspec.pipelines.families import check_decoder, check_family, draws, folder_family
         from mmspec.pipelines.request import ImageRequest
 
         if not self.prompt:
@@ -136,10 +144,15 @@ class Image(SamplingFlags, ModelFlags):
         ImageRequest(prompt, 0, None, 1, 1.0 if self.guidance is None else self.guidance)
         self.check_sampling()
         folder = check_model(self.model, TASK, self.drafter, self.dtype, self.device)
+        options = {"pixels": self.pixels, "image-tokenizer": self.image_tokenizer, "family": self.family}
+        self._read_pixels()
         if draws(folder):
-            check_decoder(family_of(folder))
-        if self._read_pixels() and not draws(folder):
-            raise MmspecError(f"{self.model} draws pictures of one size: leave --pixels out")
+            if self.family is not None:
+                check_family(self.family)
+            check_decoder(self.family or folder_family(folder), folder, self.image_tokenizer)
+        elif any(options.values()):
+            name = next(name for name, value in options.items() if value)
+            raise MmspecError(f"{self.model} draws pictures of one size with parts of its own: leave --{name} out")
         return prompt, paths
 
     def _read_pixels(self) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """What a model of transformers needs to draw beside its weights: prompts as ids, and codes as pictures."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,12 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from mmspec.codecs.base import ImageTokenizer
 from mmspec.errors import MmspecError
 from mmspec.pipelines.chat_encoder import control_tokens
-from mmspec.pipelines.families import no_decoder
 from mmspec.pipelines.generation_config import sampling_defaults
+from mmspec.pipelines.loading import load_processor
+from mmspec.pipelines.transformer import load_transformer
 from mmspec.targets.base import Grid, Prompts
-from mmspec.targets.chameleon import ChameleonTarget
 from mmspec.targets.emu3 import Emu3Target
 from mmspec.targets.image import ImageTarget
 from mmspec.targets.janus import JanusTarget, janus_twin
@@ -29,6 +31,8 @@ class Artist(ABC):
     """
 
     guidance: ClassVar[float]
+    # How many of the most probable codes its source samples from; 0 is all.
+    top_k: ClassVar[int] = 0
     # The class whose folder this is.
     kind: ClassVar[str]
     # Whether there are unconditional prompts.
@@ -45,6 +49,20 @@ class Artist(ABC):
             raise MmspecError(f"the folder holds a {type(model).__name__}, which does not draw: give a {self.kind}")
         self.model, self.processor = model, processor
         self._control_tokens = control_tokens(processor)
+
+    @classmethod
+    def load_processor(cls, folder: Path) -> ProcessorMixin:
+        """The processor in a folder."""
+        return load_processor(folder)
+
+    @classmethod
+    def load_transformer(cls, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+        """The model in a folder."""
+        return load_transformer(folder, dtype)
+
+    def load_decoder(self, path: Path) -> ImageTokenizer:
+        """What decodes the family's codes, for families whose own model does not."""
+        raise MmspecError(f"a {self.kind} decodes by its own VQ model: leave image_tokenizer out")
 
     @abstractmethod
     def target(self, weights_hash: str) -> ImageTarget:
@@ -86,8 +104,10 @@ class Artist(ABC):
 
     @property
     def sampling_defaults(self) -> dict[str, object]:
-        """How `generation_config.json` says to sample; see `pipelines.generation_config`."""
-        return sampling_defaults(self.model.generation_config.to_dict(), samples=True)
+        """How to sample: as `generation_config.json` says, else as the family's source does."""
+        config = self.model.generation_config
+        top_k = {"top_k": self.top_k} if self.top_k and config.top_k is None else {}
+        return sampling_defaults(config.to_dict(), samples=True) | top_k
 
     @property
     def guidance_scale(self) -> float:
@@ -175,32 +195,3 @@ class Emu3Artist(Artist):
 
     def pixels(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
         return self.model.model.vqmodel.decode(codes)
-
-
-class ChameleonArtist(Artist):
-    """Chameleon's kin that draw, such as Anole; guidance is against the beginning of a sequence alone."""
-
-    guidance, kind = 3.0, "ChameleonForConditionalGeneration"
-
-    def __init__(
-        self, model: PreTrainedModel, processor: ProcessorMixin, height: int | None = None, width: int | None = None
-    ):
-        super().__init__(model, processor)
-        vq = model.config.vq_config
-        self.codes, self.scale = vq.num_embeddings, 2 ** (len(vq.channel_multiplier) - 1)
-        self.grid = Grid(vq.resolution // self.scale, vq.resolution // self.scale)
-        if {height, width} - {None, vq.resolution}:
-            raise MmspecError(f"this Chameleon draws {vq.resolution}x{vq.resolution} pixels alone: leave the size out")
-
-    def target(self, weights_hash: str) -> ChameleonTarget:
-        return ChameleonTarget(self.model, weights_hash)
-
-    def read(self, prompt: str) -> list[int]:
-        ids = self.processor(text=[prompt], return_tensors="pt")["input_ids"][0].tolist()
-        return [*ids, self.processor.image_start_token_id]
-
-    def unconditional(self, prompt: list[int]) -> list[int]:
-        return [self.processor.tokenizer.bos_token_id, self.processor.image_start_token_id]
-
-    def pixels(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
-        raise no_decoder("chameleon")

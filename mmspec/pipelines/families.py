@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmspec import zoo
-from mmspec.errors import MmspecError
+from mmspec.errors import MmspecError, unknown
 
 if TYPE_CHECKING:
     from mmspec.pipelines.artist import Artist
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 # Who prepares prompts for the models of a family and paints what they draw.
 ARTISTS = {
-    "chameleon": "mmspec.pipelines.artist:ChameleonArtist",
+    "chameleon": "mmspec.pipelines.chameleon:ChameleonArtist",
     "emu3": "mmspec.pipelines.artist:Emu3Artist",
     "glm_image": "mmspec.pipelines.glm_image:GlmImageArtist",
     "janus": "mmspec.pipelines.artist:JanusArtist",
     "llamagen": "mmspec.pipelines.llamagen:LlamaGenArtist",
+    "lumina_mgpt": "mmspec.pipelines.chameleon:LuminaArtist",
 }
 
 # Who prepares prompts for the speech language models of a family: the model types of `config.json`, and names of those
@@ -45,31 +46,63 @@ PIPELINES = {
     "llamagen": "mmspec.pipelines.llamagen:LlamaGenPipeline",
 }
 
-# Families whose codes transformers cannot decode, and what else can.
+# Families whose codes transformers cannot decode, and what can.
+VQGAN = (
+    "put vqgan.ckpt and vqgan.yaml, from tokenizer/ of the original Chameleon checkpoint, into the model's folder, or "
+    "give the file as --image-tokenizer, image_tokenizer= in Python"
+)
 WITHOUT_DECODER = {
-    "chameleon": "image_tokenizer=, given to pipeline(), decodes them (ImageTokenizer in mmspec.codecs.base)",
+    "chameleon": VQGAN,
     "glm_image": "the second stage of its diffusers pipeline paints them: give the whole folder, with its "
     "model_index.json, such as zai-org/GLM-Image",
+    "lumina_mgpt": VQGAN,
 }
 
 
 def no_decoder(family: str) -> MmspecError:
     """The error for codes that transformers cannot decode."""
     return MmspecError(
-        f"transformers has no decoder for the codes of {family} models: output_type='latent' gives the codes "
-        f"themselves, and {WITHOUT_DECODER[family]}"
+        f"transformers has no decoder for the codes of {family} models: {WITHOUT_DECODER[family]}; "
+        "output_type='latent' gives the codes themselves"
     )
 
 
-def check_decoder(family: str) -> None:
-    """Raise MmspecError for a family whose codes transformers cannot decode."""
-    if family in WITHOUT_DECODER:
+def decoder_file(path: Path) -> Path | None:
+    """The VQ decoder of an original checkpoint: the file `path`, or the one in a folder as Meta or Lumina-mGPT lay it
+    out.
+    """
+    parts = (path, path / "tokenizer", path / "original_tokenizers")
+    files = [part / f"vqgan.{suffix}" for part in parts for suffix in ("safetensors", "ckpt")]
+    return next((file for file in (path, *files) if file.is_file()), None)
+
+
+def check_decoder(family: str, folder: Path, given: str | Path | None = None) -> None:
+    """Raise MmspecError where codes cannot be decoded: nothing lies at `given`, or the family lacks what it needs."""
+    if given is not None and decoder_file(Path(given)) is None:
+        raise MmspecError(
+            f"{given} holds no VQ decoder: give vqgan.ckpt of the original checkpoint, vqgan.safetensors, or a folder "
+            "with one"
+        )
+    if given is not None and family not in WITHOUT_DECODER:
+        raise MmspecError(f"{family} models decode by their own VQ model: leave the image tokenizer out")
+    if given is None and family in WITHOUT_DECODER and decoder_file(folder) is None:
         raise no_decoder(family)
 
 
-def model_type(folder: Path) -> str:
+def family_of(config: dict) -> str:
+    """The family that a configuration names, "" if it names none.
+
+    Lumina-mGPT's `model_type` is Chameleon's. It is told by its architecture, ChameleonXLLMXForConditionalGeneration,
+    or by z_loss_weight, the field that its configuration class adds.
+    """
+    family, names = str(config.get("model_type") or ""), config.get("architectures") or []
+    lumina = "z_loss_weight" in config or any("ChameleonXLLMX" in str(name) for name in names)
+    return "lumina_mgpt" if family == "chameleon" and lumina else family
+
+
+def model_family(folder: Path) -> str:
     """The family that a folder's config.json names, "" if it names none."""
-    return str(read_config(folder).get("model_type") or "")
+    return family_of(read_config(folder))
 
 
 def read_config(folder: Path) -> dict:
@@ -84,23 +117,23 @@ def read_config(folder: Path) -> dict:
         raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
 
 
-def family_of(folder: Path) -> str:
-    """The family of a folder: the class that its index names, or the model type of its config.json."""
+def folder_family(folder: Path) -> str:
+    """The family of a folder: the class that its index names, or what its config.json or its files tell."""
     if (folder / zoo.INDEX).is_file():
         return str(zoo.read_index(folder).get("_class_name"))
     if (folder / COSYVOICE_TEXT).is_dir():
         return "cosyvoice2"
-    return "llamagen" if zoo.released(folder) else model_type(folder)
+    return "llamagen" if zoo.released(folder) else model_family(folder)
 
 
 def draws(folder: Path) -> bool:
     """Whether a folder holds a model of transformers, or a pipeline of diffusers, that draws."""
-    return family_of(folder) in ARTISTS | PIPELINES
+    return folder_family(folder) in ARTISTS | PIPELINES
 
 
 def example_prompts(folder: Path) -> tuple[str, ...]:
     """What to draw with a model that does not take any text, such as the classes of LlamaGen's own sampler."""
-    classes = family_of(folder) == "llamagen" and (
+    classes = folder_family(folder) == "llamagen" and (
         any(file.name.startswith("c2i_") for file in zoo.released(folder)) or read_config(folder).get("classes")
     )
     return ("207", "360", "387", "974", "88", "979", "417", "279") if classes else ()
@@ -108,7 +141,7 @@ def example_prompts(folder: Path) -> tuple[str, ...]:
 
 def artist_family(folder: Path) -> str:
     """The family of a folder of transformers. Raises MmspecError for one that does not draw."""
-    family = family_of(folder)
+    family = folder_family(folder)
     if family not in ARTISTS:
         raise MmspecError(
             f"{folder} holds a model of the family {family or '(none)'}, with which mmspec cannot draw: use one of "
@@ -117,15 +150,22 @@ def artist_family(folder: Path) -> str:
     return family
 
 
+def check_family(family: str) -> None:
+    """Raise MmspecError for a family that does not draw."""
+    if family not in ARTISTS:
+        raise unknown("family", family, ARTISTS)
+
+
 def artist_class(family: str) -> "type[Artist]":
     """The artist of a family."""
+    check_family(family)
     module, _, name = ARTISTS[family].partition(":")
     return getattr(import_module(module), name)
 
 
 def pipeline_class(folder: Path) -> "type[FamilyImagePipeline]":
     """The pipeline for a folder that `draws`."""
-    path = PIPELINES.get(family_of(folder), "mmspec.pipelines.family_image:FamilyImagePipeline")
+    path = PIPELINES.get(folder_family(folder), "mmspec.pipelines.family_image:FamilyImagePipeline")
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
 
@@ -134,7 +174,7 @@ def speaker_family(folder: Path) -> str:
     """The family of a folder that holds a speech language model, "" if it holds none."""
     if (folder / zoo.INDEX).is_file():
         return ""
-    if (family := family_of(folder)) in SPEAKERS:
+    if (family := folder_family(folder)) in SPEAKERS:
         return family
     files = (folder / name for name in ("tokenizer.json", "tokenizer_config.json"))
     text = next((file.read_bytes() for file in files if file.is_file()), b"")
@@ -146,8 +186,8 @@ def check_speaker(folder: Path) -> str:
     family = speaker_family(folder)
     if not family:
         raise MmspecError(
-            f"{folder} holds a model of the family {family_of(folder) or '(none)'}, which does not speak: use one of "
-            f"{', '.join(SPEAKERS)}, or a folder that mmspec made"
+            f"{folder} holds a model of the family {folder_family(folder) or '(none)'}, which does not speak: use one "
+            f"of {', '.join(SPEAKERS)}, or a folder that mmspec made"
         )
     return family
 

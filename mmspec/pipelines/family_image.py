@@ -8,14 +8,22 @@ from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mmspec.codecs.base import ImageTokenizer
+from mmspec.codecs.vqgan import VQGANTokenizer
 from mmspec.engine.loop import Stop
 from mmspec.errors import MmspecError
 from mmspec.pipelines.artist import Artist
 from mmspec.pipelines.base import Pipeline
-from mmspec.pipelines.families import ARTISTS, artist_class, artist_family, check_decoder
-from mmspec.pipelines.loading import load_processor
+from mmspec.pipelines.families import (
+    ARTISTS,
+    WITHOUT_DECODER,
+    artist_class,
+    artist_family,
+    check_decoder,
+    decoder_file,
+    family_of,
+    no_decoder,
+)
 from mmspec.pipelines.text_to_image import TextToImagePipeline
-from mmspec.pipelines.transformer import load_transformer
 from mmspec.targets.base import Grid, Prompts
 from mmspec.targets.image import ImageTarget
 
@@ -27,7 +35,9 @@ class FamilyImagePipeline(TextToImagePipeline):
 
     Guidance and temperature are those of its `generation_config.json` unless given. `height` and `width` are the
     pictures' size in pixels, for families that draw more than one. `image_tokenizer` decodes codes in the place of the
-    model's own VQ decoder.
+    model's own VQ decoder: an object, or for Chameleon's kin the path of the original checkpoint's vqgan.ckpt, which is
+    also found in the model's folder. `family` is needed where the configuration does not tell it: a Lumina-mGPT that
+    lost its own fields looks like a Chameleon.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("processor", "transformer", "image_tokenizer")
@@ -37,6 +47,8 @@ class FamilyImagePipeline(TextToImagePipeline):
         "temperature": (int, float),
         "height": int,
         "width": int,
+        "top_k": int,
+        "family": str,
     }
     allow_transformers = True
 
@@ -49,33 +61,39 @@ class FamilyImagePipeline(TextToImagePipeline):
         temperature: float | None = None,
         height: int | None = None,
         width: int | None = None,
-        image_tokenizer: ImageTokenizer | None = None,
+        image_tokenizer: ImageTokenizer | str | Path | None = None,
+        top_k: int | None = None,
+        family: str | None = None,
     ):
-        family = transformer.config.model_type
+        family = family or family_of(transformer.config.to_dict())
         if family not in ARTISTS:
             raise MmspecError(f"transformer is a {type(transformer).__name__}, which does not draw: give one that does")
         if (height is None) != (width is None):
             raise MmspecError("height and width come together: give both, or none")
         self.artist = artist_class(family)(transformer, processor, height, width)
+        if isinstance(image_tokenizer, str | Path):
+            image_tokenizer = self.artist.load_decoder(Path(image_tokenizer))
         self.image_tokenizer = image_tokenizer or self.artist
         DiffusionPipeline.__init__(self)
         self.register_modules(processor=processor, transformer=transformer)
         defaults = self.artist.sampling_defaults
         self.register_to_config(
             drafter=drafter,
+            family=family,
             guidance_scale=self.artist.guidance_scale if guidance_scale is None else guidance_scale,
             temperature=defaults["temperature"] if temperature is None else temperature,
+            top_k=defaults["top_k"] if top_k is None else top_k,
             **self.artist.size,
         )
         self._begin()
 
     def check_decoder(self) -> None:
-        if isinstance(self.image_tokenizer, Artist):
-            check_decoder(self.transformer.config.model_type)
+        if isinstance(self.image_tokenizer, Artist) and self.config.family in WITHOUT_DECODER:
+            raise no_decoder(self.config.family)
 
     @property
     def sampling_defaults(self) -> dict[str, object]:
-        return self.artist.sampling_defaults | {"temperature": self.temperature}
+        return self.artist.sampling_defaults | {"temperature": self.temperature, "top_k": self.config.top_k}
 
     @property
     def grid(self) -> Grid:
@@ -83,20 +101,30 @@ class FamilyImagePipeline(TextToImagePipeline):
 
     @classmethod
     def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
-        artist_family(folder)  # refused by name, before any weights are read
+        # Refused by name, before any weights are read.
+        family = components.get("family") or artist_family(folder)
+        artist, decoder = artist_class(family), components.get("image_tokenizer")
+        if isinstance(decoder, str | Path):
+            check_decoder(family, folder, decoder)
         parts: dict = {}
         if "processor" not in components:
-            parts["processor"] = load_processor(folder)
+            parts["processor"] = artist.load_processor(folder)
         if "transformer" not in components:
-            parts["transformer"] = load_transformer(folder, dtype, **loading)
+            parts["transformer"] = artist.load_transformer(folder, dtype, **loading)
+        if decoder is None and family in WITHOUT_DECODER:
+            parts["image_tokenizer"] = decoder_file(folder)
         return parts
 
     def save_parts(self, folder: Path, **options: object) -> None:
         self.processor.save_pretrained(folder)
         self.transformer.save_pretrained(folder, **options)
+        if isinstance(self.image_tokenizer, VQGANTokenizer):
+            self.image_tokenizer.save_pretrained(folder / "tokenizer")
 
     def to(self, *args: Any, **kwargs: Any) -> "FamilyImagePipeline":
         Pipeline.to(self, *args, **kwargs)
+        if isinstance(self.image_tokenizer, VQGANTokenizer):
+            self.image_tokenizer.to(self.device)
         return self
 
     def build_target(self, weights_hash: str) -> ImageTarget:

@@ -76,7 +76,9 @@ class GlmImagePipeline(FamilyImagePipeline):
     """
 
     parts = ("processor", "transformer", "painter")
-    settings: ClassVar = FamilyImagePipeline.settings | {"num_inference_steps": int}
+    settings: ClassVar = {name: kind for name, kind in FamilyImagePipeline.settings.items() if name != "family"} | {
+        "num_inference_steps": int
+    }
     weights_part = PART
     allow_transformers = False
     article = "a GLM-Image"
@@ -91,10 +93,11 @@ class GlmImagePipeline(FamilyImagePipeline):
         temperature: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        top_k: int | None = None,
         num_inference_steps: int = 50,
     ):
         check_count("num_inference_steps", num_inference_steps)
-        super().__init__(processor, transformer, drafter, guidance_scale, temperature, height, width)
+        super().__init__(processor, transformer, drafter, guidance_scale, temperature, height, width, top_k=top_k)
         self.painter = painter
         self.register_to_config(num_inference_steps=num_inference_steps)
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from mmspec.codecs.vq import VQImageTokenizer
 from mmspec.errors import MmspecError, short
 from mmspec.pipelines.artist import Artist
-from mmspec.pipelines.families import model_type
+from mmspec.pipelines.families import model_family
 from mmspec.pipelines.family_image import FamilyImagePipeline
 from mmspec.pipelines.llamagen_files import load_model, load_tokenizer, only_file
 from mmspec.targets.base import Grid, Prompts
@@ -41,7 +41,7 @@ class Captioner:
 def load_captioner(folder: Path, dtype: torch.dtype) -> Captioner:
     """The T5 in a folder beside the model's files, in float32 where the model is in float64."""
     parts = [path.parent for path in sorted(folder.glob("*/config.json"))]
-    part = only_file(folder, [part for part in parts if model_type(part) == "t5"], "T5 encoders")
+    part = only_file(folder, [part for part in parts if model_family(part) == "t5"], "T5 encoders")
     if part is None:
         raise MmspecError(
             f"{folder} has no T5 encoder, which reads the captions of this LlamaGen: put the folder of "
@@ -129,6 +129,8 @@ class LlamaGenPipeline(FamilyImagePipeline):
         if "image_tokenizer" not in components:
             parts["image_tokenizer"] = load_tokenizer(folder)
         image_tokenizer = (components | parts)["image_tokenizer"]
+        if isinstance(image_tokenizer, str | Path):
+            raise MmspecError(f"image_tokenizer is {image_tokenizer}: put LlamaGen's VQ file into the model's folder")
         if "transformer" not in components:
             scale = 16 if image_tokenizer is None else image_tokenizer.scale
             height, width = (components.get(name) for name in ("height", "width"))

@@ -45,9 +45,10 @@ def prompt(folder: Path) -> str:
 def test_pictures(pipe: LlamaGenPipeline, folder: Path, prompt: str) -> None:
     """equality: the greedy picture, within one step of 256, is what the description of the decoder makes of its codes.
 
-    Guidance is that of the model's own sampler; the whole prompt reaches the picture.
+    Guidance and top-k are those of the model's own sampler; the whole prompt reaches the picture.
     """
-    assert pipe.config.guidance_scale == (4.0 if folder.name == "c2i" else 7.5) and pipe.temperature == 1.0
+    assert pipe.config.guidance_scale == (4.0 if folder.name == "c2i" else 7.5)
+    assert pipe.sampling_defaults == {"temperature": 1.0, "top_k": 2000 if folder.name == "c2i" else 1000}
     out = pipe(prompt, temperature=0)
     assert out.images[0].size == (4 * SIDE, 4 * SIDE)
     expected = decoded(torch.tensor(out.tokens[0]).view(SIDE, SIDE)).permute(1, 2, 0).numpy() * 127.5 + 127.5
@@ -134,6 +135,8 @@ def test_files_that_do_not_fit(tmp_path: Path, capfd: pytest.CaptureFixture) -> 
     codes.rename(tmp_path / "vq_ds4.pt")
     options = dict(height=64, width=64)
     assert load(folder, **options)("207", output_type="latent").images.shape == (1, 4, 4)
+    with pytest.raises(MmspecError, match="put LlamaGen's VQ file into the model's folder"):
+        load(folder, image_tokenizer="vq.pt", **options)
     with pytest.raises(MmspecError, match="there is no VQ model for the codes of this LlamaGen"):
         load(folder, **options)("207")
     torch.save({"model": {name: tensor for name, tensor in vq().items() if "mid.1" not in name}}, codes)
@@ -142,9 +145,9 @@ def test_files_that_do_not_fit(tmp_path: Path, capfd: pytest.CaptureFixture) -> 
     torch.save({"model": {**gpt("c2i"), "layers.0.attention.extra.weight": torch.zeros(1)}}, file)
     refused("does not hold the tensors of a LlamaGen")
     torch.save({"model": gpt("c2i"), "run": run}, file)
-    refused("c2i_B_256.pt holds more than tensors")
+    refused("c2i_B_256.pt cannot be read as tensors alone")
     file.write_bytes(b"version https://git-lfs")
-    refused("c2i_B_256.pt")
+    refused("c2i_B_256.pt cannot be read as tensors alone")
     torch.save({"model": gpt("c2i")}, folder / "c2i_L_256.pt")
     refused("holds several models, c2i_B_256.pt, c2i_L_256.pt")
     captions = save_llamagen(tmp_path / "t2i", "t2i")

@@ -22,7 +22,7 @@ from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
-from mmspec.pipelines.llamagen_files import load_model
+from mmspec.pipelines.llamagen_files import config_of, load_model
 from mmspec.targets.base import Prompts
 from mmspec.targets.llamagen import CaptionPrompts, LlamaGenTarget, RasterRotary
 
@@ -133,3 +133,18 @@ def test_files(tmp_path: Path) -> None:
     one = load_model(save_llamagen(tmp_path / "pickle", "c2i", "module"), None, 4, torch.float64)
     two = load_model(save_llamagen(tmp_path / "tensors", "c2i", ""), None, 4, torch.float64)
     assert all(torch.equal(first, second) for first, second in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_released_sizes() -> None:
+    """Shapes tell the released models, but for heads, which width and layers tell."""
+    shapes = {"tok_embeddings.weight": (16384, 1280), "cls_embedding.uncond_embedding": (120, 2048)}
+    for layer in range(36):
+        shapes[f"layers.{layer}.attention.wqkv.weight"] = 3 * 1280, 1280
+        shapes[f"layers.{layer}.feed_forward.w1.weight"] = 3584, 1280
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    config = config_of(tensors, 32, 16, None)
+    assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (36, 20, 20)
+    assert (config.intermediate_size, config.head_dim, config.caption_length, config.classes) == (3584, 64, 120, 0)
+    del tensors["layers.35.attention.wqkv.weight"], tensors["layers.35.feed_forward.w1.weight"]
+    with pytest.raises(MmspecError, match="35 layers of width 1280 is none of those released"):
+        config_of(tensors, 32, 16, None)
