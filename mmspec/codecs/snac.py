@@ -47,7 +47,7 @@ class FrameNoise(nn.Module):
 def normal(words: Int[Tensor, "row frame"], count: int, use: int) -> Float[Tensor, "row sample"]:
     """`count` standard normal numbers for each word, by Box and Muller; each `use` has its own."""
     numbers = torch.arange(2 * count, dtype=torch.int32, device=words.device)
-    bits = mix(mix(words[..., None] + use) ^ mix(numbers + 1))
+    bits = mix(mix(mix(words[..., None] + use) + mix(numbers + 1)) ^ 0x5BD1E995)
     uniform = ((bits.to(torch.int64) & 0xFFFFFFFF) + 0.5) * 2.0**-32
     radius, angle = (-2 * uniform[..., :count].log()).sqrt(), 2 * math.pi * uniform[..., count:]
     return (radius * angle.cos()).flatten(1)

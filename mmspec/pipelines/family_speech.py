@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from mmspec.codecs import registry
 from mmspec.engine.loop import Stop
 from mmspec.errors import MmspecError
 from mmspec.pipelines.families import check_speaker, speaker_class
@@ -62,11 +61,10 @@ class FamilySpeechPipeline(TextToSpeechPipeline):
         return {"speaker": speaker_class(check_speaker(folder)).load(folder, dtype, **loading)}
 
     def describe_parts(self) -> None:  # type: ignore[override]
-        registry.describe(self.codec)
+        """It has no index: it is a folder of transformers."""
 
     def save_parts(self, folder: Path, **options: object) -> None:
         self.speaker.save(folder, **options)
-        registry.save(self.codec, folder / "codec")
 
     def build_target(self, weights_hash: str) -> CausalTarget:  # type: ignore[override]
         return self.speaker.target(weights_hash)

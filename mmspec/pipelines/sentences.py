@@ -15,7 +15,7 @@ CUTS = (
 
 
 def read_plainly(text: str, longest: int) -> PhonemizedText:
-    """Pieces of at most `longest` bytes each, of whole sentences where they fit; the model reads them as they are.
+    """Pieces of at most `longest` bytes, of whole sentences where they fit; the model reads them as they are.
 
     The last has no pause after it. Raises MmspecError for a text without a letter or a digit.
     """
@@ -37,14 +37,17 @@ def speakable(text: str) -> bool:
 
 
 def cut(text: str, longest: int, pause: float = SENTENCE) -> list[tuple[str, float]]:
-    """Parts of at most `longest` bytes and the pause after each: as long as they may be, cut where it is best."""
-    if len(text.encode()) <= longest:
+    """Parts of at most `longest` bytes and the pause after each: about equally long, and cut where it is best."""
+    size = len(text.encode())
+    if size <= longest:
         return [(text, pause)]
+    fair = size / -(-size // longest)
     for pattern, between in CUTS:
-        ends = [match.end() for match in pattern.finditer(text) if 0 < match.end() < len(text)]
-        fitting = [end for end in ends if len(text[:end].rstrip().encode()) <= longest]
+        ends = (match.end() for match in pattern.finditer(text))
+        sizes = {end: len(text[:end].rstrip().encode()) for end in ends if 0 < end < len(text)}
+        fitting = [end for end, bytes_before in sizes.items() if bytes_before <= longest]
         if fitting:
-            at = fitting[-1]
+            at = min(fitting, key=lambda end: abs(sizes[end] - fair))
             return [(text[:at].rstrip(), between), *cut(text[at:].lstrip(), longest, pause)]
     at = max(1, len(text.encode()[:longest].decode(errors="ignore")))
     return [(text[:at], WORD), *cut(text[at:], longest, pause)]

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mmspec import zoo
+from mmspec.codecs import registry
 from mmspec.codecs.base import Codec
 from mmspec.codecs.hub import HubCodec
 from mmspec.errors import MmspecError, unknown
@@ -88,7 +89,8 @@ class Speaker(ABC):
         return path if (path := Path(name).expanduser()).is_dir() else zoo.download_codec(str(name))
 
     def save(self, folder: Path, **options: object) -> None:
-        """Write the processor and the language model."""
+        """Write the codec, the processor and the language model."""
+        registry.save(self.codec, folder / "codec")
         self.processor.save_pretrained(folder)
         self.model.save_pretrained(folder, **options)
 
