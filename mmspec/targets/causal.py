@@ -49,7 +49,7 @@ class CausalTarget:
         weights_hash: str = "",
         check: bool = True,
     ):
-        refuse(model)
+        refuse(model, self.families)
         self.model = model.eval()
         self.weights_hash = weights_hash
         self.min_query_len = MIN_QUERY_LEN
@@ -169,6 +169,15 @@ class CausalTarget:
         """Which positions of a prompt are text: all of them."""
         return torch.ones_like(ids, dtype=torch.bool)
 
+    def new_cache(self, slots: int, inputs: Sequence[dict[str, Tensor]] = ({},), min_visible: int = 0) -> TreeCache:
+        """An empty cache of `slots` slots for sequences with these `prompt_inputs`."""
+        layers = self.model.config.get_text_config().num_hidden_layers
+        return TreeCache(layers, len(inputs), slots, self.device, min_visible)
+
+    def cache_inputs(self, cache: TreeCache) -> dict:
+        """How the decoder is given the cache."""
+        return cache_kwarg(self.decoder, cache)
+
     def read_prompt(
         self, cache: TreeCache, sequence: int, prompt: list[int], inputs: dict[str, Tensor]
     ) -> tuple[PromptEmbeds, Float[Tensor, "position width"]]:
@@ -216,17 +225,17 @@ class CausalTarget:
                 "tree, whose root is that token, so it must be the same"
             )
         rows, longest, most = len(prompts.conditional), max(map(len, sequences)), self.max_positions
-        if longest + capacity > most + MAX_TREE_NODES:
+        # Nodes beyond the last position are never committed, and the last new token is never read.
+        if (new := capacity - MAX_TREE_NODES - 1) > most - longest:
             raise MmspecError(
-                f"{longest} prompt tokens and {capacity - MAX_TREE_NODES} positions for new tokens exceed the model's "
-                f"{most} positions: shorten the prompt or ask for fewer tokens"
+                f"{longest} prompt tokens and {new} new ones exceed the model's {most} positions: shorten the prompt "
+                "or ask for fewer tokens"
             )
         multiple = KV_BLOCK if self.deterministic else SLOT_MULTIPLE
         slots = -(-(longest - 1 + capacity) // multiple) * multiple
         self._check_width(slots)
-        layers = self.model.config.get_text_config().num_hidden_layers
-        cache = TreeCache(layers, len(sequences), slots, self.device)
         inputs = self.prompt_inputs(prompts)
+        cache = self.new_cache(slots, inputs)
         read = [self.read_prompt(cache, i, *given) for i, given in enumerate(zip(sequences, inputs, strict=True))]
         # Keys and values of the last prompt token, the root, are already written after the committed slots. They are
         # committed together with the first generated token.
@@ -316,13 +325,12 @@ class CausalTarget:
             ancestors = F.pad(ancestors, (0, padding, 0, padding)) | own
         cache.open(width + padding)
         masks = self._masks(cache, ancestors, depths)
-        kwargs = cache_kwarg(self.decoder, cache)
         output = self.decoder(
             **self.decoder_inputs(ids),
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=position_ids,
             use_cache=True,
-            **kwargs,
+            **self.cache_inputs(cache),
         )
         if not cache.layers[0].is_initialized:
             raise MmspecError(

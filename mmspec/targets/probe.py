@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mmspec.engine.cache import KV_BLOCK, TreeCache, causal
+from mmspec.engine.cache import KV_BLOCK, causal
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
 
@@ -28,13 +28,17 @@ PROMPT, PARENTS = 16, (-1, 0, 0, 1, 2, 3, 2, 5)
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def refuse(model: PreTrainedModel) -> None:
-    """Raise MmspecError for a model whose logits, attention or positions a `CausalTarget` would get wrong by
+def refuse(model: PreTrainedModel, families: tuple[str, ...] = ()) -> None:
+    """Raise MmspecError for a model whose logits, attention or positions a target of the `families` would get wrong by
     construction.
     """
     name, config, head = type(model).__name__, model.config.get_text_config(), model.get_output_embeddings()
-    if model.config.is_encoder_decoder:
-        raise MmspecError(f"{name} is an encoder-decoder model, which is not supported: use a decoder-only model")
+    if model.config.is_encoder_decoder and model.config.model_type not in families:
+        raise MmspecError(
+            f"{name} is an encoder-decoder model whose decoder takes no positions, or is not known to give its own "
+            "tokens here, which is not supported: use a decoder-only model, or Whisper and its like "
+            "(mmspec.targets.encoder_decoder)"
+        )
     if not isinstance(getattr(head, "weight", None), Tensor):
         raise MmspecError(f"{name} has no single output head, which is not supported: use a causal language model")
     attention = getattr(model.config, "_attn_implementation", None)
@@ -124,7 +128,7 @@ def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
 
 def _largest_error(target: "CausalTarget", slots: int) -> float:
     """The largest error of any node's logits, as a share of their spread."""
-    model, device = target.model, target.device
+    device = target.device
     sequence = target.sample_nodes(PROMPT + len(PARENTS) - 1, PROMPT)
     prompt, drafted = sequence[:PROMPT], sequence[PROMPT - 1 :]
     paths: list[list[int]] = []
@@ -133,8 +137,7 @@ def _largest_error(target: "CausalTarget", slots: int) -> float:
     parents = torch.tensor([PARENTS], device=device)
     depths = torch.tensor([[len(path) - 1 for path in paths]], device=device)
     tree = DraftTree(torch.tensor([drafted], device=device), parents, depths, int(max(map(len, paths))) - 1)
-    layers = model.config.get_text_config().num_hidden_layers
-    cache = TreeCache(layers, 1, max(slots, 2 * len(sequence)), device, min_visible=slots)
+    cache = target.new_cache(max(slots, 2 * len(sequence)), min_visible=slots)
     ids = torch.tensor([prompt], device=device)
     positions = torch.arange(PROMPT, device=device)[None]
     read = target.run(cache, ids, causal(1, PROMPT, device), positions, positions)

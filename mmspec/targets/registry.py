@@ -59,8 +59,13 @@ READERS = (
     "voxtral",
 )
 
+# Encoder-decoder models whose decoders take positions, and that are known to give their own tokens
+# (tests/targets/test_encoder_decoder.py).
+TRANSCRIBERS = ("canary", "cohere_asr", "moonshine", "t5gemma", "whisper")
+
 # Families whose models are not causal language models; all others are tried as `CausalTarget`.
 FAMILIES = dict.fromkeys(READERS, "mmspec.targets.vision_language:VisionLanguageTarget")
+FAMILIES |= dict.fromkeys(TRANSCRIBERS, "mmspec.targets.encoder_decoder:EncoderDecoderTarget")
 
 
 def families() -> dict[str, str]:
