@@ -203,7 +203,7 @@ def _refuse(
     if not width or model_kwargs.get("inputs_embeds") is not None:
         raise MmspecError("mmspec.speculate reads token ids, not inputs_embeds: give input_ids")
     cache = model_kwargs.get("cache", model_kwargs.get("past_key_values"))
-    if isinstance(cache, Cache) and cache.get_seq_length():
+    if isinstance(cache, Cache) and _has_read(cache):
         raise MmspecError("mmspec.speculate begins with an empty cache: leave past_key_values out, give all ids")
     for processor in processors:
         name = type(processor).__name__
@@ -214,6 +214,13 @@ def _refuse(
         )
         if batch and rows > 1:
             raise MmspecError(f"{name} reads the prompts of a whole batch: generate one row at a time")
+
+
+def _has_read(cache: Cache) -> bool:
+    """Whether a cache holds anything; one of recurrent layers alone has no length."""
+    if cache.layers and all(getattr(cache, "is_linear", [False])):
+        return cache.has_previous_state()
+    return cache.get_seq_length() > 0
 
 
 def _of_row(processor: hf.LogitsProcessor, row: int) -> hf.LogitsProcessor:

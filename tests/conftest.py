@@ -19,6 +19,7 @@ install_import_hook(
             "engine.accept",
             "engine.cache",
             "engine.noise",
+            "engine.replay",
             "engine.sampling",
             "engine.state",
             "engine.tree",

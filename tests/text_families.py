@@ -4,6 +4,7 @@ from functools import cache
 
 import torch
 import transformers as hub
+from recurrent_families import RECURRENT, UNSTEADY
 from transformers import PreTrainedModel
 
 # Windows and chunks are smaller than the prompts, so that a wrong mask is seen.
@@ -106,7 +107,7 @@ TEXT: dict[str, tuple[str, dict]] = {
     "BioGPT": ("BioGpt", {}),
     "Youtu": ("Youtu", LATENT | dict(v_head_dim=8)),
     "Apertus": ("Apertus", ADDED | dict(rope_parameters=LLAMA3)),
-}
+} | RECURRENT
 
 NEO = dict(num_layers=2, attention_types=[[["global", "local"], 1]])
 DYNAMIC = dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0)
@@ -128,8 +129,7 @@ REFUSED: dict[str, tuple[str, dict, str]] = {
     "Doge": ("Doge", {}, "attends to a number of keys that it chooses"),
     "xLSTM": ("xLSTM", dict(num_heads=4), STATE),
     "RWKV": ("Rwkv", dict(attention_hidden_size=32), STATE),
-    "Jamba": ("Jamba", EXPERTS | dict(attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4), "linear_attention"),
-}
+} | UNSTEADY
 
 
 def loud(model: PreTrainedModel) -> PreTrainedModel:
@@ -137,7 +137,7 @@ def loud(model: PreTrainedModel) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         # A tied head would repeat the last token if embeddings were as large as what the layers add.
-        loudness = 0.15 if model.config.get_text_config().tie_word_embeddings else 1.0
+        loudness = 0.15 if getattr(model.config.get_text_config(), "tie_word_embeddings", False) else 1.0
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
                 embedding = any(part in name for part in ("embed", "wte", "wpe"))
@@ -160,6 +160,7 @@ def build(kind: str, options: dict) -> PreTrainedModel:
     if attention:
         config._attn_implementation = attention
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         model = loud(model_of(config)).double()
     if "num_experts_per_tok" in options:
         model.set_experts_implementation("eager")

@@ -10,8 +10,9 @@ from vlm_inputs import END, IMAGE, SPECIAL, START, Sizes, tiled
 from vlm_table import LLAVAS
 from vlm_table_extra import EXTRAS
 from vlm_table_more import OTHERS
+from vlm_table_recurrent import RECURRENT
 
-FAMILIES = LLAVAS | OTHERS | EXTRAS
+FAMILIES = LLAVAS | OTHERS | EXTRAS | RECURRENT
 
 
 def loud(model: PreTrainedModel) -> PreTrainedModel:

@@ -282,31 +282,6 @@ OTHERS: dict[str, Family] = {
 
 # Families that are refused, and what the refusal says.
 REFUSED: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
-    "lfm2_vl": (
-        lambda: hub.Lfm2VlConfig(
-            text_config=text("lfm2", layer_types=["conv", "full_attention"], block_ff_dim=48),
-            vision_config=EYE | dict(model_type="siglip2_vision_model", num_patches=16),
-            image_token_id=IMAGE,
-        ),
-        "Lfm2VlForConditionalGeneration has layers of the kind conv",
-    ),
-    "qwen3_5": (
-        llava(
-            "Qwen3_5Config",
-            qwen_eye(out_hidden_size=32, num_position_embeddings=16),
-            text(
-                "qwen3_5_text",
-                layer_types=["linear_attention", "full_attention"],
-                linear_key_head_dim=8,
-                linear_value_head_dim=8,
-                linear_num_key_heads=2,
-                linear_num_value_heads=2,
-                rope_parameters=MROPE,
-            ),
-            **MARKS,
-        ),
-        "Qwen3_5ForConditionalGeneration has layers of the kind linear_attention",
-    ),
     "mllama": (
         lambda: hub.MllamaConfig(
             text_config=text("mllama_text_model", cross_attention_layers=[1]),

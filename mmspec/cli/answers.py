@@ -93,6 +93,7 @@ class Answerer:
             "drafter": stats.drafter,
             "acceptance": stats.acceptance,
             "lossless": stats.lossless,
+            "chains_only": stats.chains_only,
             "tokens": stats.tokens,
             "mean_acceptance_length": round(stats.mean_acceptance_length, 3),
             "tokens_per_second": round(stats.tokens_per_second, 1),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from mmspec.cli.answers import Answerer, AnswerFlags, Stopped
-from mmspec.cli.common import say
+from mmspec.cli.common import drafter_of, say
 from mmspec.errors import MmspecError, unknown
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Talk:
             rule = "" if stats.lossless else f", {stats.acceptance} (NOT lossless)"
             say(
                 f"[{stats.tokens} tokens, {stats.tokens_per_second:.0f} a second, "
-                f"{stats.mean_acceptance_length:.1f} a round by {stats.drafter}, seed {answer.seeds[0]}{rule}]"
+                f"{stats.mean_acceptance_length:.1f} a round by {drafter_of(stats)}, seed {answer.seeds[0]}{rule}]"
             )
 
 

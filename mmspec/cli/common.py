@@ -131,8 +131,13 @@ def summary(stats: "GenerationStats", seed: int) -> str:
     """Speed, acceptance, drafter, rule and whether it is lossless, and the seed, in one line."""
     return (
         f"{stats.tokens_per_second:.0f} tokens/s, mean acceptance length {stats.mean_acceptance_length:.2f}, "
-        f"{stats.drafter}, {rule_of(stats)}, seed {seed}"
+        f"{drafter_of(stats)}, {rule_of(stats)}, seed {seed}"
     )
+
+
+def drafter_of(stats: "GenerationStats") -> str:
+    """The drafter, and whether its drafts were cut to chains."""
+    return f"{stats.drafter} (chains only)" if stats.chains_only else stats.drafter
 
 
 def rule_of(stats: "GenerationStats") -> str:

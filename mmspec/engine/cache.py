@@ -1,7 +1,7 @@
 """The tree KV cache: preallocated, a length for each row, accepted paths compacted in place."""
 
 from inspect import signature
-from typing import cast
+from typing import Protocol, TypeVar, cast, runtime_checkable
 from weakref import proxy
 
 import torch
@@ -19,6 +19,30 @@ KV_BLOCK = 512
 def cache_kwarg(module: nn.Module, cache: Cache) -> dict[str, Cache]:
     """The argument by which a module of transformers takes a cache: `cache` from 5.24 on, `past_key_values` before."""
     return {"cache" if "cache" in signature(module.forward).parameters else "past_key_values": cache}
+
+
+OneCache = TypeVar("OneCache")
+
+
+@runtime_checkable
+class RowCache(Protocol):
+    """What a `State` asks of a cache: the committed entries of every row, and those of the tree that was read last."""
+
+    capacity: int
+
+    @property
+    def lengths(self) -> Int[Tensor, "row"]: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    def advance(self, counts: list[int]) -> None: ...
+
+    def commit(self, paths: list[list[int]]) -> None: ...
+
+    def keep(self, rows: list[int]) -> None: ...
+
+    def join(self: OneCache, other: OneCache) -> None: ...
 
 
 class TreeLayer(CacheLayerMixin):

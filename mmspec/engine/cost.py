@@ -75,6 +75,7 @@ def measure(target: Target, prompts: Prompts, length: int, repeats: int = 7) -> 
     seconds: list[float] = []
     rows = len(prompts.conditional)
     state = target.prefill(prompts, length + max(SIZES) + 1, False)
+    state.commit([[0]] * rows, [[0]] * rows, state.prefill_output.hidden)  # a first token, as the passes come after it
     for size in SIZES:
         tree = chain(state.roots, torch.zeros(rows, size - 1, dtype=torch.long, device=state.roots.device))
         times: list[float] = []

@@ -139,7 +139,7 @@ class Batch:
     def _draft(self, rows: Rows) -> DraftTree:
         began = perf_counter()
         tree = self.drafter.draft(rows.state, rows.noise, rows.room - 1)
-        if self.target.deterministic and tree.probs is None:
+        if self.target.chains_only:
             tree = tree.first_children()
         return choose_width(tree, self.drafter.nodes, self.drafter.cost, perf_counter() - began)
 
@@ -203,7 +203,7 @@ def stream(
     `OnAccept`). Generation ends between rounds when the iterator is closed or when `cancel()` returns True.
     """
     batch, stats = Batch(target, drafter, sampling, rule, on_accept), stats or GenerationStats()
-    stats.begin(batch.drafter.name, batch.rule.name, batch.rule.lossless, rows)
+    stats.begin(batch.drafter.name, batch.rule.name, batch.rule.lossless, rows, target.chains_only)
     result = batch.join(prompts, [seeds + row for row in range(rows)] if isinstance(seeds, int) else seeds, stop)
     while any(result.tokens) and not cancel():
         stats.add(result.tokens, result.nodes, result.cache_bytes, result.seconds)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmspec.engine.cache import TreeCache
+from mmspec.engine.cache import RowCache
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
 
@@ -47,7 +47,7 @@ class State:
     `prefill_output` is what the prompt's pass says at the root, once, for the first token.
     """
 
-    cache: TreeCache
+    cache: RowCache
     branches: int
     guidance: float
     roots: Int[Tensor, "row"]

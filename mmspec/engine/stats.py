@@ -63,7 +63,7 @@ class GenerationStats:
 
     `mean_acceptance_length` is tokens committed per round and row, 1 + accepted draft tokens / rounds, the first
     token's round included (vLLM leaves it out, which says a little more). `runs[row]` lists how many tokens each round
-    committed.
+    committed. `chains_only` says that drafts were cut to chains, as the target asks for (`Target.chains_only`).
     """
 
     drafter: str = "none"
@@ -77,6 +77,7 @@ class GenerationStats:
     nodes: int = 0
     cache_bytes: int = 0
     runs: list[list[int]] = field(default_factory=list)
+    chains_only: bool = False
 
     @classmethod
     def sum(cls, parts: "list[GenerationStats]") -> "GenerationStats":
@@ -97,11 +98,12 @@ class GenerationStats:
             nodes=sum(part.nodes for part in parts),
             cache_bytes=max(part.cache_bytes for part in parts),
             runs=[[run for runs in row for run in runs] for row in rows],
+            chains_only=first.chains_only,
         )
 
-    def begin(self, drafter: str, acceptance: str, lossless: bool, rows: int) -> None:
+    def begin(self, drafter: str, acceptance: str, lossless: bool, rows: int, chains_only: bool = False) -> None:
         """A generation of `rows` rows begins."""
-        self.drafter, self.acceptance, self.lossless = drafter, acceptance, lossless
+        self.drafter, self.acceptance, self.lossless, self.chains_only = drafter, acceptance, lossless, chains_only
         self.runs = [[] for _ in range(rows)]
 
     def add(self, tokens: list[list[int]], nodes: int, cache_bytes: int, seconds: dict[str, float]) -> None:
@@ -121,7 +123,7 @@ class GenerationStats:
         return (
             f"GenerationStats({self.drafter}, {self.acceptance} ({'lossless' if self.lossless else 'NOT lossless'}), "
             f"{self.tokens} tokens in {self.rounds} rounds, mean acceptance length {self.mean_acceptance_length:.2f}, "
-            f"{self.tokens_per_second:.0f} tokens/s)"
+            f"{self.tokens_per_second:.0f} tokens/s{', chains only' if self.chains_only else ''})"
         )
 
     @property
@@ -167,6 +169,7 @@ class GenerationStats:
             "drafter": self.drafter,
             "acceptance": self.acceptance,
             "lossless": self.lossless,
+            "chains_only": self.chains_only,
             "tokens": self.tokens,
             "rounds": self.rounds,
             "nodes_per_round": self.nodes / max(1, self.rounds),

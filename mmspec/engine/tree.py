@@ -65,25 +65,32 @@ class DraftTree:
         return path, on_path.sum(1)
 
     def first_children(self) -> "DraftTree":
-        """The chain from the root to the first child each time: the most probable one where nodes are sorted."""
+        """The chain from the root to the first child each time: the most probable one where nodes are sorted, and a
+        draw from the same distributions where they were sampled.
+        """
+        if self.max_children == 1:
+            return self
         nodes = torch.arange(self.size, device=self.tokens.device)
         parents, drafted = self.parents.clamp(min=0), (self.parents >= 0) & (nodes > 0)
         first = torch.full_like(parents, self.size)
         first.scatter_reduce_(1, parents, nodes.where(drafted, self.size), "amin")
         path, lengths = self.path(drafted & (nodes == first.gather(1, parents)))
         tree = chain(self.tokens[:, 0], self.tokens.gather(1, path)[:, 1:], lengths - 1)
-        probs = self.path_probs
-        if probs is not None:
+        path_probs, probs = self.path_probs, self.probs
+        if path_probs is not None:
             beyond = torch.arange(path.shape[1], device=path.device) >= lengths[:, None]
-            probs = probs.gather(1, path).masked_fill(beyond, 0.0)
-        return replace(tree, path_probs=probs)
+            path_probs = path_probs.gather(1, path).masked_fill(beyond, 0.0)
+        if probs is not None:
+            probs = probs.gather(1, path[:, :, None].expand(-1, -1, probs.shape[2]))
+        return replace(tree, path_probs=path_probs, probs=probs)
 
     def first(self, nodes: int, height: int) -> "DraftTree":
         """The tree of the first `nodes` nodes, of that height; they must be sorted by `path_probs`."""
         if nodes >= self.size:
             return replace(self, height=height)
         probs = None if self.path_probs is None else self.path_probs[:, :nodes]
-        return DraftTree(self.tokens[:, :nodes], self.parents[:, :nodes], self.depths[:, :nodes], height, probs)
+        tokens, parents, depths = (part[:, :nodes] for part in (self.tokens, self.parents, self.depths))
+        return DraftTree(tokens, parents, depths, height, probs, max_children=self.max_children)
 
 
 def root(tokens: Int[Tensor, "row"]) -> DraftTree:

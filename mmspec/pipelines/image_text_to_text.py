@@ -24,7 +24,7 @@ from mmspec.pipelines.request import check_count, row_seeds
 from mmspec.pipelines.session import Session
 from mmspec.pipelines.text_processor import TextProcessor
 from mmspec.targets.causal import CausalTarget
-from mmspec.targets.registry import target_of
+from mmspec.targets.registry import check_config, target_of
 from mmspec.targets.vision_language import VisualPrompts
 
 # The first bytes of a character whose rest has not come yet decode to this.
@@ -242,6 +242,7 @@ def load_transformer(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             f"{path / 'config.json'} cannot be read ({error!r}): restore it from the model's source"
         ) from None
     kind: Any = model_class(name, path / "config.json")
+    check_config(kind.config_class.from_pretrained(path), name)
     if not (path / quantized.INDEX).exists():
         return zoo.load_component(path.parent, path.name, kind, dtype=dtype)
     try:

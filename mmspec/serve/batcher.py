@@ -256,7 +256,8 @@ class Batcher:
             if present and present.batch.rows is None:
                 self._lose(job.batch_key, error)
             return
-        job.stats.begin(shared.batch.drafter.name, job.rule.name, job.rule.lossless, len(job.seeds))
+        rule, chains_only = job.rule, self.target.chains_only
+        job.stats.begin(shared.batch.drafter.name, rule.name, rule.lossless, len(job.seeds), chains_only)
         shared.owners += [(job, row) for row in range(len(job.seeds))]
         self._batches[job.batch_key] = shared
         self._deliver(job.batch_key, result)

@@ -17,6 +17,7 @@ class Speculation(BaseModel):
     drafter: str
     acceptance: str
     lossless: bool
+    chains_only: bool
     tokens: int
     rounds: int
     mean_acceptance_length: float

@@ -85,7 +85,7 @@ class Target(Protocol):
     `protected` tokens are those that lossy rules leave alone. `grid` is the raster that tokens fill, if there is one.
     `max_positions` is how many positions the model has, `model` the model of transformers. Passes are padded to
     `min_query_len` nodes. With `deterministic`, passes of every width agree bit for bit, at the price of drafts that
-    are chains (docs/how-it-works.md).
+    are chains (docs/how-it-works.md). `chains_only` targets are given chains alone.
     """
 
     model: PreTrainedModel
@@ -100,6 +100,9 @@ class Target(Protocol):
 
     @property
     def grid(self) -> Grid | None: ...
+
+    @property
+    def chains_only(self) -> bool: ...
 
     @property
     def device(self) -> torch.device: ...

@@ -9,15 +9,24 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LogitsProcessor, PreTrainedConfig, PreTrainedModel, SuppressTokensLogitsProcessor
+from transformers import LogitsProcessor, PreTrainedModel, SuppressTokensLogitsProcessor
 
-from mmspec.engine.cache import KV_BLOCK, TreeCache, cache_kwarg
+from mmspec.engine.cache import KV_BLOCK, RowCache, TreeCache, cache_kwarg
 from mmspec.engine.state import Output, PromptEmbeds, State
 from mmspec.engine.tree import MAX_TREE_NODES, DraftTree
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Grid, Prompts
 from mmspec.targets.head import MIN_QUERY_LEN, LayeredHead, OutputHead, finish_of
-from mmspec.targets.probe import plain_ids, probe, refuse, refuse_other_heads
+from mmspec.targets.masks import masks_of, windows_of
+from mmspec.targets.probe import (
+    ATTENTION,
+    TOLERANCE,
+    branching_error,
+    plain_ids,
+    probe,
+    refuse,
+    refuse_other_heads,
+)
 
 __all__ = ["CausalTarget", "Prompts"]
 
@@ -41,6 +50,8 @@ class CausalTarget:
 
     # Values of `config.model_type` that a subclass knows beside causal language models.
     families: ClassVar[tuple[str, ...]] = ()
+    # Kinds of layers that are understood.
+    layer_kinds: ClassVar[frozenset[str]] = ATTENTION
 
     def __init__(
         self,
@@ -49,7 +60,7 @@ class CausalTarget:
         weights_hash: str = "",
         check: bool = True,
     ):
-        refuse(model, self.families)
+        refuse(model, self.layer_kinds, self.families)
         self.model = model.eval()
         self.weights_hash = weights_hash
         self.min_query_len = MIN_QUERY_LEN
@@ -93,6 +104,11 @@ class CausalTarget:
         contiguous = list(ids) == list(range(ids[0], ids[0] + len(ids)))
         rows = slice(ids[0], ids[0] + len(ids)) if contiguous else self.vocabulary
         return OutputHead(weight[rows], None if bias is None else bias[rows], *finish_of(self.model, self.decoder))
+
+    @property
+    def chains_only(self) -> bool:
+        """Whether drafts are cut to chains."""
+        return self.deterministic
 
     @property
     def device(self) -> torch.device:
@@ -169,19 +185,10 @@ class CausalTarget:
         """Which positions of a prompt are text: all of them."""
         return torch.ones_like(ids, dtype=torch.bool)
 
-    def new_cache(self, slots: int, inputs: Sequence[dict[str, Tensor]] = ({},), min_visible: int = 0) -> TreeCache:
-        """An empty cache of `slots` slots for sequences with these `prompt_inputs`."""
-        layers = self.model.config.get_text_config().num_hidden_layers
-        return TreeCache(layers, len(inputs), slots, self.device, min_visible)
-
-    def cache_inputs(self, cache: TreeCache) -> dict:
-        """How the decoder is given the cache."""
-        return cache_kwarg(self.decoder, cache)
-
     def read_prompt(
-        self, cache: TreeCache, sequence: int, prompt: list[int], inputs: dict[str, Tensor]
+        self, cache: RowCache, sequence: int, prompt: list[int], inputs: dict[str, Tensor]
     ) -> tuple[PromptEmbeds, Float[Tensor, "position width"]]:
-        """Let the model's own forward read a prompt into the first slots of a sequence.
+        """Let the model's own forward read a prompt into the cache of a sequence.
 
         Returns what it gave its decoder, and the decoder's last hidden states. The masks are the model's own, and so
         is what it makes of pictures and sounds.
@@ -196,10 +203,9 @@ class CausalTarget:
         options: dict = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         if "attention_mask" in parameters:  # some models find positions of pictures only where there is one
             options["attention_mask"] = torch.ones_like(ids)[None]
-        options |= {key: value for key, value in inputs.items() if key in parameters} | cache_kwarg(self.model, cache)
-        cache.open_row(sequence, len(ids))
+        options |= {key: value for key, value in inputs.items() if key in parameters}
         try:
-            self.model(input_ids=ids[None], use_cache=True, **options)
+            self.forward_prompt(cache, sequence, ids[None], options)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -231,11 +237,8 @@ class CausalTarget:
                 f"{longest} prompt tokens and {new} new ones exceed the model's {most} positions: shorten the prompt "
                 "or ask for fewer tokens"
             )
-        multiple = KV_BLOCK if self.deterministic else SLOT_MULTIPLE
-        slots = -(-(longest - 1 + capacity) // multiple) * multiple
-        self._check_width(slots)
         inputs = self.prompt_inputs(prompts)
-        cache = self.new_cache(slots, inputs)
+        cache = self.new_cache(longest - 1 + capacity, inputs)
         read = [self.read_prompt(cache, i, *given) for i, given in enumerate(zip(sequences, inputs, strict=True))]
         # Keys and values of the last prompt token, the root, are already written after the committed slots. They are
         # committed together with the first generated token.
@@ -261,6 +264,39 @@ class CausalTarget:
         first = torch.zeros(rows, 1, dtype=torch.long, device=self.device)
         state.prefill_output = Output(self.guide(state, logits, first), last)
         return state
+
+    def new_cache(self, length: int, inputs: Sequence[dict[str, Tensor]]) -> RowCache:
+        """An empty cache for `length` entries of every sequence, which have these `prompt_inputs`."""
+        multiple = KV_BLOCK if self.deterministic else SLOT_MULTIPLE
+        slots = -(-length // multiple) * multiple
+        self._check_width(slots)
+        return self.tree_cache(slots, inputs)
+
+    def tree_cache(self, slots: int, inputs: Sequence[dict[str, Tensor]] = ({},), min_visible: int = 0) -> TreeCache:
+        """An empty tree cache of so many slots."""
+        layers = self.model.config.get_text_config().num_hidden_layers
+        return TreeCache(layers, len(inputs), slots, self.device, min_visible)
+
+    def cache_inputs(self, cache: TreeCache) -> dict:
+        """How the decoder is given the cache."""
+        return cache_kwarg(self.decoder, cache)
+
+    def forward_prompt(self, cache: RowCache, sequence: int, ids: Int[Tensor, "1 position"], options: dict) -> None:
+        """Run the model's own forward on a prompt, and keep its keys and values as those of a sequence."""
+        assert isinstance(cache, TreeCache)
+        cache.open_row(sequence, ids.shape[1])
+        self.model(input_ids=ids, use_cache=True, **options, **cache_kwarg(self.model, cache))
+
+    @property
+    def tolerance(self) -> float:
+        """The error that `probe` allows."""
+        return TOLERANCE[self.dtype]
+
+    def largest_error(self, slots: int) -> float:
+        """What `probe` looks at: the largest error of any node's logits with a cache of `slots` slots, as a share of
+        their spread.
+        """
+        return branching_error(self, slots)
 
     def _check_width(self, slots: int) -> None:
         """Probe the model when it needs a wider cache than ever before; widths go by powers of two."""
@@ -305,7 +341,7 @@ class CausalTarget:
 
     def run(
         self,
-        cache: TreeCache,
+        cache: RowCache,
         ids: Int[Tensor, "sequence node"],
         ancestors: Bool[Tensor, "sequence node node"],
         depths: Int[Tensor, "sequence node"],
@@ -317,6 +353,7 @@ class CausalTarget:
         `min_query_len` nodes; the padding is not returned. `ancestors[b, i, j]` says that node i attends to node j, and
         `depths` are below the last committed token.
         """
+        assert isinstance(cache, TreeCache)
         width = ids.shape[1]
         padding = max(0, self.min_query_len - width)
         if padding:
@@ -324,7 +361,7 @@ class CausalTarget:
             own = torch.eye(width + padding, dtype=torch.bool, device=ids.device)
             ancestors = F.pad(ancestors, (0, padding, 0, padding)) | own
         cache.open(width + padding)
-        masks = self._masks(cache, ancestors, depths)
+        masks = masks_of(self.decoder, self._windows, cache, ancestors, depths)
         output = self.decoder(
             **self.decoder_inputs(ids),
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
@@ -337,32 +374,3 @@ class CausalTarget:
                 f"{type(self.model).__name__} does not use the cache that it is given: use a transformer with attention"
             )
         return output.last_hidden_state[:, :width]
-
-    def _masks(
-        self, cache: TreeCache, ancestors: Bool[Tensor, "sequence node node"], depths: Int[Tensor, "sequence node"]
-    ) -> dict[str, Tensor]:
-        """The mask of every kind of layer. All entries are kept, and those outside a window are masked."""
-        whole, masks = cache.mask(ancestors), {}
-        query, key = cache.indices(depths) if any(self._windows.values()) else (depths, depths)
-        for kind, window in self._windows.items():
-            mask = whole
-            if window and kind == "sliding_attention":
-                mask = whole & (key > query - window)[:, None]
-            elif window and kind == "chunked_attention":
-                mask = whole & (key // window == query // window)[:, None]
-            if self.decoder.config._attn_implementation == "eager":
-                mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, torch.finfo(self.dtype).min)
-            masks[kind] = mask
-        return masks
-
-
-def windows_of(config: PreTrainedConfig) -> dict[str, int]:
-    """The kinds of a decoder's attention layers, each with its window or chunk; 0 for all that came before."""
-    sizes = {
-        "sliding_attention": getattr(config, "sliding_window", None) or 0,
-        "chunked_attention": getattr(config, "attention_chunk_size", None) or 0,
-    }
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or []))
-    if not kinds:  # one kind for all layers
-        kinds = ["sliding_attention" if sizes["sliding_attention"] else "full_attention"]
-    return {kind: sizes.get(kind, 0) for kind in kinds}

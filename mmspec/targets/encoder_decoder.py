@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from mmspec.engine.cache import TreeCache, cache_kwarg
+from mmspec.engine.cache import RowCache, TreeCache, cache_kwarg
 from mmspec.engine.state import PromptEmbeds
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Prompts
 from mmspec.targets.causal import CausalTarget
+from mmspec.targets.masks import as_attention_takes
 from mmspec.targets.registry import TRANSCRIBERS
 from mmspec.targets.vision_language import VisualPrompts
 
@@ -92,7 +93,7 @@ class EncoderDecoderTarget(CausalTarget):
         hidden = output.last_hidden_state[0]
         return hidden if mask is None else hidden[mask[0].bool()]
 
-    def new_cache(
+    def tree_cache(
         self, slots: int, inputs: Sequence[dict[str, Tensor]] = ({},), min_visible: int = 0
     ) -> CrossTreeCache:
         hidden = [row.get("encoder_hidden_states", self._sample()) for row in inputs]
@@ -130,7 +131,7 @@ class EncoderDecoderTarget(CausalTarget):
         return output.last_hidden_state[0]
 
     def read_prompt(
-        self, cache: TreeCache, sequence: int, prompt: list[int], inputs: dict[str, Tensor]
+        self, cache: RowCache, sequence: int, prompt: list[int], inputs: dict[str, Tensor]
     ) -> tuple[PromptEmbeds, Float[Tensor, "position width"]]:
         ids = torch.tensor(prompt, device=self.device)
         hidden = self._read(cast(CrossTreeCache, cache), sequence, ids, inputs["encoder_hidden_states"])
@@ -147,9 +148,7 @@ class EncoderDecoderTarget(CausalTarget):
         )
         if cache.cross.shortest < longest:
             seen = torch.arange(longest, device=self.device) < cache.cross.lengths[:, None]
-            if self.decoder.config._attn_implementation == "eager":
-                seen = torch.zeros_like(seen, dtype=self.dtype).masked_fill(~seen, torch.finfo(self.dtype).min)
-            given["encoder_attention_mask"] = seen[:, None, None]
+            given["encoder_attention_mask"] = as_attention_takes(self.decoder, seen[:, None, None])
         return given
 
     def own_logits(

@@ -2,10 +2,12 @@
 are used.
 """
 
+import math
 import random
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -24,21 +26,24 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.15, tor
 # Tokens of the prompt, and parents of the tree whose root is the last of them.
 PROMPT, PARENTS = 16, (-1, 0, 0, 1, 2, 3, 2, 5)
 
-# Kinds of attention layers whose masks are known.
-ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+# Kinds of attention layers whose masks are known, and kinds with a state that takes in one token after the other.
+ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+RECURRENT = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
+
+# What transformers 5.24 itself does not do alike token by token and for several tokens after others, by family.
+_FORGETS = "forgets the states of its Mamba layers where it reads several tokens after others"
+_UNBOUND = "keeps the time steps of its Mamba layers above time_step_min where it reads several tokens, and not for one"
+UNSTEADY = dict.fromkeys(("falcon_mamba", "jamba", "mamba", "zamba"), _FORGETS)
+UNSTEADY |= dict.fromkeys(("nemotron_h", "zamba2"), _UNBOUND)
+UNSTEADY["recurrent_gemma"] = "keeps its states in its layers, and not in a cache that can be copied"
 
 
-def refuse(model: PreTrainedModel, families: tuple[str, ...] = ()) -> None:
-    """Raise MmspecError for a model whose logits, attention or positions a target of the `families` would get wrong by
-    construction.
+def refuse(model: PreTrainedModel, layer_kinds: frozenset[str] = ATTENTION, families: tuple[str, ...] = ()) -> None:
+    """Raise MmspecError for a model whose logits, attention, positions or layers (other than `layer_kinds`) a target
+    of the `families` would get wrong by construction.
     """
-    name, config, head = type(model).__name__, model.config.get_text_config(), model.get_output_embeddings()
-    if model.config.is_encoder_decoder and model.config.model_type not in families:
-        raise MmspecError(
-            f"{name} is an encoder-decoder model whose decoder takes no positions, or is not known to give its own "
-            "tokens here, which is not supported: use a decoder-only model, or Whisper and its like "
-            "(mmspec.targets.encoder_decoder)"
-        )
+    name, head = type(model).__name__, model.get_output_embeddings()
+    refuse_config(model.config, name, layer_kinds, families)
     if not isinstance(getattr(head, "weight", None), Tensor):
         raise MmspecError(f"{name} has no single output head, which is not supported: use a causal language model")
     attention = getattr(model.config, "_attn_implementation", None)
@@ -47,13 +52,31 @@ def refuse(model: PreTrainedModel, families: tuple[str, ...] = ()) -> None:
             f"attention {attention!r} does not take tree masks: load the model with attn_implementation='sdpa' or "
             "'eager'"
         )
+    if getattr(model, "_is_stateful", False) and not is_recurrent(model.config):
+        raise MmspecError(
+            f"{name} keeps a recurrent state and does not use the cache that it is given: use a transformer with "
+            "attention"
+        )
+
+
+def refuse_config(
+    whole: PreTrainedConfig, name: str, layer_kinds: frozenset[str], families: tuple[str, ...] = ()
+) -> None:
+    """The part of `refuse` that asks the configuration of a model of the class `name` alone."""
+    config = whole.get_text_config()
+    if whole.is_encoder_decoder and whole.model_type not in families:
+        raise MmspecError(
+            f"{name} is an encoder-decoder model whose decoder takes no positions, or is not known to give its own "
+            "tokens here, which is not supported: use a decoder-only model, or Whisper and its like "
+            "(mmspec.targets.encoder_decoder)"
+        )
     alibi = config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False)
     if alibi or _rope_types(config) & {"longrope", "dynamic"}:
         raise MmspecError(
             f"{name} has positions that depend on the whole sequence, which is not supported: "
             "use plain RoPE, such as Llama"
         )
-    if config is not model.config and getattr(config, "cross_attention_layers", None):
+    if config is not whole and getattr(config, "cross_attention_layers", None):
         raise MmspecError(
             f"{name} reads pictures by cross-attention layers, which the tree cache cannot hold: use a model whose "
             "pictures are part of the prompt"
@@ -64,16 +87,33 @@ def refuse(model: PreTrainedModel, families: tuple[str, ...] = ()) -> None:
             "use a model with full or sliding attention"
         )
     kinds = set(getattr(config, "layer_types", None) or [])
-    if kinds - ATTENTION:
+    if kinds - layer_kinds:
+        recurrent = not RECURRENT.isdisjoint(kinds) and RECURRENT.isdisjoint(layer_kinds)
         raise MmspecError(
-            f"{name} has layers of the kind {', '.join(sorted(kinds - ATTENTION))}, which the tree cache cannot hold: "
-            "use a model with attention alone"
+            f"{name} has layers of the kind {', '.join(sorted(kinds - layer_kinds))}, which "
+            + (
+                "the tree cache cannot hold: build its target by target_of(model) of mmspec.targets.registry"
+                if recurrent
+                else "are not understood: use a model with full or sliding attention"
+            )
         )
-    if getattr(model, "_is_stateful", False):
+    why = UNSTEADY.get(config.model_type, "")
+    low, high = getattr(config, "time_step_limit", None) or (0.0, math.inf)
+    if not why and (float(low) > 0 or float(high) < math.inf):
+        why = (
+            f"keeps the time steps of its Mamba layers within {low:g} and {high:g} where it reads several tokens, and "
+            "not for one"
+        )
+    if why:
         raise MmspecError(
-            f"{name} keeps a recurrent state and does not use the cache that it is given: use a transformer with "
-            "attention"
+            f"{name} {why}, in transformers itself, so that drafts would change its tokens: use Falcon-H1, Granite 4, "
+            "Qwen3-Next, LFM2 or Mamba 2"
         )
+
+
+def is_recurrent(config: PreTrainedConfig) -> bool:
+    """Whether a configuration names recurrent layers."""
+    return not RECURRENT.isdisjoint(getattr(config.get_text_config(), "layer_types", None) or [])
 
 
 def _rope_types(config: PreTrainedConfig) -> set[str]:
@@ -105,19 +145,19 @@ def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
     Raises MmspecError with the largest error if they differ by more than rounding explains (`TOLERANCE`), or if either
     cannot be run.
     """
-    model, name = target.model, type(target.model).__name__
+    name = type(target.model).__name__
     try:
-        error = _largest_error(target, slots)
+        error = target.largest_error(slots)
     except MmspecError:
         raise
     except Exception as problem:  # whatever a foreign model raises
         experts = "; experts in float64 need model.set_experts_implementation('eager')"
         reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
         raise MmspecError(
-            f"{name} cannot be read with the tree cache ({reason}): use a decoder-only model of transformers with full "
+            f"{name} cannot be read with the cache ({reason}): use a decoder-only model of transformers with full "
             f"attention{experts if 'got Double' in str(problem) else ''}"
         ) from None
-    tolerance = TOLERANCE[model.dtype]
+    tolerance = target.tolerance
     if not error <= tolerance:
         raise MmspecError(
             f"{name} does not give its own logits with the tree cache: they differ by {error:.1e} of their spread with "
@@ -126,8 +166,8 @@ def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
         )
 
 
-def _largest_error(target: "CausalTarget", slots: int) -> float:
-    """The largest error of any node's logits, as a share of their spread."""
+def branching_error(target: "CausalTarget", slots: int) -> float:
+    """The largest error of the logits of a prompt and of a tree after it, as a share of their spread."""
     device = target.device
     sequence = target.sample_nodes(PROMPT + len(PARENTS) - 1, PROMPT)
     prompt, drafted = sequence[:PROMPT], sequence[PROMPT - 1 :]
@@ -137,7 +177,7 @@ def _largest_error(target: "CausalTarget", slots: int) -> float:
     parents = torch.tensor([PARENTS], device=device)
     depths = torch.tensor([[len(path) - 1 for path in paths]], device=device)
     tree = DraftTree(torch.tensor([drafted], device=device), parents, depths, int(max(map(len, paths))) - 1)
-    cache = target.new_cache(max(slots, 2 * len(sequence)), min_visible=slots)
+    cache = target.tree_cache(max(slots, 2 * len(sequence)), min_visible=slots)
     ids = torch.tensor([prompt], device=device)
     positions = torch.arange(PROMPT, device=device)[None]
     read = target.run(cache, ids, causal(1, PROMPT, device), positions, positions)
@@ -151,11 +191,16 @@ def _largest_error(target: "CausalTarget", slots: int) -> float:
     logits = target.own_logits(pad_sequence(whole, batch_first=True), mask)
     errors = []
     for path, row in zip(leaves, logits, strict=True):
-        expected = row[: PROMPT - 1 + len(path)].double()
-        actual = target.logits(torch.cat([read[0, :-1], branched[0, path]])).double()
-        spread = (expected - expected.mean(1, keepdim=True)).square().mean(1).sqrt()
-        errors.append(((actual - expected).square().mean(1).sqrt() / spread.clamp(min=1e-12)).max())
-    return float(torch.stack(errors).max())
+        actual = target.logits(torch.cat([read[0, :-1], branched[0, path]]))
+        errors.append(share_of_spread(actual, row[: PROMPT - 1 + len(path)]))
+    return float(torch.tensor(errors).max())  # nan if any is
+
+
+def share_of_spread(actual: Float[Tensor, "node vocab"], expected: Float[Tensor, "node vocab"]) -> float:
+    """The largest error of any node's logits, as a share of their spread; nan if any is."""
+    actual, expected = actual.double(), expected.double()
+    spread = (expected - expected.mean(1, keepdim=True)).square().mean(1).sqrt()
+    return float(((actual - expected).square().mean(1).sqrt() / spread.clamp(min=1e-12)).max())
 
 
 def plain_ids(model: PreTrainedModel, count: int) -> list[int]:

@@ -3,10 +3,11 @@
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget
+from mmspec.targets.probe import is_recurrent, refuse_config
 
 # Models that read pictures or sounds into their prompt, and that are known to give their own tokens
 # (tests/targets/test_vlm_families.py).
@@ -35,6 +36,7 @@ READERS = (
     "internvl",
     "janus",
     "kimi_k25",
+    "lfm2_vl",
     "lighton_ocr",
     "llava",
     "llava_next",
@@ -49,6 +51,8 @@ READERS = (
     "qwen2_5_vl",
     "qwen2_audio",
     "qwen2_vl",
+    "qwen3_5",
+    "qwen3_5_moe",
     "qwen3_asr",
     "qwen3_omni_moe_thinker",
     "qwen3_vl",
@@ -66,6 +70,13 @@ TRANSCRIBERS = ("canary", "cohere_asr", "moonshine", "t5gemma", "whisper")
 # Families whose models are not causal language models; all others are tried as `CausalTarget`.
 FAMILIES = dict.fromkeys(READERS, "mmspec.targets.vision_language:VisionLanguageTarget")
 FAMILIES |= dict.fromkeys(TRANSCRIBERS, "mmspec.targets.encoder_decoder:EncoderDecoderTarget")
+FAMILIES["minimax"] = "mmspec.targets.recurrent:MiniMaxTarget"
+
+# What takes their place where some layers are recurrent.
+RECURRENT = {
+    "mmspec.targets.causal:CausalTarget": "mmspec.targets.recurrent:RecurrentTarget",
+    "mmspec.targets.vision_language:VisionLanguageTarget": "mmspec.targets.recurrent:RecurrentReader",
+}
 
 
 def families() -> dict[str, str]:
@@ -77,10 +88,21 @@ def families() -> dict[str, str]:
 
 def target_of(model: PreTrainedModel, weights_hash: str = "", check: bool = True) -> CausalTarget:
     """The model as its family's target. Raises MmspecError for a model that is not understood."""
-    path = families().get(model.config.model_type, "mmspec.targets.causal:CausalTarget")
+    return target_class(model.config)(model, weights_hash=weights_hash, check=check)
+
+
+def check_config(config: PreTrainedConfig, name: str) -> None:
+    """Raise MmspecError for a model of the class `name` whose configuration alone says that it is not understood."""
+    refuse_config(config, name, target_class(config).layer_kinds)
+
+
+def target_class(config: PreTrainedConfig) -> type[CausalTarget]:
+    """The target of the models of a configuration."""
+    path = families().get(config.model_type, "mmspec.targets.causal:CausalTarget")
+    if is_recurrent(config):
+        path = RECURRENT.get(path, path)
     module, _, name = path.partition(":")
     try:
-        kind = getattr(import_module(module), name)
+        return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise MmspecError(f"the target of {model.config.model_type} models, {path}, does not load: {error}") from None
-    return kind(model, weights_hash=weights_hash, check=check)
+        raise MmspecError(f"the target of {config.model_type} models, {path}, does not load: {error}") from None

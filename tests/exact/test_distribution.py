@@ -192,11 +192,14 @@ def joint_law(target: CausalTarget, sampling: SamplingOptions) -> np.ndarray:
     return np.einsum("a,ab,abc->bc", first, second, third)
 
 
-def loop_pvalue(name: str, rule: str, sampling: SamplingOptions, careless: bool = False) -> float:
+def loop_pvalue(
+    name: str, rule: str, sampling: SamplingOptions, careless: bool = False, chains_only: bool = False
+) -> float:
     """Chi-square of tokens two and three of the whole loop, over 400 seeds in one batch, against the model's
     own law.
     """
     target, rows = CausalTarget(llama(9), range(3, 9)), 400
+    target.deterministic = chains_only
     guesser = built() if name == "msd" else drafter(name, target)
     if careless:
         guesser.nodes, guesser.coupled = 3, False
@@ -223,6 +226,13 @@ def loop_pvalue(name: str, rule: str, sampling: SamplingOptions, careless: bool 
 def test_whole_loop_keeps_the_law(name: str, rule: str, sampling: SamplingOptions) -> None:
     """With each drafter's real trees the loop samples the target's law."""
     assert loop_pvalue(name, rule, sampling) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["medusa", "vadusa", "hawk-path", "msd"])
+def test_drawn_trees_may_be_cut_to_chains(name: str) -> None:
+    """The first child of each node is a draw from the distribution that the tree names: the law is kept."""
+    assert loop_pvalue(name, "rejection", SamplingOptions(1.0), chains_only=True) > 1e-4
 
 
 @pytest.mark.parametrize("name", ["jacobi", "vadusa", "msd"])

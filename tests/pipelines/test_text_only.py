@@ -70,6 +70,40 @@ def test_commands(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert all(row["equal"] == row["rows"] == 2 for row in json.loads(Path("found.json").read_text()))
 
 
+def test_recurrent_layers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """`chat` talks with a model with convolutions, and says that drafts are chains; one that forgets its states is
+    refused before its weights are looked for.
+    """
+    import io
+    import shutil
+
+    from text_families import build
+
+    copy = Path(shutil.copytree(folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")))
+    convolution = dict(layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False)
+
+    def chat(*options: object) -> tuple[object, str, str]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hello?\n")))
+        with pytest.raises(SystemExit) as end:
+            cli.main(["chat", "--model", str(copy), "--max-new-tokens", "12", "--device", "cpu", *map(str, options)])
+        return end.value.code, *capfd.readouterr()
+
+    build("Lfm2", convolution | {"vocab_size": 39}).float().save_pretrained(copy)
+    options = ("--dtype", "fp64", "--temperature", 1, "--seed", 3, "--drafter")
+    plain, drafted = (chat(*options, name) for name in ("none", "jacobi"))
+    assert not plain[0] and len(plain[1]) > 3 and drafted[1] == plain[1] and "by jacobi (chains only)" in drafted[2]
+    code, _, err = chat("--dtype", "bf16", "--deterministic")
+    assert code == 2 and "Lfm2ForCausalLM has recurrent layers" in err
+    (copy / "model.safetensors").unlink()
+    build("Jamba", {"vocab_size": 39, "num_experts": 2}).config.save_pretrained(copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"architectures": ["JambaForCausalLM"]}))
+    code, _, err = chat()
+    assert code == 2 and "JambaForCausalLM forgets the states of its Mamba layers" in err and err.count("\n") == 1
+
+
 def test_without_a_template(folder: Path, tmp_path: Path) -> None:
     """A model that does not chat is sent to `mmspec.generate`, and so is the task of transformers."""
     import shutil
