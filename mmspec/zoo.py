@@ -13,6 +13,8 @@ from mmspec.errors import MmspecError, unknown
 
 INDEX, PROMPTS = "model_index.json", "prompts.jsonl"
 VOCABULARY, RESULTS = "vocabulary.json", "results.json"
+# Files that tell a folder which mmspec did not make: of transformers, and of CosyVoice.
+FOREIGN = ("config.json", "llm.pt")
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -55,7 +57,8 @@ def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> P
     """The folder of a model: a bundled name, then a local path, then a hub id `owner/name` (`hub` goes to the
     download).
 
-    With `allow_transformers` it may be a folder of transformers too, which have a config.json and no index of parts.
+    With `allow_transformers` it may be a folder that mmspec did not make too, which has one of `FOREIGN` and no index
+    of parts.
     """
     try:
         names, path = bundled(), Path(name).expanduser()
@@ -64,7 +67,8 @@ def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> P
     if isinstance(name, str) and name in names:
         return names[name].folder
     if path.is_dir():
-        if not (path / INDEX).is_file() and not (allow_transformers and (path / "config.json").is_file()):
+        foreign = allow_transformers and any((path / name).is_file() for name in FOREIGN)
+        if not (path / INDEX).is_file() and not foreign:
             raise MmspecError(
                 f"{path} is not a model folder: it has no {INDEX}; give a folder made by save_pretrained or mmspec "
                 "train"
@@ -82,18 +86,25 @@ def resolve(name: str | Path, allow_transformers: bool = False, **hub: Any) -> P
     return download(str(name), **hub)
 
 
-def download(name: str, **hub: Any) -> Path:
-    """A snapshot of a hub repository, without its pickles."""
+def download(name: str, *more: str, **hub: Any) -> Path:
+    """A snapshot of a hub repository, without its pickles but those named in `more`."""
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.yaml", "*.jinja", "*.txt", "*.model", "samples/*.png"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
+        return Path(snapshot_download(name, allow_patterns=[*patterns, "llm.pt", *more], **hub))
     except Exception as error:  # the hub client's errors follow its HTTP library, which differs between versions
         raise MmspecError(
             f"could not fetch model {name!r} from the hub ({_first_line(error)}): check the name and the network, "
             "or give a local folder"
         ) from None
+
+
+def download_codec(name: str) -> Path:
+    """A codec by hub id."""
+    if not HUB_ID.fullmatch(name):
+        raise MmspecError(f"no folder {name}: give a codec's folder, or a hub id such as owner/name")
+    return download(name, "pytorch_model.bin")
 
 
 def prompts(folder: Path, *fields: str) -> list[dict]:
@@ -184,9 +195,9 @@ def check_report(report: dict, file: Path, config: Path, kind: str) -> None:
 
 
 def weights_hash(folder: Path, span: int = 1 << 20) -> str:
-    """A short name for a set of weights, from the size and both ends of each safetensors file."""
+    """A short name for a set of weights, from the size and both ends of each file."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("llm.pt")]):
         length = file.stat().st_size
         digest.update(length.to_bytes(8, "little"))
         with file.open("rb") as stream:

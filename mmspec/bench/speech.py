@@ -103,7 +103,7 @@ def decode_audio(pipe: TextToSpeechPipeline, tokens: list[list[int]]) -> tuple[f
 
 def end_reason(pipe: TextToSpeechPipeline, tokens: list[int]) -> str:
     """As `TextToSpeechOutput.ended`."""
-    return "end" if tokens[-1:] == [pipe.end] else pipe.stall.reason(pipe.codes(tokens)) or "length"
+    return "end" if tokens and tokens[-1] in pipe.ends else pipe.stall.reason(pipe.codes(tokens)) or "length"
 
 
 def speak(
@@ -127,7 +127,7 @@ def speak(
         for committed, new in zip(tokens, step.tokens, strict=True):
             committed += new
         codes = [] if first else pipe.codes(tokens[0])
-        if not first and len(codes) - decoded >= pipe.min_tokens_for_chunk(decoded) and tokens[0][-1] != pipe.end:
+        if not first and len(codes) - decoded >= pipe.min_tokens_for_chunk(decoded) and tokens[0][-1] not in pipe.ends:
             began = perf_counter()
             audio, decoded = decoder.push(codes[decoded:]), len(codes)
             extra += perf_counter() - began
@@ -230,7 +230,7 @@ def run(
 
     `quick` runs the cases of `QUICK`.
     """
-    folder = resolve(model)
+    folder = resolve(model, allow_transformers=True)
     results = new_results("speech", model, device)
     cases = choice.cases([case for case in CASES if not quick or case.label in QUICK])
     sweep(

@@ -70,13 +70,13 @@ class SamplingFlags:
     """Same seed, same output, whatever the drafter. Random if left out, and printed. Greedy output needs none."""
     temperature: Real = None
     """0 is greedy. The model's own default if left out."""
-    top_k: Count = 0
-    """Keep the k most probable tokens; 0 keeps all."""
-    top_p: Fraction = 1.0
-    """Keep the most probable tokens up to this mass."""
-    min_p: Fraction = 0.0
-    """Keep the tokens that have this share of the most probable one's probability."""
-    repetition_penalty: Fraction = 1.0
+    top_k: Whole = None
+    """Keep the k most probable tokens; 0 keeps all. The model's own default if left out, as of the next three."""
+    top_p: Real = None
+    """Keep the most probable tokens up to this mass; 1 keeps all."""
+    min_p: Real = None
+    """Keep the tokens that have this share of the most probable one's probability; 0 keeps all."""
+    repetition_penalty: Real = None
     """Divide the scores of tokens that came before; 1 is none."""
     drafter: Name = None
     """A drafter by name (see mmspec info); none is plain AR decoding. The model's own default if left out."""
@@ -106,11 +106,11 @@ class SamplingFlags:
         """The acceptance rule by name."""
         return "exact" if self.acceptance is None else self.acceptance
 
-    def facts(self, default_temperature: float) -> dict[str, object]:
-        """These options, without what the statistics say, for the metadata of a file."""
-        names = ("top_k", "top_p", "min_p", "repetition_penalty")
-        temperature = default_temperature if self.temperature is None else self.temperature
-        return {"temperature": temperature} | {name: getattr(self, name) for name in names}
+    def facts(self, defaults: dict[str, Any]) -> dict[str, object]:
+        """These options, or the model's defaults, without what the statistics say, for the metadata of a file."""
+        plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0} | defaults
+        given = {name: getattr(self, name) for name in plain}
+        return {name: plain[name] if value is None else value for name, value in given.items()}
 
 
 @dataclass(kw_only=True)
@@ -184,7 +184,7 @@ def check_model(model: str, task: str, drafter: str | None, dtype: str, device: 
     from mmspec.placement import check_names
 
     check_names(dtype, device)
-    folder = zoo.resolve(model, allow_transformers=task != "text-to-speech")
+    folder = zoo.resolve(model, allow_transformers=True)
     check_task(folder, task)
     if drafter is not None:
         check_name(drafter, folder)

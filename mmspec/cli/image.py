@@ -93,7 +93,7 @@ class Image(SamplingFlags, ModelFlags):
             "seed": seed,
             "model": self.model,
             "guidance": pipe.config.guidance_scale if self.guidance is None else self.guidance,
-            **self.facts(pipe.temperature),
+            **self.facts(pipe.sampling_defaults),
             "dtype": self.dtype,
             "software": software(),
         } | stats.facts

@@ -86,7 +86,7 @@ def model_facts(name: str) -> dict:
     from mmspec.pipelines.vocabulary import Vocabulary
 
     folder = zoo.resolve(name, allow_transformers=True)
-    index = zoo.read_index(folder) if (folder / zoo.INDEX).is_file() else {}
+    index = zoo.read_index(folder) if (folder / zoo.INDEX).is_file() else speaker_facts(folder)
     measured = read_results(folder / zoo.RESULTS)
     figures = measured.pop("drafters", {})
     vocabulary = Vocabulary.of(folder)
@@ -106,6 +106,24 @@ def model_facts(name: str) -> dict:
         "drafters": {drafter: figures.get(drafter, {}) for drafter in usable(folder)},
         "measured": measured,
     }
+
+
+def speaker_facts(folder: Path) -> dict:
+    """What a speech language model that people bring is called, how it samples, and its voices; else nothing."""
+    from mmspec.pipelines.families import speaker_class, speaker_family
+
+    family = speaker_family(folder)
+    if not family:
+        return {}
+    try:
+        config = json.loads((folder / "generation_config.json").read_text())
+    except (OSError, ValueError):
+        config = {}
+    speaker = speaker_class(family)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    said = {name: config[name] for name in names if config.get(name) is not None}
+    sampling = {"temperature": 1.0, **speaker.sampling, **said}
+    return {"family": speaker.name, **sampling, "drafter": "jacobi", "voices": list(speaker.voices)}
 
 
 def read_results(path: Path) -> dict:

@@ -148,27 +148,34 @@ FAMILIES: dict[str, type[Family]] = {"dac": Dac, "encodec": Encodec, "mimi": Mim
 
 
 def reach(model: PreTrainedModel) -> tuple[int, int]:
-    """Frames before and after a frame that the decoder's convolutions show it, followed back from its samples to the
-    codes.
-    """
+    """Frames before and after a frame that the decoder's convolutions show it."""
+    named = [layer for name, layer in model.named_modules() if name.startswith(("decoder", "upsample"))]
+    convolutions = [layer for layer in named if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d)]
     causal = getattr(model.config, "use_causal_conv", False)
-    convolutions = [
-        layer
-        for name, layer in model.named_modules()
-        if name.startswith(("decoder", "upsample")) and isinstance(layer, nn.Conv1d | nn.ConvTranspose1d)
-    ]
-    low, high = 0, math.prod(layer.stride[0] for layer in convolutions) - 1
+    samples = math.prod(layer.stride[0] for layer in convolutions)
+    first, last = receptive_field(convolutions, samples, model.config.trim_right_ratio if causal else None)
+    return -first, last
+
+
+def receptive_field(
+    convolutions: Sequence[nn.Conv1d | nn.ConvTranspose1d], samples: int, trim: float | None = None
+) -> tuple[int, int]:
+    """The first and last input of a row of convolutions that its first `samples` outputs depend on, followed back.
+
+    Causal ones cut the share `trim` of what their transposed layers have too much from the end.
+    """
+    low, high, causal = 0, samples - 1, trim is not None
     for layer in reversed(convolutions):
         kernel, stride = layer.kernel_size[0], layer.stride[0]
         if isinstance(layer, nn.ConvTranspose1d):
             over = kernel - stride
-            cut = over - (math.ceil(over * model.config.trim_right_ratio) if causal else over // 2)
+            cut = over // 2 if trim is None else over - math.ceil(over * trim)
             low, high = -((kernel - 1 - cut - low) // stride), (high + cut) // stride
         else:
             span = (kernel - 1) * layer.dilation[0]
             after = 0 if causal else span // 2
             low, high = low - span + after, high + after
-    return -low, high
+    return low, high
 
 
 def family_of(kind: str) -> type[Family]:

@@ -11,6 +11,7 @@ from mmspec.errors import MmspecError, unknown
 KINDS = {
     "mel": "mmspec.codecs.mel:MelCodec",
     "hub": "mmspec.codecs.hub:HubCodec",
+    "snac": "mmspec.codecs.snac:SnacCodec",
 }
 
 

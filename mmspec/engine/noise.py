@@ -12,7 +12,7 @@ def _signed(word: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
-def _mix(x: Tensor) -> Tensor:
+def mix(x: Tensor) -> Tensor:
     """The lowbias32 integer hash, in place on int32 (multiplication wraps, shifts are made logical)."""
     x ^= (x >> 16) & 0xFFFF
     x *= _signed(_M1)
@@ -46,8 +46,8 @@ def uniforms(
     ).view(len(seeds), -1, 2)
     words = (words - ((words >> 31) << 32)).to(torch.int32).to(device)
     x = torch.arange(vocabulary, dtype=torch.int32, device=device) * _signed(_GOLDEN)
-    x = _mix(x + words[..., :1])
-    x = _mix(x ^ words[..., 1:])
+    x = mix(x + words[..., :1])
+    x = mix(x ^ words[..., 1:])
     low = (x & 0xFFFF).float() + 0.5
     high = ((x >> 16) & 0xFFFF).float()
     return (high * 65536.0 + low).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)

@@ -120,6 +120,18 @@ def _aac(audio: Float[Tensor, "sample"], rate: int) -> bytes:
     return buffer.getvalue()
 
 
+def read(path: Path) -> tuple[Float[Tensor, "1 sample"], int]:
+    """The samples of a sound file, its channels mixed, and its rate. Raises MmspecError for one that is none."""
+    soundfile = library("soundfile")
+    try:
+        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        raise MmspecError(f"{path} cannot be read as sound ({error}): give a .wav, .flac or .ogg file") from None
+    if not len(samples):
+        raise MmspecError(f"{path} has no samples: give a recording of a voice")
+    return torch.from_numpy(samples).mean(1)[None], rate
+
+
 def save(audio: Float[Tensor, "sample"], rate: int, path: Path, metadata: dict[str, object]) -> None:
     """Write to a temporary file beside `path` and rename it."""
     data = encode(audio, rate, KINDS[path.suffix.lower()], metadata)

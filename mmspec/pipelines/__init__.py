@@ -104,11 +104,13 @@ def pipeline(
 def check_task(folder: Path, task: str) -> None:
     """Raise MmspecError for a model of another task, without loading anything of it."""
     from mmspec import zoo
-    from mmspec.pipelines.families import artist_family
+    from mmspec.pipelines.families import artist_family, check_speaker
 
     has_index = (folder / zoo.INDEX).is_file()
     if not has_index and task == "text-to-image":
         artist_family(folder)
+    elif not has_index and task == "text-to-speech":
+        check_speaker(folder)
     elif has_index or task != "image-text-to-text":
         kind = TASKS[task][0].rpartition(":")[2]
         zoo.check_kind(folder, kind, f"{'an' if task[0] in 'aeiou' else 'a'} {task}")
@@ -117,9 +119,11 @@ def check_task(folder: Path, task: str) -> None:
 def task_of(folder: Path) -> str:
     """The task of a model folder, by the pipeline that its index names, or by its family."""
     from mmspec import zoo
-    from mmspec.pipelines.families import draws
+    from mmspec.pipelines.families import draws, speaker_family
 
     if not (folder / zoo.INDEX).is_file():  # a folder of transformers
+        if speaker_family(folder):
+            return "text-to-speech"
         return "text-to-image" if draws(folder) else "image-text-to-text"
     name = zoo.read_index(folder).get("_class_name")
     for task, (path, _) in TASKS.items():

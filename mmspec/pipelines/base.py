@@ -217,6 +217,15 @@ class Pipeline(ABC, Generic[AnyTarget]):
         self.transformer.to(device=device, dtype=dtype)
         return self
 
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """How to sample where nothing is said."""
+        return {"temperature": self.temperature}
+
+    def sampling_kwargs(self, given: dict[str, Any]) -> dict[str, Any]:
+        """How to sample where some options are given."""
+        return self.sampling_defaults | given
+
     def read_options(self, options: GenerateOptions) -> tuple[SamplingOptions, str | Drafter, AcceptanceRule]:
         """How to sample, what to draft with, and how to accept; the model's defaults where nothing is said."""
         sampling: dict = dict(options)
@@ -225,9 +234,8 @@ class Pipeline(ABC, Generic[AnyTarget]):
                 raise MmspecError(f"{type(self).__name__} takes no {name}: {FOREIGN_OPTIONS[name]}")
             parameters = inspect.signature(type(self).__call__).parameters.keys() - {"self", "options", "session"}
             raise unknown("option", name, [*parameters, *GenerateOptions.__annotations__])
+        sampling = self.sampling_kwargs({name: value for name, value in sampling.items() if value is not None})
         drafter, rule = sampling.pop("drafter", None), acceptance(sampling.pop("acceptance", "exact"))
-        if sampling.get("temperature") is None:
-            sampling["temperature"] = self.temperature
         return SamplingOptions(**sampling), self.drafter if drafter is None else drafter, rule
 
     def load_drafter(self, session: Session, drafter: str | Drafter, prompts: Prompts, length: int) -> Run:

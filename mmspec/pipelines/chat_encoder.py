@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tokenizers import Tokenizer, normalizers
-from transformers import ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from mmspec.errors import MmspecError
 from mmspec.pipelines.chats import Chat
@@ -25,9 +25,15 @@ def control_tokens(processor: ProcessorMixin) -> set[str]:
 
     Tokens for blanks, which some tokenizers add for runs of spaces, and those of one character are text.
     """
-    added = (token.content for token in processor.tokenizer.added_tokens_decoder.values())
     placeholders = (value for name, value in vars(processor).items() if name.endswith("_token"))
-    return {token for token in (*added, *placeholders, *INTERIM) if isinstance(token, str) and len(token.strip()) > 1}
+    tokens = (*added_tokens(processor.tokenizer), *placeholders, *INTERIM)
+    return {token for token in tokens if isinstance(token, str) and len(token.strip()) > 1}
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The strings of more than a character that a tokenizer reads as tokens of their own."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values())
+    return {token for token in added if len(token.strip()) > 1}
 
 
 class ChatEncoder:

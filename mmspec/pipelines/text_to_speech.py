@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mmspec import zoo
 from mmspec.codecs import registry
 from mmspec.codecs.base import Codec, StreamDecoder
+from mmspec.codecs.codes import CodesOnly
 from mmspec.engine.accept import AcceptanceRule
 from mmspec.engine.loop import Stop
 from mmspec.engine.sampling import SamplingOptions
@@ -28,9 +29,10 @@ from mmspec.pipelines.base import (
     load_transformer,
 )
 from mmspec.pipelines.endings import StallDetector
-from mmspec.pipelines.loading import load_tokenizer
+from mmspec.pipelines.loading import HUB_OPTIONS, load_tokenizer
 from mmspec.pipelines.outputs import AudioChunk, TextToSpeechOutput
-from mmspec.pipelines.phonemize import Phonemizer
+from mmspec.pipelines.phonemize import PhonemizedText, Phonemizer
+from mmspec.pipelines.reference import Reference
 from mmspec.pipelines.request import check_count, row_seeds
 from mmspec.pipelines.session import Session
 from mmspec.pipelines.solo import Run
@@ -54,6 +56,8 @@ class SpeechOptions(GenerateOptions, total=False):
     stream_to: Callable[[Tensor], object] | None
     callback_on_step_end: StepCallback | None
     callback: Callable[[TextToSpeechOutput], object] | None
+    reference: str | Path | Reference | None
+    output_type: Literal["audio", "codes"]
     session: Session | None
 
 
@@ -73,7 +77,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
     """
 
     article = "a text-to-speech"
-    parts = ("tokenizer", "transformer", "codec")
+    parts: ClassVar[tuple[str, ...]] = ("tokenizer", "transformer", "codec")
     settings: ClassVar = {
         "voices": list,
         "drafter": str,
@@ -83,7 +87,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         "silence": list,
         "interleaved": bool,
     }
-    required = ("voices",)
+    required: ClassVar[tuple[str, ...]] = ("voices",)
     voices: list[str]
 
     def __init__(
@@ -105,6 +109,17 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         self.tokens_per_phoneme, self.longest_sentence = tokens_per_phoneme, longest_sentence
         self.silence, self.interleaved = frozenset(silence or ()), interleaved
         self._begin()
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToSpeechPipeline":
+        """See `Pipeline`; a folder of a speech language model that people bring gives a `FamilySpeechPipeline`."""
+        hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+        folder = zoo.resolve(model, allow_transformers=True, **hub)
+        if (folder / zoo.INDEX).is_file() or cls is not TextToSpeechPipeline:
+            return super().from_pretrained(folder, **options)
+        from mmspec.pipelines.family_speech import FamilySpeechPipeline
+
+        return FamilySpeechPipeline.from_pretrained(folder, **options)
 
     @classmethod
     def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict) -> dict:
@@ -148,9 +163,22 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         """The token that ends a sentence: the one after the codec's."""
         return self.codec.vocabulary_size
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """All tokens that end a sentence."""
+        return frozenset({self.end})
+
     def codes(self, tokens: list[int]) -> list[int]:
         """The codec's tokens among those of the model."""
         return [token for token in tokens if 0 <= token < self.end]
+
+    def takes_voice(self, voice: str) -> bool:
+        """Whether the model has a voice of that name."""
+        return voice in self.voices
+
+    def read(self, text: str) -> PhonemizedText:
+        """The sentences of a text."""
+        return self.phonemizer.read(text)
 
     @cached_property
     def phonemizer(self) -> Phonemizer:
@@ -158,8 +186,10 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         room = int((self.target.max_positions - self.spare_tokens - 4) / (1 + self.tokens_per_phoneme))
         return Phonemizer(self.tokenizer.get_vocab(), min(self.longest_sentence, room))
 
-    def encode(self, phonemes: list[str], voice: str) -> Prompts:
+    def encode(self, phonemes: list[str], voice: str, reference: Reference | None = None) -> Prompts:
         """Prompt ids of sentences that one voice speaks."""
+        if reference is not None:
+            raise MmspecError("this model speaks with its own voices alone: leave the reference out")
         if voice not in self.voices:
             raise unknown("voice", voice, self.voices)
         with self._tokenizer_lock:
@@ -170,7 +200,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
 
         Lines without a voice use the pipeline's voices in turn.
         """
-        texts = [self.phonemizer.read(row["prompt"]).sentences for row in rows]
+        texts = [self.read(row["prompt"]).sentences for row in rows]
         phonemes = [" ".join(sentence.phonemes for sentence in sentences) for sentences in texts]
         voices = [row.get("voice") or self.voices[i % len(self.voices)] for i, row in enumerate(rows)]
         prompts = [self.encode([text], voice).conditional[0] for text, voice in zip(phonemes, voices)]
@@ -180,9 +210,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         """A sentence ends with its end token, after `length` tokens, or when it has stalled."""
         # Twice the detector's window, since boundary tokens are removed from it.
         window = 2 * self.stall.window
-        return Stop(
-            length, frozenset({self.end}), lambda row, tokens: bool(self.stall.reason(self.codes(tokens[-window:])))
-        )
+        return Stop(length, self.ends, lambda row, tokens: bool(self.stall.reason(self.codes(tokens[-window:]))))
 
     @property
     def stall(self) -> StallDetector:
@@ -202,6 +230,10 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
     def longest(self, phonemes: str) -> int:
         """The maximum number of tokens of a sentence, boundary tokens of an interleaved model included."""
         return int(len(phonemes) * self.tokens_per_phoneme) + self.spare_tokens
+
+    def room(self, prompts: Prompts) -> int:
+        """How many tokens the model has positions for after the longest of some prompts."""
+        return self.target.max_positions - max(map(len, prompts.branches)) - 1
 
     def min_tokens_for_chunk(self, emitted: int, seconds: float = CHUNK) -> int:
         """How many new codec tokens to wait for before the next chunk of a sentence is decoded.
@@ -223,6 +255,8 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         callback_on_step_end: StepCallback | None = None,
         callback: Callable[[TextToSpeechOutput], object] | None = None,
         piece: float | None = CHUNK,
+        reference: str | Path | Reference | None = None,
+        output_type: Literal["audio", "codes"] = "audio",
         session: Session | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Iterator[AudioChunk]:
@@ -238,11 +272,16 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             raise MmspecError(f"text must be a string, not {type(text).__name__}: give one text at a time")
         if piece is not None and not (isinstance(piece, int | float) and piece > 0):
             raise MmspecError(f"piece={piece}: give the seconds of a chunk, more than 0, or None for whole sentences")
+        if output_type not in ("audio", "codes"):
+            raise unknown("output_type", output_type, ("audio", "codes"))
+        if output_type == "audio" and isinstance(self.codec, CodesOnly):
+            raise self.codec.error
         sampling, drafter, rule = self.read_options(options)
-        read = self.phonemizer.read(text)
+        read = self.read(text)
         seeds = row_seeds(seed, generator, len(read.sentences), "sentences")
         voice = self.voices[0] if voice is None else voice
-        prompts = [self.encode([sentence.phonemes], voice) for sentence in read.sentences]
+        encoded = self.encode([sentence.phonemes for sentence in read.sentences], voice, _recording(reference))
+        prompts = [encoded.select(slice(i, i + 1), 1.0) for i in range(len(read.sentences))]
         longest = max(self.longest(sentence.phonemes) for sentence in read.sentences)
         spent = perf_counter() - began
         run = self.load_drafter(speaking, drafter, prompts[0], longest)
@@ -266,7 +305,9 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             # an error is raised, and no audio may have been yielded before it.
             pending: list[AudioChunk] = []
             for number, prompt in enumerate(prompts):
-                sentence = self._speak_sentence(output, number, run, prompt, piece, speaking, report, sampling, rule)
+                sentence = self._speak_sentence(
+                    output, number, run, prompt, piece, speaking, report, sampling, rule, output_type == "audio"
+                )
                 for audio in sentence:
                     if len(audio) and output.tokens[number] and not output.first_audio:
                         output.first_audio = perf_counter() - began
@@ -296,6 +337,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         report: Callable[[int, list[int]], None],
         sampling: SamplingOptions,
         rule: AcceptanceRule,
+        audible: bool,
     ) -> Iterator[Tensor]:
         """Generate sentence `number`, append its tokens and statistics to `output`, and yield its audio in chunks.
 
@@ -303,12 +345,13 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         """
         sentence, seed = output.sentences[number], output.seeds[number]
         tokens: list[int] = []
+        spoken: list[int] = []
         rounds: list[tuple[int, int]] = []
         stats, decoder, emitted, last = GenerationStats(), StreamDecoder(self.codec), 0, -1
         output.tokens.append(tokens)
         output.rounds.append(rounds)
         output.sentence_stats.append(stats)
-        length = self.longest(sentence.phonemes)
+        length = min(self.longest(sentence.phonemes), self.room(prompt))
         results = run(
             prompt,
             1,
@@ -320,21 +363,23 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             cancel=session.interrupted,
         )
         for result in results:
-            *drafted, last = result.tokens[0]
-            accepted, bonus = self.codes(drafted), self.codes([last])
-            tokens += accepted + bonus
-            rounds.append((len(accepted), len(bonus)))
-            report(sum(map(len, output.rounds)) - 1, accepted + bonus)
-            if piece is not None and len(tokens) - emitted >= self.min_tokens_for_chunk(emitted, piece):
+            spoken += result.tokens[0]
+            last = spoken[-1]
+            new, bonus = self.codes(spoken)[len(tokens) :], len(self.codes([last]))
+            tokens += new
+            rounds.append((len(new) - bonus, bonus))
+            report(sum(map(len, output.rounds)) - 1, new)
+            if audible and piece is not None and len(tokens) - emitted >= self.min_tokens_for_chunk(emitted, piece):
                 audio, emitted = decoder.push(tokens[emitted:]), len(tokens)
                 if len(audio):
                     yield audio.float().clone()
         ended = self.stall.reason(tokens) or ("length" if stats.tokens == length else "interrupted")
-        ended = "end" if last == self.end else ended
+        ended = "end" if last in self.ends else ended
         output.ended.append(ended)
         self._warn(output, number, ended)
         pause = 0.0 if ended == "interrupted" else sentence.pause
-        yield sound.join([decoder.flush(tokens[emitted:]).float()], [pause], output.sampling_rate)
+        parts = [decoder.flush(tokens[emitted:]).float()] if audible else []
+        yield sound.join(parts, [pause] * audible, output.sampling_rate)
 
     def _warn(self, output: TextToSpeechOutput, number: int, ended: str) -> None:
         """Warn of a sentence that is empty or did not end with the end token, unless it was interrupted.
@@ -368,6 +413,8 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         stream_to: Callable[[Tensor], object] | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback: Callable[[TextToSpeechOutput], object] | None = None,
+        reference: str | Path | Reference | None = None,
+        output_type: Literal["audio", "codes"] = "audio",
         session: Session | None = None,
         **options: Unpack[GenerateOptions],
     ) -> TextToSpeechOutput | list[TextToSpeechOutput]:
@@ -386,6 +433,9 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
                 round. `pipe` is the session if one is given, `step` counts rounds and `position` codec tokens over all
                 sentences. Setting `pipe.interrupt = True` stops generation; the audio so far is returned.
             callback: deprecated; called with the output so far.
+            reference: a recording of the voice to speak with, for models that clone voices: a file, or a `Reference`
+                of a file and what is said in it.
+            output_type: "codes" makes no sound of the codec's tokens.
             options: see `GenerateOptions`.
         """
         check_count("num_return_sequences", num_return_sequences)
@@ -395,6 +445,8 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
             stream_to=stream_to,
             callback_on_step_end=callback_on_step_end,
             callback=callback,
+            reference=reference,
+            output_type=output_type,
             session=session,
             **options,
         )
@@ -426,6 +478,11 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
                 if stream_to and len(chunk.audio):
                     stream_to(chunk.audio)
         return chunk.output
+
+
+def _recording(reference: str | Path | Reference | None) -> Reference | None:
+    """A reference that was given as a file alone."""
+    return Reference(Path(reference)) if isinstance(reference, str | Path) else reference
 
 
 def _check_parts(

@@ -108,7 +108,7 @@ def router(serving: Serving) -> APIRouter:
         session, text = model.session(), serving.check_text("input", body.input, SPEECH_CHARACTERS)
         pipe: TextToSpeechPipeline = session.pipe
         voice = body.voice.id if isinstance(body.voice, VoiceId) else body.voice
-        if voice is not None and voice not in pipe.voices:
+        if voice is not None and not pipe.takes_voice(voice):
             raise Refusal(400, f"voice={voice}: {model.name} has {', '.join(pipe.voices)}")
         options = body.sampling_kwargs | {"voice": voice}
         if body.tolerance > 1:

@@ -62,9 +62,12 @@ class SpeechTarget(CausalTarget):
         guided = super().guide(state, logits, positions)
         if self.codebooks == 1:
             return guided
-        # The end belongs to the first codebook.
-        codebook = torch.arange(self.vocabulary_size, device=guided.device) // self.codebook_size % self.codebooks
-        return guided.masked_fill(codebook != (positions % self.codebooks)[..., None], -torch.inf)
+        return guided.masked_fill(self.codebook_of != (positions % self.codebooks)[..., None], -torch.inf)
+
+    @property
+    def codebook_of(self) -> Int[Tensor, "vocab"]:
+        """The codebook of each token; the end belongs to the first."""
+        return torch.arange(self.vocabulary_size, device=self.device) // self.codebook_size % self.codebooks
 
     def prompt_phonemes(self, prompt: Sequence[int]) -> list[int]:
         """The phonemes among the model ids of a prompt."""
@@ -128,9 +131,22 @@ class SpeechTarget(CausalTarget):
         return substitute_phonemes(phonemes, tokens, ids, self.boundary_token)
 
     def generate_processor(self, start: int) -> LogitsProcessor:
-        if self.boundary_token is None:
-            return super().generate_processor(start)
-        return InterleavedLogitsProcessor(self, start)
+        if self.boundary_token is not None:
+            return InterleavedLogitsProcessor(self, start)
+        return super().generate_processor(start) if self.codebooks == 1 else FrameLogitsProcessor(self, start)
+
+
+class FrameLogitsProcessor(LogitsProcessor):
+    """Makes `transformers.generate` keep to the codebook of each position after prompts of `start` ids."""
+
+    def __init__(self, target: SpeechTarget, start: int):
+        self.target, self.start = target, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        target, masked = self.target, torch.full_like(scores, -torch.inf)
+        possible = target.vocabulary[target.codebook_of == (input_ids.shape[1] - self.start) % target.codebooks]
+        masked[:, possible] = scores[:, possible]
+        return masked
 
 
 class InterleavedLogitsProcessor(LogitsProcessor):
