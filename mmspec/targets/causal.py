@@ -306,6 +306,10 @@ class CausalTarget:
         probe(self, wider)
         self._checked_slots = wider
 
+    def readable(self, state: State, tree: DraftTree) -> DraftTree:
+        """The part of a draft that one pass verifies: a chain, if `chains_only`."""
+        return tree.first_children() if self.chains_only else tree
+
     @torch.inference_mode()
     def forward(self, state: State, tree: DraftTree) -> Output:
         """One pass over the tree; nothing is committed."""

@@ -70,6 +70,7 @@ TRANSCRIBERS = ("canary", "cohere_asr", "moonshine", "t5gemma", "whisper")
 # Families whose models are not causal language models; all others are tried as `CausalTarget`.
 FAMILIES = dict.fromkeys(READERS, "mmspec.targets.vision_language:VisionLanguageTarget")
 FAMILIES |= dict.fromkeys(TRANSCRIBERS, "mmspec.targets.encoder_decoder:EncoderDecoderTarget")
+FAMILIES["csm"] = "mmspec.targets.csm:CsmTarget"
 FAMILIES["minimax"] = "mmspec.targets.recurrent:MiniMaxTarget"
 
 # What takes their place where some layers are recurrent.
