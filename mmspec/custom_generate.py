@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import logits_process as hf
 from transformers.generation import stopping_criteria as criteria
-from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
+from transformers.utils import ModelOutput
 
 from mmspec import drafters
 from mmspec.engine.accept import Committed, acceptance
@@ -108,7 +109,7 @@ class Speculate:
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         **model_kwargs: object,
-    ) -> Int[Tensor, "row token"] | SpeculativeOutput:
+    ) -> Int[Tensor, "row token"] | SpeculativeOutput | GenerateEncoderDecoderOutput:
         """Generate as `generate` does, which calls this with all that it has prepared."""
         (rows, width), streamer = input_ids.shape, _streamer()
         _refuse(model, rows, width, logits_processor, generation_config, model_kwargs)
@@ -140,9 +141,10 @@ class Speculate:
         sequences = torch.cat([input_ids, padded], 1)
         if not generation_config.return_dict_in_generate:
             return sequences
-        return SpeculativeOutput(
-            sequences, scores=kept.steps("scores", longest), logits=kept.steps("logits", longest), mmspec=stats
-        )
+        steps = {name: kept.steps(name, longest) for name in ("scores", "logits")}
+        if model.config.model_type == "whisper":  # its `generate` takes the result apart by rows, and joins segments
+            return GenerateEncoderDecoderOutput(sequences, **steps)
+        return SpeculativeOutput(sequences, **steps, mmspec=stats)
 
 
 def speculate(drafter: "str | Drafter" = "jacobi", acceptance: "str | AcceptanceRule" = "exact") -> Speculate:
@@ -207,7 +209,10 @@ def _refuse(
         name = type(processor).__name__
         if isinstance(processor, STATEFUL):
             raise MmspecError(f"{name} keeps a state from token to token, which drafts would confuse: leave it out")
-        if isinstance(processor, OF_THE_BATCH) and rows > 1:
+        batch = isinstance(processor, OF_THE_BATCH) or (
+            isinstance(processor, hf.WhisperNoSpeechDetection) and processor.start_of_trans_offset <= 1
+        )
+        if batch and rows > 1:
             raise MmspecError(f"{name} reads the prompts of a whole batch: generate one row at a time")
 
 
@@ -258,7 +263,8 @@ def _prompts(
     target: CausalTarget, input_ids: Int[Tensor, "row position"], model_kwargs: dict[str, object]
 ) -> VisualPrompts:
     """Every row without its padding, and what belongs to it of the model's other inputs."""
-    given = model_kwargs.get("attention_mask")
+    encoded = model_kwargs.get("encoder_outputs")
+    given = model_kwargs.get("attention_mask" if encoded is None else "decoder_attention_mask")
     mask = torch.ones_like(input_ids, dtype=torch.bool) if not isinstance(given, Tensor) else given.bool()
     if not bool((mask.long().diff(dim=1) >= 0).all()):
         raise MmspecError("attention_mask hides ids after others: pad on the left, as generate wants it")
@@ -268,8 +274,22 @@ def _prompts(
     return VisualPrompts(
         [ids[seen].tolist() for ids, seen in rows],
         padding=[ids[~seen].tolist() for ids, seen in rows],
-        images=list(_inputs_of_rows(target, input_ids, mask, inputs)),
+        images=_encoded_rows(encoded, model_kwargs.get("attention_mask"))
+        if isinstance(encoded, ModelOutput)
+        else list(_inputs_of_rows(target, input_ids, mask, inputs)),
     )
+
+
+def _encoded_rows(encoded: ModelOutput, attention_mask: object) -> list[dict[str, Tensor]]:
+    """What an encoder has made of each row, without its padding."""
+    hidden = encoded["last_hidden_state"]
+    mask = getattr(encoded, "attention_mask", None)
+    if mask is None and isinstance(attention_mask, Tensor) and attention_mask.shape == hidden.shape[:2]:
+        mask = attention_mask
+    return [
+        {"encoder_hidden_states": row if mask is None else row[mask[number].bool()]}
+        for number, row in enumerate(hidden)
+    ]
 
 
 def _inputs_of_rows(

@@ -145,6 +145,11 @@ class TreeCache(Cache):
         return max(self._counts, default=0)
 
     @property
+    def shortest(self) -> int:
+        """Committed entries of the shortest row."""
+        return min(self._counts, default=0)
+
+    @property
     def written(self) -> list[TreeLayer]:
         """The layers that hold entries: all of them after the first pass, but those that use another layer's."""
         return [layer for layer in self.layers if isinstance(layer, TreeLayer) and layer.is_initialized]

@@ -138,9 +138,7 @@ class Batch:
     @timed("draft")
     def _draft(self, rows: Rows) -> DraftTree:
         began = perf_counter()
-        tree = self.drafter.draft(rows.state, rows.noise, rows.room - 1)
-        if self.target.chains_only:
-            tree = tree.first_children()
+        tree = self.target.readable(rows.state, self.drafter.draft(rows.state, rows.noise, rows.room - 1))
         return choose_width(tree, self.drafter.nodes, self.drafter.cost, perf_counter() - began)
 
     @timed("target")

@@ -84,6 +84,15 @@ class DraftTree:
             probs = probs.gather(1, path[:, :, None].expand(-1, -1, probs.shape[2]))
         return replace(tree, path_probs=path_probs, probs=probs)
 
+    def within(self, heights: list[int]) -> "DraftTree":
+        """A chain of which each row keeps the first `heights[row]` guesses."""
+        most = min(max(heights), self.height)
+        tree = self.first(1 + most, most)
+        beyond = tree.depths > torch.tensor(heights, device=tree.depths.device)[:, None]
+        path_probs = None if tree.path_probs is None else tree.path_probs.masked_fill(beyond, 0.0)
+        parents, depths = tree.parents.masked_fill(beyond, -1), tree.depths.masked_fill(beyond, 0)
+        return replace(tree, parents=parents, depths=depths, path_probs=path_probs, max_children=1)
+
     def first(self, nodes: int, height: int) -> "DraftTree":
         """The tree of the first `nodes` nodes, of that height; they must be sorted by `path_probs`."""
         if nodes >= self.size:

@@ -118,6 +118,10 @@ class Target(Protocol):
         """Read the prompts. `capacity` is new tokens plus one tree, for each row; `features` asks for hidden states."""
         ...
 
+    def readable(self, state: State, tree: DraftTree) -> DraftTree:
+        """The part of a draft that one pass verifies."""
+        ...
+
     def forward(self, state: State, tree: DraftTree) -> Output:
         """One pass over the tree; nothing is committed."""
         ...

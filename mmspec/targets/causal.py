@@ -60,7 +60,7 @@ class CausalTarget:
         weights_hash: str = "",
         check: bool = True,
     ):
-        refuse(model, self.layer_kinds)
+        refuse(model, self.layer_kinds, self.families)
         self.model = model.eval()
         self.weights_hash = weights_hash
         self.min_query_len = MIN_QUERY_LEN
@@ -231,13 +231,14 @@ class CausalTarget:
                 "tree, whose root is that token, so it must be the same"
             )
         rows, longest, most = len(prompts.conditional), max(map(len, sequences)), self.max_positions
-        if longest + capacity > most + MAX_TREE_NODES:
+        # Nodes beyond the last position are never committed, and the last new token is never read.
+        if (new := capacity - MAX_TREE_NODES - 1) > most - longest:
             raise MmspecError(
-                f"{longest} prompt tokens and {capacity - MAX_TREE_NODES} positions for new tokens exceed the model's "
-                f"{most} positions: shorten the prompt or ask for fewer tokens"
+                f"{longest} prompt tokens and {new} new ones exceed the model's {most} positions: shorten the prompt "
+                "or ask for fewer tokens"
             )
-        cache = self.new_cache(len(sequences), longest - 1 + capacity)
         inputs = self.prompt_inputs(prompts)
+        cache = self.new_cache(longest - 1 + capacity, inputs)
         read = [self.read_prompt(cache, i, *given) for i, given in enumerate(zip(sequences, inputs, strict=True))]
         # Keys and values of the last prompt token, the root, are already written after the committed slots. They are
         # committed together with the first generated token.
@@ -264,12 +265,21 @@ class CausalTarget:
         state.prefill_output = Output(self.guide(state, logits, first), last)
         return state
 
-    def new_cache(self, rows: int, length: int) -> RowCache:
-        """An empty cache for `length` entries a row."""
+    def new_cache(self, length: int, inputs: Sequence[dict[str, Tensor]]) -> RowCache:
+        """An empty cache for `length` entries of every sequence, which have these `prompt_inputs`."""
         multiple = KV_BLOCK if self.deterministic else SLOT_MULTIPLE
         slots = -(-length // multiple) * multiple
         self._check_width(slots)
-        return TreeCache(self.model.config.get_text_config().num_hidden_layers, rows, slots, self.device)
+        return self.tree_cache(slots, inputs)
+
+    def tree_cache(self, slots: int, inputs: Sequence[dict[str, Tensor]] = ({},), min_visible: int = 0) -> TreeCache:
+        """An empty tree cache of so many slots."""
+        layers = self.model.config.get_text_config().num_hidden_layers
+        return TreeCache(layers, len(inputs), slots, self.device, min_visible)
+
+    def cache_inputs(self, cache: TreeCache) -> dict:
+        """How the decoder is given the cache."""
+        return cache_kwarg(self.decoder, cache)
 
     def forward_prompt(self, cache: RowCache, sequence: int, ids: Int[Tensor, "1 position"], options: dict) -> None:
         """Run the model's own forward on a prompt, and keep its keys and values as those of a sequence."""
@@ -296,6 +306,10 @@ class CausalTarget:
         wider = KV_BLOCK * 2 ** ((slots - 1) // KV_BLOCK).bit_length()
         probe(self, wider)
         self._checked_slots = wider
+
+    def readable(self, state: State, tree: DraftTree) -> DraftTree:
+        """The part of a draft that one pass verifies: a chain, if `chains_only`."""
+        return tree.first_children() if self.chains_only else tree
 
     @torch.inference_mode()
     def forward(self, state: State, tree: DraftTree) -> Output:
@@ -353,13 +367,12 @@ class CausalTarget:
             ancestors = F.pad(ancestors, (0, padding, 0, padding)) | own
         cache.open(width + padding)
         masks = masks_of(self.decoder, self._windows, cache, ancestors, depths)
-        kwargs = cache_kwarg(self.decoder, cache)
         output = self.decoder(
             **self.decoder_inputs(ids),
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=position_ids,
             use_cache=True,
-            **kwargs,
+            **self.cache_inputs(cache),
         )
         if not cache.layers[0].is_initialized:
             raise MmspecError(

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mmspec.engine.cache import KV_BLOCK, TreeCache, causal
+from mmspec.engine.cache import KV_BLOCK, causal
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
 
@@ -39,12 +39,12 @@ UNSTEADY |= dict.fromkeys(("nemotron_h", "zamba2"), _UNBOUND)
 UNSTEADY["recurrent_gemma"] = "keeps its states in its layers, and not in a cache that can be copied"
 
 
-def refuse(model: PreTrainedModel, layer_kinds: frozenset[str] = ATTENTION) -> None:
+def refuse(model: PreTrainedModel, layer_kinds: frozenset[str] = ATTENTION, families: tuple[str, ...] = ()) -> None:
     """Raise MmspecError for a model whose logits, attention, positions or layers (other than `layer_kinds`) a target
-    would get wrong by construction.
+    of the `families` would get wrong by construction.
     """
     name, head = type(model).__name__, model.get_output_embeddings()
-    refuse_kind(type(model), model.config, layer_kinds)
+    refuse_kind(type(model), model.config, layer_kinds, families)
     if not isinstance(getattr(head, "weight", None), Tensor):
         raise MmspecError(f"{name} has no single output head, which is not supported: use a causal language model")
     attention = getattr(model.config, "_attn_implementation", None)
@@ -55,7 +55,12 @@ def refuse(model: PreTrainedModel, layer_kinds: frozenset[str] = ATTENTION) -> N
         )
 
 
-def refuse_kind(kind: type[PreTrainedModel], whole: PreTrainedConfig, layer_kinds: frozenset[str] = ATTENTION) -> None:
+def refuse_kind(
+    kind: type[PreTrainedModel],
+    whole: PreTrainedConfig,
+    layer_kinds: frozenset[str] = ATTENTION,
+    families: tuple[str, ...] = (),
+) -> None:
     """Raise MmspecError for models of this class and configuration, as `refuse` does, before there is one."""
     name, config = kind.__name__, whole.get_text_config()
     if getattr(kind, "_is_stateful", False) and not is_recurrent(whole):
@@ -63,8 +68,12 @@ def refuse_kind(kind: type[PreTrainedModel], whole: PreTrainedConfig, layer_kind
             f"{name} keeps a recurrent state and does not use the cache that it is given: use a transformer with "
             "attention"
         )
-    if whole.is_encoder_decoder:
-        raise MmspecError(f"{name} is an encoder-decoder model, which is not supported: use a decoder-only model")
+    if whole.is_encoder_decoder and whole.model_type not in families:
+        raise MmspecError(
+            f"{name} is an encoder-decoder model whose decoder takes no positions, or is not known to give its own "
+            "tokens here, which is not supported: use a decoder-only model, or Whisper and its like "
+            "(mmspec.targets.encoder_decoder)"
+        )
     alibi = config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False)
     if alibi or _rope_types(config) & {"longrope", "dynamic"}:
         raise MmspecError(
@@ -164,7 +173,7 @@ def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
 
 def branching_error(target: "CausalTarget", slots: int) -> float:
     """The largest error of the logits of a prompt and of a tree after it, as a share of their spread."""
-    model, device = target.model, target.device
+    device = target.device
     sequence = target.sample_nodes(PROMPT + len(PARENTS) - 1, PROMPT)
     prompt, drafted = sequence[:PROMPT], sequence[PROMPT - 1 :]
     paths: list[list[int]] = []
@@ -173,8 +182,7 @@ def branching_error(target: "CausalTarget", slots: int) -> float:
     parents = torch.tensor([PARENTS], device=device)
     depths = torch.tensor([[len(path) - 1 for path in paths]], device=device)
     tree = DraftTree(torch.tensor([drafted], device=device), parents, depths, int(max(map(len, paths))) - 1)
-    layers = model.config.get_text_config().num_hidden_layers
-    cache = TreeCache(layers, 1, max(slots, 2 * len(sequence)), device, min_visible=slots)
+    cache = target.tree_cache(max(slots, 2 * len(sequence)), min_visible=slots)
     ids = torch.tensor([prompt], device=device)
     positions = torch.arange(PROMPT, device=device)[None]
     read = target.run(cache, ids, causal(1, PROMPT, device), positions, positions)

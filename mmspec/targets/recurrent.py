@@ -3,7 +3,7 @@
 Their states cannot be cut back, so drafts are chains, read into copies of the model's own cache (`engine.replay`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from inspect import signature
@@ -54,8 +54,8 @@ class RecurrentTarget(CausalTarget):
                 "at once: leave deterministic out"
             )
 
-    def new_cache(self, rows: int, length: int) -> ReplayCache:
-        return ReplayCache(rows, length, self.device)
+    def new_cache(self, length: int, inputs: Sequence[dict[str, Tensor]] = ({},)) -> ReplayCache:
+        return ReplayCache(len(inputs), length, self.device)
 
     def forward_prompt(self, cache: RowCache, sequence: int, ids: Int[Tensor, "1 position"], options: dict) -> None:
         assert isinstance(cache, ReplayCache)
@@ -109,7 +109,7 @@ class RecurrentTarget(CausalTarget):
     def largest_error(self, slots: int) -> float:
         """The largest error of the logits of a prompt and of chains after it, as a share of their spread."""
         sequence = self.sample_nodes(PROMPT + sum(accepted for accepted, _ in CHAINS), PROMPT)
-        cache, place = self.new_cache(1, slots), PROMPT
+        cache, place = self.new_cache(slots), PROMPT
         _, hidden = self.read_prompt(cache, 0, sequence[:PROMPT], {})
         cache.advance([PROMPT - 1])
         cache.commit([[0]])

@@ -63,8 +63,14 @@ READERS = (
     "voxtral",
 )
 
+# Encoder-decoder models whose decoders take positions, and that are known to give their own tokens
+# (tests/targets/test_encoder_decoder.py).
+TRANSCRIBERS = ("canary", "cohere_asr", "moonshine", "t5gemma", "whisper")
+
 # Families whose models are not causal language models; all others are tried as `CausalTarget`.
 FAMILIES = dict.fromkeys(READERS, "mmspec.targets.vision_language:VisionLanguageTarget")
+FAMILIES |= dict.fromkeys(TRANSCRIBERS, "mmspec.targets.encoder_decoder:EncoderDecoderTarget")
+FAMILIES["csm"] = "mmspec.targets.csm:CsmTarget"
 FAMILIES["minimax"] = "mmspec.targets.recurrent:MiniMaxTarget"
 
 # What takes their place where some layers are recurrent.
@@ -82,9 +88,14 @@ def families() -> dict[str, str]:
 
 
 def check_kind(kind: type[PreTrainedModel], config: PreTrainedConfig) -> None:
-    """Raise MmspecError for a class and a configuration that no target reads, before there is a model."""
+    """Raise MmspecError for a class and a configuration that do not answer with text, before there is a model."""
+    if config.model_type in TRANSCRIBERS:
+        raise MmspecError(
+            f"{kind.__name__} has an encoder and does not chat: give mmspec.speculate to its own generate "
+            "(docs/transformers.md)"
+        )
     refuse_kind(kind, config, target_class(config).layer_kinds)
-    refuse_other_heads(kind, config, families())
+    refuse_other_heads(kind, config, families().keys() - {"csm"})
 
 
 def target_of(model: PreTrainedModel, weights_hash: str = "", check: bool = True) -> CausalTarget:

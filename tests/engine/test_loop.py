@@ -97,7 +97,7 @@ def test_empty_and_long_prompts() -> None:
     """A prompt without tokens and one beyond the model's positions are refused."""
     with pytest.raises(MmspecError, match="^a prompt has no tokens: give at least a beginning-of-sequence token$"):
         generate(text_target(), prompts([[1], []]), 2, Stop(3))
-    text = "500 prompt tokens and 201 positions for new tokens exceed the model's 512 positions: shorten the prompt or "
+    text = "500 prompt tokens and 200 new ones exceed the model's 512 positions: shorten the prompt or "
     with pytest.raises(MmspecError, match=f"^{text}ask for fewer tokens$"):
         generate(text_target(), prompts([[1] * 500]), 1, Stop(200))
 

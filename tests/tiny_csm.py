@@ -1,0 +1,84 @@
+"""A random CSM that is small and loud."""
+
+from functools import cache
+
+import torch
+import transformers as hub
+from transformers import PreTrainedModel
+
+CODES, BOOKS, TEXT = 35, 4, 70
+AUDIO, AUDIO_EOS, BOS, EOS = 64, 65, 66, 67
+PROMPTS = [[BOS, 3, 9, 12, EOS], [BOS, 5, EOS], [BOS, 30, 31, 9, 2, 4, 8, EOS]]
+
+
+def loud(model: PreTrainedModel) -> PreTrainedModel:
+    """Random weights that are large enough for logits to depend on everything, in float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            if name.startswith("codec_model"):
+                continue
+            if weight.ndim > 1:
+                fan = weight.shape[1] if "codebooks_head" in name else weight[0].numel()
+                std = 0.7 if "emb" in name and "projector" not in name else 2.5 / fan**0.5
+                torch.nn.init.normal_(weight, std=std)
+    return model.double().eval()
+
+
+@cache
+@torch.inference_mode(False)
+def csm() -> PreTrainedModel:
+    """Four codebooks; a Mimi whose frames have 16 samples."""
+    depth = dict(
+        num_codebooks=BOOKS,
+        backbone_hidden_size=32,
+        vocab_size=CODES,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=BOOKS + 1,
+    )
+    codec = dict(
+        model_type="mimi",
+        sampling_rate=160,
+        hidden_size=16,
+        num_filters=4,
+        num_residual_layers=1,
+        upsampling_ratios=[4, 2],
+        codebook_size=CODES - 3,
+        codebook_dim=8,
+        vector_quantization_hidden_dimension=8,
+        num_quantizers=BOOKS,
+        num_semantic_quantizers=1,
+        upsample_groups=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=32,
+        sliding_window=8,
+    )
+    config = hub.CsmConfig(
+        num_codebooks=BOOKS,
+        vocab_size=CODES,
+        text_vocab_size=TEXT,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=AUDIO,
+        bos_token_id=BOS,
+        audio_token_id=AUDIO,
+        audio_eos_token_id=AUDIO_EOS,
+        codebook_pad_token_id=CODES - 1,
+        codebook_eos_token_id=0,
+        depth_decoder_config=depth,
+        codec_config=codec,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return loud(hub.CsmForConditionalGeneration(config))
