@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from mmspec.codecs.base import ImageTokenizer
 from mmspec.errors import MmspecError
 from mmspec.pipelines.chat_encoder import control_tokens
 from mmspec.pipelines.generation_config import sampling_defaults
-from mmspec.pipelines.loading import load_processor
+from mmspec.pipelines.loading import Loading, load_processor
 from mmspec.pipelines.transformer import load_transformer
 from mmspec.targets.base import Grid, Prompts
 from mmspec.targets.emu3 import Emu3Target
@@ -56,9 +56,9 @@ class Artist(ABC):
         return load_processor(folder)
 
     @classmethod
-    def load_transformer(cls, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    def load_transformer(cls, folder: Path, dtype: torch.dtype, **loading: Unpack[Loading]) -> PreTrainedModel:
         """The model in a folder."""
-        return load_transformer(folder, dtype)
+        return load_transformer(folder, dtype, **loading)
 
     def load_decoder(self, path: Path) -> ImageTokenizer:
         """What decodes the family's codes, for families whose own model does not."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar, Unpack
 
 import torch
 import transformers
@@ -21,7 +21,7 @@ from mmspec.engine.loop import Stop
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError, short, unknown
 from mmspec.pipelines.generation_config import NEUTRAL
-from mmspec.pipelines.loading import LOADING_OPTIONS, copy_companions, open_folder, rename_target
+from mmspec.pipelines.loading import Loading, copy_companions, open_folder, pop_loading, rename_target
 from mmspec.pipelines.session import Session
 from mmspec.pipelines.solo import Run, Runner, Solo
 from mmspec.placement import check_pair, device_of, dtype_of
@@ -270,7 +270,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
         Components and settings of `__init__` may be given instead of loaded; options that cannot be honoured are
         refused.
         """
-        loading = {name: options.pop(name) for name in LOADING_OPTIONS if name in options}
+        loading = pop_loading(options)
         folder, dtype, index = open_folder(cls, model, options, loading)
         path = folder / zoo.INDEX
         for name, kind in cls.settings.items():
@@ -288,7 +288,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
 
     @classmethod
     @abstractmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: Loading) -> dict:
         """The components that are not among `components`; `loading` are options of transformers' `from_pretrained`."""
 
     def save_pretrained(self, save_directory: str | Path, **options: object) -> None:
@@ -326,7 +326,7 @@ def model_class(entry: object, source: Path) -> type[PreTrainedModel]:
     return kind
 
 
-def load_transformer(folder: Path, index: dict, dtype: torch.dtype, **loading: Any) -> PreTrainedModel:
+def load_transformer(folder: Path, index: dict, dtype: torch.dtype, **loading: Unpack[Loading]) -> PreTrainedModel:
     """The model in `folder/transformer`, of the class that the index names."""
     kind = model_class(index.get("transformer"), folder / zoo.INDEX)
     return zoo.load_component(folder, "transformer", kind, dtype=dtype, **loading)

@@ -3,6 +3,7 @@ the original checkpoint.
 """
 
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +24,7 @@ from mmspec.codecs.vqgan import VQGANConfig, VQGANTokenizer
 from mmspec.errors import MmspecError, short
 from mmspec.pipelines.artist import Artist
 from mmspec.pipelines.families import decoder_file, no_decoder
+from mmspec.pipelines.loading import Loading
 from mmspec.targets.base import Grid
 from mmspec.targets.chameleon import ChameleonTarget, LuminaTarget
 
@@ -150,12 +152,14 @@ class LuminaArtist(ChameleonArtist):
             ) from None
 
     @classmethod
-    def load_transformer(cls, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    def load_transformer(cls, folder: Path, dtype: torch.dtype, **loading: Unpack[Loading]) -> PreTrainedModel:
         """The model as Lumina-mGPT publishes it.
 
         Its norms of queries and keys have one row for each of `model_parallel_size` groups of heads, where transformers
         has one for each head, and the VQ model may be left out, since it draws without.
         """
+        if loading:
+            raise MmspecError(f"Lumina-mGPT's weights are of its own layout: leave {', '.join(loading)} out")
         kind = ChameleonForConditionalGeneration
         files = sorted(folder.glob("model*.safetensors"))
         for file in files or [folder / "model.safetensors"]:
@@ -168,8 +172,8 @@ class LuminaArtist(ChameleonArtist):
                 count = heads.get(name.split(".")[-2])
                 if count and value.ndim == 2 and len(value) < count:
                     state[name] = value.repeat_interleave(count // len(value), 0)
-            loading = {"config": config, "state_dict": state, "dtype": dtype, "output_loading_info": True}
-            model, report = kind.from_pretrained(None, **loading)
+            options = {"config": config, "state_dict": state, "dtype": dtype, "output_loading_info": True}
+            model, report = kind.from_pretrained(None, **options)
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
             raise MmspecError(
                 f"{folder} does not load as a Lumina-mGPT ({short(error)}): restore it from the model's source"

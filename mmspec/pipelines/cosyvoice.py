@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -15,8 +15,8 @@ from mmspec.codecs.base import Codec
 from mmspec.codecs.codes import CodesOnly
 from mmspec.errors import MmspecError, short
 from mmspec.pipelines.families import COSYVOICE, COSYVOICE_TEXT, no_codec
-from mmspec.pipelines.loading import load_processor
-from mmspec.pipelines.speaker import Speaker
+from mmspec.pipelines.loading import Loading, load_processor
+from mmspec.pipelines.speaker import Reader, Speaker
 from mmspec.targets.cosyvoice import FRAME, MARKS, CosyVoiceTarget, cosyvoice_model, cosyvoice_state
 
 # Tokens that it adds to its text model's, in this order; all but the first three may stand in texts.
@@ -69,7 +69,7 @@ class CosyVoiceSpeaker(Speaker):
     name = "CosyVoice 2"
     sampling: ClassVar = {"top_p": 0.8, "top_k": 25}
 
-    def __init__(self, model: PreTrainedModel, processor: Any, codec: Codec):
+    def __init__(self, model: PreTrainedModel, processor: Reader, codec: Codec):
         super().__init__(model, processor, codec)
         self._control_tokens -= {*ADDED[3:]}
         speech = len(model.get_output_embeddings().weight)
@@ -80,7 +80,11 @@ class CosyVoiceSpeaker(Speaker):
 
     @classmethod
     def load(
-        cls, folder: Path, dtype: torch.dtype, codec: Codec | str | Path | None = None, **loading: object
+        cls,
+        folder: Path,
+        dtype: torch.dtype,
+        codec: Codec | str | Path | None = None,
+        **loading: Unpack[Loading],
     ) -> "CosyVoiceSpeaker":
         if (folder / "cosyvoice3.yaml").is_file():
             raise MmspecError(f"{folder} holds a CosyVoice 3, which is not supported: use CosyVoice 2")
@@ -91,13 +95,13 @@ class CosyVoiceSpeaker(Speaker):
         return cls(model, processor, codec or CodesOnly(codes, RATE, no_codec("cosyvoice2")))
 
     @classmethod
-    def load_processor(cls, folder: Path) -> Any:
+    def load_processor(cls, folder: Path) -> Reader:
         processor = load_processor(folder / COSYVOICE_TEXT)
         processor.add_tokens(list(ADDED), special_tokens=True)
         return processor
 
     @classmethod
-    def load_model(cls, folder: Path, dtype: torch.dtype, **loading: object) -> PreTrainedModel:
+    def load_model(cls, folder: Path, dtype: torch.dtype, **loading: Unpack[Loading]) -> PreTrainedModel:
         if loading:
             raise MmspecError(f"{cls.name} models are no models of transformers: leave {', '.join(loading)} out")
         try:

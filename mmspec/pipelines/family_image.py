@@ -23,6 +23,7 @@ from mmspec.pipelines.families import (
     family_of,
     no_decoder,
 )
+from mmspec.pipelines.loading import Loading
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.targets.base import Grid, Prompts
 from mmspec.targets.image import ImageTarget
@@ -100,7 +101,7 @@ class FamilyImagePipeline(TextToImagePipeline):
         return self.artist.grid
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: Loading) -> dict:
         # Refused by name, before any weights are read.
         family = components.get("family") or artist_family(folder)
         artist, decoder = artist_class(family), components.get("image_tokenizer")

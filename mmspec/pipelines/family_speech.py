@@ -8,7 +8,7 @@ import torch
 from mmspec.engine.loop import Stop
 from mmspec.errors import MmspecError
 from mmspec.pipelines.families import check_speaker, speaker_class
-from mmspec.pipelines.loading import LOADING_OPTIONS, open_folder
+from mmspec.pipelines.loading import Loading, open_folder, pop_loading
 from mmspec.pipelines.phonemize import PhonemizedText
 from mmspec.pipelines.sentences import read_plainly
 from mmspec.pipelines.speaker import Reference, Speaker
@@ -48,7 +48,7 @@ class FamilySpeechPipeline(TextToSpeechPipeline):
     def from_pretrained(cls, model: str | Path, **options: Any) -> "FamilySpeechPipeline":
         """Load a folder of transformers or a hub id; `codec` is one, or where one is, in the place of the model's."""
         codec = options.pop("codec", None)
-        loading = {name: options.pop(name) for name in LOADING_OPTIONS if name in options}
+        loading = pop_loading(options)
         folder, dtype, _ = open_folder(cls, model, options, loading)
         family = check_speaker(folder)  # refused by name, before any weights are read
         speaker = options.pop("speaker", None) or speaker_class(family).load(folder, dtype, codec, **loading)
@@ -57,7 +57,7 @@ class FamilySpeechPipeline(TextToSpeechPipeline):
         return pipe
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: Loading) -> dict:
         return {"speaker": speaker_class(check_speaker(folder)).load(folder, dtype, **loading)}
 
     def describe_parts(self) -> None:  # type: ignore[override]

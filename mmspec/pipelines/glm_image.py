@@ -16,6 +16,7 @@ from mmspec.errors import MmspecError, short
 from mmspec.pipelines.artist import Artist
 from mmspec.pipelines.families import no_decoder
 from mmspec.pipelines.family_image import FamilyImagePipeline
+from mmspec.pipelines.loading import Loading
 from mmspec.pipelines.request import ImageRequest, check_count
 from mmspec.pipelines.text_to_image import UNDECODED
 from mmspec.targets.base import Prompts
@@ -105,11 +106,12 @@ class GlmImagePipeline(FamilyImagePipeline):
         """The second stage paints."""
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: Loading) -> dict:
         parts: dict = {}
         if "transformer" not in components:
-            loading = {"dtype": dtype} | loading
-            parts["transformer"] = zoo.load_component(folder, PART, GlmImageForConditionalGeneration, **loading)
+            parts["transformer"] = zoo.load_component(
+                folder, PART, GlmImageForConditionalGeneration, dtype=dtype, **loading
+            )
         if "painter" not in components:
             options: dict = {PART: None, "torch_dtype": painting_dtype(dtype), "local_files_only": True}
             try:

@@ -26,7 +26,7 @@ from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, depre
 from mmspec.pipelines.chat_encoder import ChatEncoder
 from mmspec.pipelines.chats import Chat, as_chats, example_chat
 from mmspec.pipelines.generation_config import applied, not_applied, sampling_defaults
-from mmspec.pipelines.loading import load_processor
+from mmspec.pipelines.loading import Loading, load_processor
 from mmspec.pipelines.outputs import ImageTextToTextOutput, TextChunk
 from mmspec.pipelines.request import check_count, row_seeds
 from mmspec.pipelines.session import Session
@@ -95,7 +95,7 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         return [make(asked[name]) for name, make in made.items() if name in asked]
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: Loading) -> dict:
         parts: dict = {}
         if "processor" not in components:
             path = folder / "processor" if (folder / "processor").is_dir() else folder

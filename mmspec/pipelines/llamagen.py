@@ -14,6 +14,7 @@ from mmspec.pipelines.artist import Artist
 from mmspec.pipelines.families import model_family
 from mmspec.pipelines.family_image import FamilyImagePipeline
 from mmspec.pipelines.llamagen_files import load_model, load_tokenizer, only_file
+from mmspec.pipelines.loading import Loading
 from mmspec.targets.base import Grid, Prompts
 from mmspec.targets.llamagen import CaptionPrompts, LlamaGenTarget
 
@@ -122,7 +123,7 @@ class LlamaGenPipeline(FamilyImagePipeline):
             self.artist.pixels(torch.zeros(1, 1, 1))
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: Loading) -> dict:
         if loading:
             raise MmspecError(f"LlamaGen is no model of transformers: leave {', '.join(loading)} out")
         parts: dict = {}

@@ -5,10 +5,11 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from transformers import AutoProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mmspec import zoo
 from mmspec.errors import MmspecError, short, unknown
@@ -18,20 +19,30 @@ from mmspec.placement import dtype_of
 if TYPE_CHECKING:
     from mmspec.pipelines.base import Pipeline
 
-LOADING_OPTIONS = (
-    "device_map",
-    "max_memory",
-    "offload_folder",
-    "quantization_config",
-    "attn_implementation",
-    "trust_remote_code",
-)
+
+class Loading(TypedDict, total=False):
+    """Options of transformers' `from_pretrained` that are passed on to it."""
+
+    device_map: str | dict[str, str]
+    max_memory: dict[str | int, str]
+    offload_folder: str
+    quantization_config: QuantizationConfigMixin
+    attn_implementation: str
+    trust_remote_code: bool
+
+
+LOADING_OPTIONS = tuple(Loading.__annotations__)
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 COMPANIONS = ("README.md", "recipe.yaml", zoo.PROMPTS, zoo.VOCABULARY, zoo.RESULTS)
 
 
+def pop_loading(options: dict) -> Loading:
+    """Take the options of transformers' `from_pretrained` out of others."""
+    return cast(Loading, {name: options.pop(name) for name in LOADING_OPTIONS if name in options})
+
+
 def open_folder(
-    cls: "type[Pipeline]", model: str | Path, options: dict, loading: dict
+    cls: "type[Pipeline]", model: str | Path, options: dict, loading: Loading
 ) -> tuple[Path, torch.dtype, dict]:
     """The folder of a model for a pipeline class, the dtype that `options` ask for, and its index (empty without one).
 

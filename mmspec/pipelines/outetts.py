@@ -14,7 +14,7 @@ from mmspec.codecs.base import Codec
 from mmspec.codecs.hub import HubCodec
 from mmspec.errors import MmspecError
 from mmspec.pipelines.reference import Reference
-from mmspec.pipelines.speaker import Speaker
+from mmspec.pipelines.speaker import Reader, Speaker
 from mmspec.targets.causal import CausalTarget
 
 # How many tokens back the repetition penalty looks.
@@ -54,7 +54,7 @@ class OuteSpeaker(Speaker):
     # The repetition penalty is `RecentPenalty`'s.
     sampling: ClassVar = {"temperature": 0.4, "top_k": 40, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.1}
 
-    def __init__(self, model: PreTrainedModel, processor: Any, codec: Codec):
+    def __init__(self, model: PreTrainedModel, processor: Reader, codec: Codec):
         super().__init__(model, processor, codec)
         books = [[f"<|c{book}_{code}|>" for code in range(codec.vocabulary_size // 2)] for book in (1, 2)]
         self._books = [{number: code for code, number in enumerate(self.ids(*names))} for names in books]

@@ -3,10 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias, Unpack
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from mmspec import zoo
 from mmspec.codecs import registry
@@ -14,7 +14,7 @@ from mmspec.codecs.base import Codec
 from mmspec.codecs.hub import HubCodec
 from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines.chat_encoder import added_tokens
-from mmspec.pipelines.loading import load_processor
+from mmspec.pipelines.loading import Loading, load_processor
 from mmspec.pipelines.reference import Reference
 from mmspec.pipelines.transformer import load_transformer
 from mmspec.targets.base import Prompts
@@ -26,6 +26,9 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 # Bytes of text that the slowest speaker says in a second (English has about 15 in the mean, Chinese 12), and seconds
 # that a text may last beyond that.
 SLOWEST, SPARE = 6.0, 3.0
+
+
+Reader: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 
 
 class Speaker(ABC):
@@ -46,13 +49,19 @@ class Speaker(ABC):
     voices: Sequence[str] = ("default",)
     ends: frozenset[int]
 
-    def __init__(self, model: PreTrainedModel, processor: Any, codec: Codec):
+    def __init__(self, model: PreTrainedModel, processor: Reader, codec: Codec):
         self.model, self.processor, self.codec = model, processor, codec
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self._control_tokens = added_tokens(self.tokenizer)
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype, codec: Codec | str | Path | None = None, **loading: object) -> Self:
+    def load(
+        cls,
+        folder: Path,
+        dtype: torch.dtype,
+        codec: Codec | str | Path | None = None,
+        **loading: Unpack[Loading],
+    ) -> Self:
         """The speaker in a folder; `codec` is one, or where one is, in the place of its own. `loading` are options of
         transformers' `from_pretrained`.
         """
@@ -61,12 +70,12 @@ class Speaker(ABC):
         return cls(cls.load_model(folder, dtype, **loading), processor, given)
 
     @classmethod
-    def load_processor(cls, folder: Path) -> Any:
+    def load_processor(cls, folder: Path) -> Reader:
         """The processor of a folder, or its tokenizer."""
         return load_processor(folder)
 
     @classmethod
-    def load_model(cls, folder: Path, dtype: torch.dtype, **loading: Any) -> PreTrainedModel:
+    def load_model(cls, folder: Path, dtype: torch.dtype, **loading: Unpack[Loading]) -> PreTrainedModel:
         """The language model of a folder."""
         return load_transformer(folder, dtype, **loading)
 

@@ -9,7 +9,7 @@ from mmspec.codecs.base import Codec
 from mmspec.codecs.snac import SnacCodec
 from mmspec.errors import MmspecError
 from mmspec.pipelines.reference import Reference
-from mmspec.pipelines.speaker import Speaker
+from mmspec.pipelines.speaker import Reader, Speaker
 from mmspec.targets.speech import SpeechTarget
 
 
@@ -32,7 +32,7 @@ class OrpheusSpeaker(Speaker):
         *("javi", "sergio", "maria", "pietro", "giulia", "carlo"),
     )
 
-    def __init__(self, model: PreTrainedModel, processor: Any, codec: Codec):
+    def __init__(self, model: PreTrainedModel, processor: Reader, codec: Codec):
         super().__init__(model, processor, codec)
         self._begin, *self._close = self.ids(
             *("<custom_token_3>", "<|eot_id|>", "<custom_token_4>", "<custom_token_5>", "<custom_token_1>")
@@ -71,7 +71,7 @@ class LlasaSpeaker(Speaker):
     codec_id = "hf-audio/xcodec2"
     longest_text = 400
 
-    def __init__(self, model: PreTrainedModel, processor: Any, codec: Codec):
+    def __init__(self, model: PreTrainedModel, processor: Reader, codec: Codec):
         super().__init__(model, processor, codec)
         if not getattr(self.tokenizer, "chat_template", None):
             raise MmspecError("the tokenizer has no chat template, with which Llasa reads: restore its files")

@@ -24,7 +24,7 @@ from mmspec.pipelines import check_task
 from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, load_transformer
 from mmspec.pipelines.families import draws, pipeline_class
 from mmspec.pipelines.image_output import TextToImageOutput
-from mmspec.pipelines.loading import HUB_OPTIONS, load_tokenizer
+from mmspec.pipelines.loading import HUB_OPTIONS, Loading, load_tokenizer
 from mmspec.pipelines.outputs import Images, PartialImages
 from mmspec.pipelines.request import ImageRequest
 from mmspec.pipelines.session import Session
@@ -116,7 +116,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         return pipeline_class(folder).from_pretrained(folder, **options)
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: Loading) -> dict:
         parts: dict = {}
         if "tokenizer" not in components:
             parts["tokenizer"] = load_tokenizer(folder)

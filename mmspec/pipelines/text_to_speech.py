@@ -30,7 +30,7 @@ from mmspec.pipelines.base import (
     load_transformer,
 )
 from mmspec.pipelines.endings import StallDetector
-from mmspec.pipelines.loading import HUB_OPTIONS, load_tokenizer
+from mmspec.pipelines.loading import HUB_OPTIONS, Loading, load_tokenizer
 from mmspec.pipelines.outputs import AudioChunk, TextToSpeechOutput
 from mmspec.pipelines.phonemize import PhonemizedText, Phonemizer
 from mmspec.pipelines.reference import Reference
@@ -124,7 +124,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         return FamilySpeechPipeline.from_pretrained(folder, **options)
 
     @classmethod
-    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: dict) -> dict:
+    def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: Loading) -> dict:
         parts: dict = {}
         if "tokenizer" not in components:
             parts["tokenizer"] = load_tokenizer(folder)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
@@ -12,6 +12,7 @@ from mmspec import zoo
 from mmspec.errors import MmspecError, short
 from mmspec.pipelines import quantized
 from mmspec.pipelines.base import model_class
+from mmspec.pipelines.loading import Loading
 from mmspec.targets.registry import check_kind
 
 
@@ -57,14 +58,12 @@ def check_family(folder: Path, trust_remote_code: bool = False) -> None:
     check_kind(*describe(folder, trust_remote_code))
 
 
-def load_transformer(
-    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, **loading: Any
-) -> PreTrainedModel:
+def load_transformer(folder: Path, dtype: torch.dtype, **loading: Unpack[Loading]) -> PreTrainedModel:
     """The model class that a folder's config names, in `dtype`; quantised weights are read by `quantized`.
 
     `loading` are options of transformers' `from_pretrained` (`device_map`, `quantization_config`, ...).
     """
-    kind, config = describe(folder, trust_remote_code)
+    kind, config = describe(folder, loading.pop("trust_remote_code", False))
     path = part(folder)
     if not (path / quantized.INDEX).exists():
         foreign = not (folder / zoo.INDEX).is_file()
