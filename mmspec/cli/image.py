@@ -61,7 +61,7 @@ class Image(SamplingFlags, ModelFlags):
     """Draw nothing, and list the words that the model was trained on."""
     pixels: Annotated[str | None, tyro.conf.arg(metavar="WIDTHxHEIGHT", help_behavior_hint="")] = None
     """The pictures' size in pixels, for models of transformers that draw more than one: Emu3 and Lumina-mGPT."""
-    image_tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    image_tokenizer: File = None
     """The original checkpoint's vqgan.ckpt or vqgan.safetensors, for Chameleon's kin whose folder does not hold it."""
     family: Name = None
     """What a folder of transformers holds where its config.json does not tell: lumina_mgpt, for one."""

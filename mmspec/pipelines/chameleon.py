@@ -71,16 +71,13 @@ class ChameleonArtist(Artist):
                 f"{file} decodes {decoder.codes} codes of {decoder.scale} pixels, and the model draws {self.codes} of "
                 f"{self.scale}: give the decoder that the model was trained with"
             )
-        own = getattr(self.model.model, "vqmodel", None)  # Lumina-mGPT is published without one
-        pairs = (
-            {}
-            if own is None
-            else {
-                "quantize.embedding.weight": (own.quantize.embedding.weight, decoder.codebook),
-                "post_quant_conv.weight": (own.post_quant_conv.weight, decoder.post_quant_conv.weight),
-            }
-        )
-        for name, (ours, theirs) in pairs.items():
+        own = getattr(self.model.model, "vqmodel", None)
+        if own is None:  # Lumina-mGPT is published without
+            return decoder
+        for name, ours, theirs in (
+            ("quantize.embedding.weight", own.quantize.embedding.weight, decoder.codebook),
+            ("post_quant_conv.weight", own.post_quant_conv.weight, decoder.post_quant_conv.weight),
+        ):
             if ours.shape != theirs.shape or not torch.allclose(ours.float().cpu(), theirs, rtol=BF16, atol=1e-6):
                 raise MmspecError(
                     f"{file} belongs to another codebook: its {name} is not that of the model's own VQ model; give the "
