@@ -23,7 +23,7 @@ from mmspec import zoo
 from mmspec.codecs.vqgan import VQGANConfig, VQGANTokenizer
 from mmspec.errors import MmspecError, short
 from mmspec.pipelines.artist import Artist
-from mmspec.pipelines.families import decoder_file, no_decoder
+from mmspec.pipelines.families import given_decoder, no_decoder
 from mmspec.pipelines.loading import Loading
 from mmspec.targets.base import Grid
 from mmspec.targets.chameleon import ChameleonTarget, LuminaTarget
@@ -66,25 +66,20 @@ class ChameleonArtist(Artist):
 
     def load_decoder(self, path: Path) -> VQGANTokenizer:
         """The VQGAN of an original checkpoint. Raises MmspecError for one of other codes than the model's."""
-        file = decoder_file(path)
-        if file is None:
-            raise MmspecError(f"{path} holds no VQ decoder: give vqgan.ckpt or vqgan.safetensors, or a folder with one")
+        file = given_decoder(path)
         decoder = VQGANTokenizer.from_pretrained(file, VQGANConfig.of_model(self.model.config.vq_config))
         if (decoder.codes, decoder.scale) != (self.codes, self.scale):
             raise MmspecError(
                 f"{file} decodes {decoder.codes} codes of {decoder.scale} pixels, and the model draws {self.codes} of "
                 f"{self.scale}: give the decoder that the model was trained with"
             )
-        own = getattr(self.model.model, "vqmodel", None)  # Lumina-mGPT is published without one
-        pairs = (
-            {}
-            if own is None
-            else {
-                "quantize.embedding.weight": (own.quantize.embedding.weight, decoder.codebook),
-                "post_quant_conv.weight": (own.post_quant_conv.weight, decoder.post_quant_conv.weight),
-            }
-        )
-        for name, (ours, theirs) in pairs.items():
+        own = getattr(self.model.model, "vqmodel", None)
+        if own is None:  # Lumina-mGPT is published without
+            return decoder
+        for name, ours, theirs in (
+            ("quantize.embedding.weight", own.quantize.embedding.weight, decoder.codebook),
+            ("post_quant_conv.weight", own.post_quant_conv.weight, decoder.post_quant_conv.weight),
+        ):
             if ours.shape != theirs.shape or not torch.allclose(ours.float().cpu(), theirs, rtol=BF16, atol=1e-6):
                 raise MmspecError(
                     f"{file} belongs to another codebook: its {name} is not that of the model's own VQ model; give the "
