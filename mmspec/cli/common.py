@@ -72,8 +72,8 @@ class SamplingFlags:
     """0 is greedy. The model's own default if left out."""
     top_k: Whole = None
     """Keep the k most probable tokens; 0 keeps all. The model's own default if left out, mostly all."""
-    top_p: Fraction = 1.0
-    """Keep the most probable tokens up to this mass."""
+    top_p: Real = None
+    """Keep the most probable tokens up to this mass. The model's own default if left out, mostly all."""
     min_p: Fraction = 0.0
     """Keep the tokens that have this share of the most probable one's probability."""
     repetition_penalty: Fraction = 1.0

@@ -103,11 +103,13 @@ class Artist(ABC):
 
     @property
     def defaults(self) -> dict[str, float]:
-        """Guidance, temperature (0 is greedy) and top-k, as `generation_config.json` or the family has them."""
+        """Guidance, temperature (0 is greedy), top-k and top-p, as `generation_config.json` or the family has them."""
         config = self.model.generation_config
         temperature = 0.0 if config.do_sample is False else 1.0 if config.temperature is None else config.temperature
         guidance = self.guidance if config.guidance_scale is None else config.guidance_scale
-        return {"guidance_scale": float(guidance), "temperature": float(temperature), "top_k": self.top_k}
+        top_p = 1.0 if config.top_p is None else float(config.top_p)
+        values = {"guidance_scale": float(guidance), "temperature": float(temperature)}
+        return values | {"top_k": self.top_k, "top_p": top_p}
 
 
 class JanusArtist(Artist):

@@ -37,7 +37,7 @@ class GenerateOptions(TypedDict, total=False):
     """How any pipeline samples, drafts and accepts.
 
     temperature, top_k, top_p, min_p, repetition_penalty, logits_processor: see `SamplingOptions`; temperature 0 is
-        greedy; a temperature or top_k of None is the model's default.
+        greedy; a temperature, top_k or top_p of None is the model's default.
     drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default. The same seed
         gives the same output with any drafter.
     acceptance: exact, rejection (lossless in distribution); tolerance:τ with τ > 1 and typical are LOSSY, and the
@@ -46,7 +46,7 @@ class GenerateOptions(TypedDict, total=False):
 
     temperature: float | None
     top_k: int | None
-    top_p: float
+    top_p: float | None
     min_p: float
     repetition_penalty: float
     logits_processor: Sequence[LogitsProcessor]
@@ -222,7 +222,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
     @property
     def sampling_defaults(self) -> dict[str, float]:
         """What the model samples with where nothing else is asked for."""
-        return {"temperature": self.temperature, "top_k": 0}
+        return {"temperature": self.temperature, "top_k": 0, "top_p": 1.0}
 
     def read_options(self, options: GenerateOptions) -> tuple[SamplingOptions, str | Drafter, AcceptanceRule]:
         """How to sample, what to draft with, and how to accept; the model's defaults where nothing is said."""

@@ -48,6 +48,7 @@ class FamilyImagePipeline(TextToImagePipeline):
         "height": int,
         "width": int,
         "top_k": int,
+        "top_p": (int, float),
         "family": str,
     }
     allow_transformers = True
@@ -63,6 +64,7 @@ class FamilyImagePipeline(TextToImagePipeline):
         width: int | None = None,
         image_tokenizer: ImageTokenizer | str | Path | None = None,
         top_k: int | None = None,
+        top_p: float | None = None,
         family: str | None = None,
     ):
         family = family or family_of(transformer.config.to_dict())
@@ -76,7 +78,7 @@ class FamilyImagePipeline(TextToImagePipeline):
         self.image_tokenizer = image_tokenizer or self.artist
         DiffusionPipeline.__init__(self)
         self.register_modules(processor=processor, transformer=transformer)
-        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k}
+        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         chosen = self.artist.defaults | {name: value for name, value in given.items() if value is not None}
         self.register_to_config(drafter=drafter, family=family, **chosen, **self.artist.size)
         self._begin()
@@ -87,7 +89,7 @@ class FamilyImagePipeline(TextToImagePipeline):
 
     @property
     def sampling_defaults(self) -> dict[str, float]:
-        return {"temperature": self.temperature, "top_k": self.config.top_k}
+        return {"temperature": self.temperature, "top_k": self.config.top_k, "top_p": self.config.top_p}
 
     @property
     def grid(self) -> Grid:
@@ -117,8 +119,9 @@ class FamilyImagePipeline(TextToImagePipeline):
 
     def to(self, *args: Any, **kwargs: Any) -> "FamilyImagePipeline":
         Pipeline.to(self, *args, **kwargs)
-        if isinstance(self.image_tokenizer, VQGANTokenizer):
-            self.image_tokenizer.to(self.device)
+        for part in (self.image_tokenizer, self.processor):
+            if hasattr(part, "to"):
+                part.to(self.device)
         return self
 
     def build_target(self, weights_hash: str) -> ImageTarget:

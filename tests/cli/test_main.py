@@ -101,7 +101,7 @@ def test_sampling_options_reach_the_pipeline(command: list[str], monkeypatch: py
     assert runs[1] == {
         "temperature": None,
         "top_k": None,
-        "top_p": 1.0,
+        "top_p": None,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "drafter": None,
