@@ -42,6 +42,7 @@ def glm_image() -> PreTrainedModel:
     model = loud(hub.GlmImageForConditionalGeneration(config))
     marks = model.generation_config
     marks.eos_token_id, marks.pad_token_id, marks.do_sample, marks.temperature = END, 96, True, 0.9
+    marks.top_p = 0.75
     return model
 
 

@@ -18,6 +18,10 @@ class VQImageTokenizer:
         self.codes: int = model.config.num_vq_embeddings
         self.scale = 2 ** (len(model.config.block_out_channels) - 1)
 
+    def to(self, device: torch.device) -> None:
+        """Move to a device; precision stays."""
+        self.model.to(device)
+
     @torch.inference_mode()
     def decode(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
         config = self.model.config

@@ -49,6 +49,7 @@ class FamilyImagePipeline(TextToImagePipeline):
         "height": int,
         "width": int,
         "top_k": int,
+        "top_p": (int, float),
         "family": str,
     }
     allow_transformers = True
@@ -64,6 +65,7 @@ class FamilyImagePipeline(TextToImagePipeline):
         width: int | None = None,
         image_tokenizer: ImageTokenizer | str | Path | None = None,
         top_k: int | None = None,
+        top_p: float | None = None,
         family: str | None = None,
     ):
         family = family or family_of(transformer.config.to_dict())
@@ -84,6 +86,7 @@ class FamilyImagePipeline(TextToImagePipeline):
             guidance_scale=self.artist.guidance_scale if guidance_scale is None else guidance_scale,
             temperature=defaults["temperature"] if temperature is None else temperature,
             top_k=defaults["top_k"] if top_k is None else top_k,
+            top_p=defaults["top_p"] if top_p is None else top_p,
             **self.artist.size,
         )
         self._begin()
@@ -94,7 +97,7 @@ class FamilyImagePipeline(TextToImagePipeline):
 
     @property
     def sampling_defaults(self) -> dict[str, object]:
-        return self.artist.sampling_defaults | {"temperature": self.temperature, "top_k": self.config.top_k}
+        return self.artist.sampling_defaults | {name: self.config[name] for name in ("temperature", "top_k", "top_p")}
 
     @property
     def grid(self) -> Grid:
@@ -124,8 +127,9 @@ class FamilyImagePipeline(TextToImagePipeline):
 
     def to(self, *args: Any, **kwargs: Any) -> "FamilyImagePipeline":
         Pipeline.to(self, *args, **kwargs)
-        if isinstance(self.image_tokenizer, VQGANTokenizer):
-            self.image_tokenizer.to(self.device)
+        for part in (self.image_tokenizer, self.processor):
+            if hasattr(part, "to"):
+                part.to(self.device)
         return self
 
     def build_target(self, weights_hash: str) -> ImageTarget:

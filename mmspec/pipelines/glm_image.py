@@ -50,7 +50,7 @@ class GlmImageArtist(Artist):
 
     def _inputs(self, prompt: str) -> dict[str, Tensor]:
         chat = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-        options: dict[str, Any] = dict(tokenize=True, return_dict=True, return_tensors="pt")
+        options = dict(tokenize=True, return_dict=True, return_tensors="pt")
         return self.processor.apply_chat_template([chat], **options, **self._shape)
 
     def target(self, weights_hash: str) -> GlmImageTarget:
@@ -95,10 +95,12 @@ class GlmImagePipeline(FamilyImagePipeline):
         height: int | None = None,
         width: int | None = None,
         top_k: int | None = None,
+        top_p: float | None = None,
         num_inference_steps: int = 50,
     ):
         check_count("num_inference_steps", num_inference_steps)
-        super().__init__(processor, transformer, drafter, guidance_scale, temperature, height, width, top_k=top_k)
+        sampling = (drafter, guidance_scale, temperature)
+        super().__init__(processor, transformer, *sampling, height, width, top_k=top_k, top_p=top_p)
         self.painter = painter
         self.register_to_config(num_inference_steps=num_inference_steps)
 

@@ -1,7 +1,6 @@
 """LlamaGen: classes or captions to pictures, by its own VQ model."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +33,12 @@ class Captioner:
         ids = self.tokenizer(prompt.lower().strip())["input_ids"]
         return ids, self.encoder(torch.tensor([ids], device=self.encoder.device)).last_hidden_state[0]
 
+    def to(self, device: torch.device) -> None:
+        """Move to a device."""
+        self.encoder.to(device)
+
     def save_pretrained(self, folder: Path) -> None:
+        """Both parts, into one folder."""
         for part in (self.tokenizer, self.encoder):
             part.save_pretrained(folder / "t5")
 
@@ -150,11 +154,3 @@ class LlamaGenPipeline(FamilyImagePipeline):
             self.processor.save_pretrained(folder)
         if isinstance(self.image_tokenizer, VQImageTokenizer):
             self.image_tokenizer.model.save_pretrained(folder / "vqvae")
-
-    def to(self, *args: Any, **kwargs: Any) -> "LlamaGenPipeline":
-        super().to(*args, **kwargs)
-        if isinstance(self.image_tokenizer, VQImageTokenizer):
-            self.image_tokenizer.model.to(self.device)
-        if self.processor is not None:
-            self.processor.encoder.to(self.device)
-        return self

@@ -103,8 +103,7 @@ def load_model(folder: Path, side: int | None, scale: int, dtype: torch.dtype) -
         model.load_state_dict(converted(tensors, config, dtype), assign=True)
     except (KeyError, RuntimeError, ValueError) as error:
         raise MmspecError(f"{file} does not hold the tensors of a LlamaGen ({short(error)}): restore it") from None
-    sampling: dict[str, Any] = CLASSES if config.classes else CAPTIONS
-    model.generation_config.update(do_sample=True, temperature=1.0, **sampling)
+    model.generation_config.update(do_sample=True, temperature=1.0, **(CLASSES if config.classes else CAPTIONS))
     return model
 
 
