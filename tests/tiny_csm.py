@@ -1,14 +1,24 @@
 """A random CSM that is small and loud."""
 
 from functools import cache
+from pathlib import Path
 
 import torch
 import transformers as hub
-from transformers import PreTrainedModel
+from tiny_janus import letters
+from transformers import PreTrainedModel, ProcessorMixin
 
-CODES, BOOKS, TEXT = 35, 4, 70
-AUDIO, AUDIO_EOS, BOS, EOS = 64, 65, 66, 67
-PROMPTS = [[BOS, 3, 9, 12, EOS], [BOS, 5, EOS], [BOS, 30, 31, 9, 2, 4, 8, EOS]]
+CODES, BOOKS, TEXT = 32, 4, 70
+# Samples of a frame, with the released model's strides.
+FRAME = 1920
+MARKS = ("<pad>", "<unk>", "<|AUDIO|>", "<|audio_eos|>", "<|begin_of_text|>", "<|end_of_text|>")
+PAD, _, AUDIO, AUDIO_EOS, BOS, EOS = range(6)
+# As the released processor writes a conversation.
+TEMPLATE = (
+    "{% for m in messages %}{% for part in m.content %}{% if part.type == 'text' %}<|begin_of_text|>[{{ m.role }}]"
+    "{{ part.text }}<|end_of_text|>{% else %}<|AUDIO|><|audio_eos|>{% endif %}{% endfor %}{% endfor %}"
+)
+PROMPTS = [[BOS, 13, 9, 12, EOS], [BOS, 15, EOS], [BOS, 30, 31, 9, 22, 24, 8, EOS]]
 
 
 def loud(model: PreTrainedModel) -> PreTrainedModel:
@@ -28,7 +38,7 @@ def loud(model: PreTrainedModel) -> PreTrainedModel:
 @cache
 @torch.inference_mode(False)
 def csm() -> PreTrainedModel:
-    """Four codebooks; a Mimi whose frames have 16 samples."""
+    """Four codebooks, and a Mimi of 24 kHz."""
     depth = dict(
         num_codebooks=BOOKS,
         backbone_hidden_size=32,
@@ -42,12 +52,10 @@ def csm() -> PreTrainedModel:
     )
     codec = dict(
         model_type="mimi",
-        sampling_rate=160,
         hidden_size=16,
         num_filters=4,
         num_residual_layers=1,
-        upsampling_ratios=[4, 2],
-        codebook_size=CODES - 3,
+        codebook_size=CODES,
         codebook_dim=8,
         vector_quantization_hidden_dimension=8,
         num_quantizers=BOOKS,
@@ -69,8 +77,8 @@ def csm() -> PreTrainedModel:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=AUDIO,
+        max_position_embeddings=256,
+        pad_token_id=PAD,
         bos_token_id=BOS,
         audio_token_id=AUDIO,
         audio_eos_token_id=AUDIO_EOS,
@@ -82,3 +90,19 @@ def csm() -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return loud(hub.CsmForConditionalGeneration(config))
+
+
+def csm_processor() -> ProcessorMixin:
+    """Words are letters."""
+    special = dict(pad_token="<pad>", unk_token="<unk>", bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>")
+    text = letters(MARKS, **special)
+    text.add_special_tokens({"additional_special_tokens": ["<|AUDIO|>", "<|audio_eos|>"]})
+    ear = hub.EncodecFeatureExtractor(sampling_rate=24_000)
+    return hub.CsmProcessor(ear, text, chat_template=TEMPLATE)
+
+
+def save_csm(folder: Path) -> Path:
+    """A folder as `save_pretrained` of transformers makes it."""
+    csm().save_pretrained(folder)
+    csm_processor().save_pretrained(folder)
+    return folder

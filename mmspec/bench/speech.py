@@ -103,7 +103,7 @@ def decode_audio(pipe: TextToSpeechPipeline, tokens: list[list[int]]) -> tuple[f
 
 def end_reason(pipe: TextToSpeechPipeline, tokens: list[int]) -> str:
     """As `TextToSpeechOutput.ended`."""
-    return "end" if tokens and tokens[-1] in pipe.ends else pipe.stall.reason(pipe.codes(tokens)) or "length"
+    return "end" if pipe.over(tokens) else pipe.stall.reason(pipe.codes(tokens)) or "length"
 
 
 def speak(
@@ -127,7 +127,7 @@ def speak(
         for committed, new in zip(tokens, step.tokens, strict=True):
             committed += new
         codes = [] if first else pipe.codes(tokens[0])
-        if not first and len(codes) - decoded >= pipe.min_tokens_for_chunk(decoded) and tokens[0][-1] not in pipe.ends:
+        if not first and len(codes) - decoded >= pipe.min_tokens_for_chunk(decoded) and not pipe.over(tokens[0]):
             began = perf_counter()
             audio, decoded = decoder.push(codes[decoded:]), len(codes)
             extra += perf_counter() - began

@@ -27,6 +27,7 @@ ARTISTS = {
 # that are plain language models by it.
 SPEAKERS = {
     "cosyvoice2": "mmspec.pipelines.cosyvoice:CosyVoiceSpeaker",
+    "csm": "mmspec.pipelines.csm:CsmSpeaker",
     "llasa": "mmspec.pipelines.speakers:LlasaSpeaker",
     "orpheus": "mmspec.pipelines.speakers:OrpheusSpeaker",
     "outetts": "mmspec.pipelines.outetts:OuteSpeaker",

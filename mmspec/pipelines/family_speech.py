@@ -77,12 +77,29 @@ class FamilySpeechPipeline(TextToSpeechPipeline):
         return self.speaker.sampling_kwargs({"temperature": self.temperature} | given)
 
     @property
-    def end(self) -> int:
-        return min(self.ends)
+    def end(self) -> int | None:  # type: ignore[override]
+        return min(self.ends, default=None)
 
     @property
     def ends(self) -> frozenset[int]:
         return self.speaker.ends
+
+    def over(self, tokens: list[int]) -> bool:
+        return self.speaker.over(tokens)
+
+    def stop(self, length: int) -> Stop:
+        stop, whole = super().stop(length), self.speaker.position_tokens
+        if whole == 1:
+            return stop
+        stalled = stop.when
+        assert stalled is not None
+        # Only whole frames say what they sound like.
+        return Stop(
+            length, when=lambda row, tokens: not len(tokens) % whole and (self.over(tokens) or stalled(row, tokens))
+        )
+
+    def room(self, prompts: Prompts) -> int:
+        return super().room(prompts) * self.speaker.position_tokens
 
     def codes(self, tokens: list[int]) -> list[int]:
         return self.speaker.codes(tokens)

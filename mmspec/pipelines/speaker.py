@@ -37,7 +37,7 @@ class Speaker(ABC):
     `voices` are names that its prompts can hold, the first the default; `open_voices` says that others may be known to
     a model that was trained further. `sampling` is what its authors recommend where `generation_config.json` says
     nothing. `codec_id` is the hub id of its codec. `ends` are tokens that end a text. A text of more than
-    `longest_text` bytes is spoken in pieces.
+    `longest_text` bytes is spoken in pieces. The model reads `position_tokens` tokens at each of its positions.
     """
 
     # What an error calls the family.
@@ -47,6 +47,7 @@ class Speaker(ABC):
     longest_text: ClassVar[int] = 240
     open_voices: ClassVar[bool] = False
     voices: Sequence[str] = ("default",)
+    position_tokens: int = 1
     ends: frozenset[int]
 
     def __init__(self, model: PreTrainedModel, processor: Reader, codec: Codec):
@@ -118,6 +119,10 @@ class Speaker(ABC):
     def codes(self, tokens: list[int]) -> list[int]:
         """The codec's tokens in a text's tokens so far; those of a longer beginning begin with those of a shorter."""
         return [token for token in tokens if 0 <= token < self.codec.vocabulary_size]
+
+    def over(self, tokens: list[int]) -> bool:
+        """Whether a text's tokens have come to their end."""
+        return bool(tokens) and tokens[-1] in self.ends
 
     def longest(self, text: str) -> int:
         """The maximum number of tokens of a text."""

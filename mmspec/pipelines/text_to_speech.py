@@ -170,6 +170,10 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         """All tokens that end a sentence."""
         return frozenset({self.end})
 
+    def over(self, tokens: list[int]) -> bool:
+        """Whether a sentence's tokens have come to their end."""
+        return bool(tokens) and tokens[-1] in self.ends
+
     def codes(self, tokens: list[int]) -> list[int]:
         """The codec's tokens among those of the model."""
         return [token for token in tokens if 0 <= token < self.end]
@@ -376,7 +380,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
                 if len(audio):
                     yield audio.float().clone()
         ended = self.stall.reason(tokens) or ("length" if stats.tokens == length else "interrupted")
-        ended = "end" if last in self.ends else ended
+        ended = "end" if self.over(spoken) else ended
         output.ended.append(ended)
         self._warn(output, number, ended)
         pause = 0.0 if ended == "interrupted" else sentence.pause

@@ -114,12 +114,9 @@ class CsmTarget(CausalTarget):
         raise MmspecError("CSM reads frames of codes, and has no vectors of single ones: use none, jacobi or lookup")
 
     def prompt_inputs(self, prompts: Prompts) -> list[dict[str, Tensor]]:
-        media = prompts.images if isinstance(prompts, VisualPrompts) else []
+        media, codec = prompts.images if isinstance(prompts, VisualPrompts) else [], self.model.codec_model.dtype
         return [
-            {
-                key: value.to(self.device, self.dtype if value.is_floating_point() else None)
-                for key, value in row.items()
-            }
+            {key: value.to(self.device, codec if value.is_floating_point() else None) for key, value in row.items()}
             for row in media or [{}] * len(prompts.conditional)
         ]
 

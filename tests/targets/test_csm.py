@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as hub
 from tiny import OracleDrafter, drafter, llama
-from tiny_csm import AUDIO, AUDIO_EOS, BOOKS, PROMPTS, csm
+from tiny_csm import AUDIO, AUDIO_EOS, BOOKS, FRAME, PROMPTS, csm
 
 from mmspec import reference
 from mmspec.drafters.base import Drafter
@@ -28,8 +28,8 @@ def target() -> CsmTarget:
 
 def recorded(seed: int, frames: int) -> dict[str, torch.Tensor]:
     """A recording of so many frames of the codec."""
-    samples = torch.randn(1, 1, 16 * frames, generator=torch.Generator().manual_seed(seed)).double()
-    return {"input_values": samples, "input_values_cutoffs": torch.tensor([[16 * frames]])}
+    samples = torch.randn(1, 1, FRAME * frames, generator=torch.Generator().manual_seed(seed)).double()
+    return {"input_values": samples, "input_values_cutoffs": torch.tensor([[FRAME * frames]])}
 
 
 def prompts(rows: list[int], heard: bool = False) -> Prompts:
@@ -149,8 +149,8 @@ def test_what_does_not_fit_is_refused(target: CsmTarget) -> None:
         CsmTarget(llama())
     with pytest.raises(MmspecError, match="takes neither drafters that read its hidden states"):
         generate(target, prompts([0]), 1, Stop(COUNT), VadusaDrafter(32, heads=4).double())
-    with pytest.raises(MmspecError, match="5 prompt tokens and 124 frames exceed the model's 128 positions"):
-        generate(target, prompts([0]), 1, Stop(124 * BOOKS))
+    with pytest.raises(MmspecError, match="5 prompt tokens and 252 frames exceed the model's 256 positions"):
+        generate(target, prompts([0]), 1, Stop(252 * BOOKS))
 
 
 def test_the_probe_sees_another_head(monkeypatch: pytest.MonkeyPatch) -> None:
