@@ -16,13 +16,20 @@ HERE = Path(__file__)
 PAGE = HERE.with_name("models.md")
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
-# Modules of tests, what their families do, and how one of a single family is called.
+# Modules of tests, what their families do, and how one of a single family is called; a name that ends with a colon goes
+# before each of the module's parameters.
 MODULES = {
     "test_janus": ("draw", "Janus, Janus-Pro"),
     "test_emu3": ("draw", "Emu3-Gen"),
-    "test_chameleon": ("draw", "Chameleon, Anole"),
+    "test_chameleon": ("draw", "Chameleon's kin:"),
+    "test_glm_image": ("draw", "GLM-Image"),
+    "test_llamagen": ("draw", "LlamaGen:"),
+    "test_speech_families": ("speak", ""),
+    "test_csm": ("speak", "CSM"),
+    "test_omni_talker": ("speak", "Qwen2.5-Omni's talker"),
+    "test_encoder_decoder": ("transcribe or translate", ""),
     "test_vlm_families": ("answer about pictures and sounds", ""),
-    "test_text_families": ("text", ""),
+    "test_text_families": ("continue text", ""),
 }
 # What a test compares, by words of its name; the first that fits.
 COMPARED = {
@@ -31,13 +38,16 @@ COMPARED = {
     "drafters, batches": ("draft", "batch", "join", "rows"),
 }
 COLUMNS = (*COMPARED, "other tests")
-SAMPLINGS = re.compile(r"(greedy|T=1|0\.0|1\.0|[0-9.]+)-")
+# Parameters of tests that are no families.
+OTHERS = re.compile(r"^((greedy|T=1|True|False|[0-9.]+)-)+|(-(True|False|[0-9]+\.[0-9]+))+$|^(True|False|[0-9.]+)$")
 
 
 def family_of(name: str, module: str) -> str:
-    """The family of a test by its parameters, or by its module."""
-    parameters = name.partition("[")[2].rstrip("]")
-    return MODULES[module][1] or SAMPLINGS.sub("", parameters, count=1)
+    """The family of a test by its module or its parameters, "" for a test of none."""
+    parameter, single = OTHERS.sub("", name.partition("[")[2].rstrip("]")), MODULES[module][1]
+    if single.endswith(":"):
+        return parameter and f"{single} {parameter}"
+    return single or parameter
 
 
 def column_of(name: str) -> str:
@@ -54,12 +64,12 @@ def read(path: Path) -> tuple[dict, dict]:
         module, name = case.get("classname", "").rpartition(".")[2], case.get("name", "")
         if module not in MODULES or case.find("skipped") is not None:
             continue
-        kind, single = MODULES[module]
+        kind, family = MODULES[module][0], family_of(name, module)
         passed = case.find("failure") is None and case.find("error") is None
-        if "refused" in name and "[" in name and not single:
-            refused[kind] += [family_of(name, module)] * passed
-        elif single or "[" in name:
-            count = counts[kind][family_of(name, module)][column_of(name)]
+        if "refused" in name and not MODULES[module][1]:
+            refused[kind] += [family] * passed
+        elif family:
+            count = counts[kind][family][column_of(name)]
             count[0], count[1] = count[0] + passed, count[1] + 1
     return counts, refused
 
@@ -88,7 +98,7 @@ def page(counts: dict, refused: dict) -> str:
         "",
     ]
     for kind, families in counts.items():
-        lines += [f"## Models that {kind}" if kind != "text" else "## Language models", ""]
+        lines += [f"## Models that {kind}", ""]
         lines += ["| family | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
         for family, columns in sorted(families.items(), key=lambda item: item[0].lower()):
             cells = (f"{columns[name][0]}/{columns[name][1]}" if name in columns else "" for name in COLUMNS)
