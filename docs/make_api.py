@@ -42,12 +42,13 @@ MODULES = {
     "mmspec.targets.glm_image": ["GlmImageTarget"],
     "mmspec.targets.llamagen": ["LlamaGenTarget", "CaptionPrompts"],
     "mmspec.targets.emu3": ["Emu3Target"],
-    "mmspec.targets.chameleon": ["ChameleonTarget"],
+    "mmspec.targets.chameleon": ["ChameleonTarget", "LuminaTarget"],
     "mmspec.targets.speech": ["SpeechTarget"],
     "mmspec.targets.vision_language": ["VisionLanguageTarget", "VisualPrompts"],
     "mmspec.targets.registry": ["target_of"],
     "mmspec.drafters.base": ["Drafter", "TrainedDrafter"],
     "mmspec.drafters.registry": ["load", "names", "usable"],
+    "mmspec.codecs.vqgan": ["VQGANTokenizer", "VQGANConfig"],
     "mmspec.codecs.base": ["Codec", "SavedCodec", "ImageTokenizer", "StreamDecoder"],
 }
 

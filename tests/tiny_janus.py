@@ -9,6 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 CODES, SIDE = 40, 4
+LETTERS = "abcdefghijklmnopqrstuvwxyz .,!?:*0123456789"
 MARKS = ("<pad>", "<s>", "</s>", "<image>", "<boi>", "<eoi>", "<unk>")
 PAD, BOS, IMAGE, BOI = 0, 1, 3, 4
 # Ids of prompts, in the range of the codes and beyond it.
@@ -72,10 +73,9 @@ def janus() -> PreTrainedModel:
     return model
 
 
-def letters(marks: tuple[str, ...], **special: str) -> PreTrainedTokenizerFast:
-    """A tokenizer whose words are single characters, after its marks."""
-    characters = [*"abcdefghijklmnopqrstuvwxyz .,!?:*0123456789"]
-    words = {token: number for number, token in enumerate([*marks, *characters])}
+def letters(marks: tuple[str, ...], later: tuple[str, ...] = (), **special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer whose words are single characters, after its marks and before the `later` ones."""
+    words = {token: number for number, token in enumerate([*marks, *LETTERS, *later])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()

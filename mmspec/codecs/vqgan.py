@@ -70,7 +70,9 @@ class VQGANConfig:
             params = yaml.safe_load(path.read_text())["model"]["params"]
             values = {"n_embed": params["n_embed"], "embed_dim": params["embed_dim"]} | params["ddconfig"]
             return cls._of(values | {"remap": params.get("remap")}, path)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        except MmspecError:
+            raise
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise MmspecError(
                 f"{path} does not describe a VQGAN ({short(error)}): it needs n_embed, embed_dim and ddconfig under "
                 "model.params; restore it from the model's source"
@@ -169,11 +171,8 @@ class VQGANTokenizer(nn.Module):
         stored = _read_tensors(file)
         shapes = {model._original_name(name): (name, weight.shape) for name, weight in model.state_dict().items()}
         _refuse(file, "lacks", shapes.keys() - stored.keys())
-        _refuse(
-            file,
-            "has more tensors than its configuration says:",
-            {n for n in stored if n.startswith("decoder.")} - shapes.keys(),
-        )
+        decoding = {name for name in stored if name.startswith("decoder.")}
+        _refuse(file, "has more tensors than its configuration says:", decoding - shapes.keys())
         weights = {}
         for original, (name, shape) in shapes.items():
             value = stored[original]
@@ -217,8 +216,10 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             f"{file} cannot be read ({short(error)}): give safetensors, or a pickle of tensors alone, which "
             "torch.load(weights_only=True) reads"
         ) from None
-    stored = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
-    return {name: value for name, value in stored.items() if isinstance(value, Tensor)}
+    if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
+        stored = stored["state_dict"]
+    named = stored.items() if isinstance(stored, dict) else ()
+    return {name: value for name, value in named if isinstance(value, Tensor)}
 
 
 def _refuse(file: Path, what: str, names: set[str]) -> None:

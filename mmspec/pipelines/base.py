@@ -260,7 +260,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
         try:
             pipe = cls(**parts)
         except (ValueError, TypeError, AttributeError) as error:
-            raise MmspecError(f"{path}: {error}") from None
+            raise MmspecError(f"{path if path.is_file() else folder}: {error}") from None
         pipe.folder = folder
         return pipe
 

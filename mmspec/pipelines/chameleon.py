@@ -22,7 +22,7 @@ from mmspec import zoo
 from mmspec.codecs.vqgan import VQGANConfig, VQGANTokenizer
 from mmspec.errors import MmspecError, short
 from mmspec.pipelines.artist import Artist
-from mmspec.pipelines.families import decoder_file, no_decoder
+from mmspec.pipelines.families import given_decoder, no_decoder
 from mmspec.targets.base import Grid
 from mmspec.targets.chameleon import ChameleonTarget, LuminaTarget
 
@@ -64,9 +64,7 @@ class ChameleonArtist(Artist):
 
     def load_decoder(self, path: Path) -> VQGANTokenizer:
         """The VQGAN of an original checkpoint. Raises MmspecError for one of other codes than the model's."""
-        file = decoder_file(path)
-        if file is None:
-            raise MmspecError(f"{path} holds no VQ decoder: give vqgan.ckpt or vqgan.safetensors, or a folder with one")
+        file = given_decoder(path)
         decoder = VQGANTokenizer.from_pretrained(file, VQGANConfig.of_model(self.model.config.vq_config))
         if (decoder.codes, decoder.scale) != (self.codes, self.scale):
             raise MmspecError(

@@ -58,13 +58,21 @@ def decoder_file(path: Path) -> Path | None:
     return next((file for file in (path, *files) if file.is_file()), None)
 
 
-def check_decoder(family: str, folder: Path, given: str | Path | None = None) -> None:
-    """Raise MmspecError where codes cannot be decoded: nothing lies at `given`, or the family lacks what it needs."""
-    if given is not None and decoder_file(Path(given)) is None:
+def given_decoder(path: Path) -> Path:
+    """The VQ decoder at a path that was given. Raises MmspecError if there is none."""
+    file = decoder_file(path)
+    if file is None:
         raise MmspecError(
-            f"{given} holds no VQ decoder: give vqgan.ckpt of the original checkpoint, vqgan.safetensors, or a folder "
+            f"{path} holds no VQ decoder: give vqgan.ckpt of the original checkpoint, vqgan.safetensors, or a folder "
             "with one"
         )
+    return file
+
+
+def check_decoder(family: str, folder: Path, given: str | Path | None = None) -> None:
+    """Raise MmspecError where codes cannot be decoded: nothing lies at `given`, or the family lacks what it needs."""
+    if given is not None:
+        given_decoder(Path(given))
     if given is not None and family not in WITHOUT_DECODER:
         raise MmspecError(f"{family} models decode by their own VQ model: leave the image tokenizer out")
     if given is None and family in WITHOUT_DECODER and decoder_file(folder) is None:
