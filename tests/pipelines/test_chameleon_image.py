@@ -95,7 +95,10 @@ def test_prompts_of_lumina(lumina: Path) -> None:
     ids = lumina_tokenizer()(text, add_special_tokens=False)["input_ids"]
     begin = [BREAK, SIZES[2], SIZES[0]]
     assert prompts.conditional == [[BOS, *ids, TURN, *begin]] and prompts.unconditional == [begin]
-    assert (pipe.config.guidance_scale, pipe.sampling_defaults) == (4.0, {"temperature": 1.0, "top_k": 2000})
+    assert (pipe.config.guidance_scale, pipe.sampling_defaults) == (
+        4.0,
+        {"temperature": 1.0, "top_k": 2000, "top_p": 1.0},
+    )
     greedy = pipe(PROMPT, temperature=0).tokens
     assert pipe(PROMPT, seed=1, top_k=1).tokens == greedy != pipe(PROMPT, seed=1).tokens
     assert load(lumina, height=12, width=4, top_k=1)(PROMPT, seed=2).tokens == greedy
