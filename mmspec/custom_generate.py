@@ -44,6 +44,10 @@ OF_THE_BATCH = (
 # What `generate` passes on beside what the model's forward is given for its prompt.
 NO_INPUTS = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "cache", "past_key_values"}
 
+# Families whose `generate` is given vectors for their prompts, and inputs that belong to a row as a whole.
+READ_VECTORS = ("qwen2_5_omni_talker",)
+OF_A_ROW = {"thinker_reply_part"}
+
 # Options of `generate` that have no meaning here, by the value that asks for nothing.
 REFUSED = {
     "num_beams": (1, "there is no beam search: leave it out"),
@@ -200,7 +204,8 @@ def _refuse(
     for name, (nothing, advice) in REFUSED.items():
         if getattr(config, name, None) not in (nothing, None):
             raise MmspecError(f"mmspec.speculate takes no {name}={getattr(config, name)}: {advice}")
-    if not width or model_kwargs.get("inputs_embeds") is not None:
+    vectors = model_kwargs.get("inputs_embeds") is not None and model.config.model_type not in READ_VECTORS
+    if not width or vectors:
         raise MmspecError("mmspec.speculate reads token ids, not inputs_embeds: give input_ids")
     cache = model_kwargs.get("cache", model_kwargs.get("past_key_values"))
     if isinstance(cache, Cache) and _has_read(cache):
@@ -271,6 +276,8 @@ def _prompts(
     names = inspect.signature(target.model.forward).parameters.keys() - NO_INPUTS
     inputs = {name: value for name, value in model_kwargs.items() if isinstance(value, Tensor) and name in names}
     rows = list(zip(input_ids, mask, strict=True))
+    if target.model.config.model_type in READ_VECTORS:  # `generate` drops a mask of ones, which the talker misses
+        inputs["attention_mask"] = mask.long() if isinstance(given, Tensor) else mask.long()[:, :0]
     return VisualPrompts(
         [ids[seen].tolist() for ids, seen in rows],
         padding=[ids[~seen].tolist() for ids, seen in rows],
@@ -304,7 +311,9 @@ def _inputs_of_rows(
     per_token = getattr(getattr(target.model.config, "vision_config", None), "spatial_merge_size", 1) ** 2
     for row, (ids, seen) in enumerate(zip(input_ids, mask, strict=True)):
         part: dict[str, Tensor] = {}
-        if grid is not None:  # pixels of all rows one after the other, as Qwen2-VL takes them
+        if (
+            grid is not None and "pixel_values" in inputs
+        ):  # pixels of all rows one after the other, as Qwen2-VL takes them
             wanted, first, start = int((~target.is_text(ids)).sum()) * per_token, pictures, patches
             while patches - start < wanted and pictures < len(grid):
                 patches, pictures = patches + int(grid[pictures].prod()), pictures + 1
@@ -312,10 +321,12 @@ def _inputs_of_rows(
                 part["image_grid_thw"] = grid[first:pictures]
                 part["pixel_values"] = inputs["pixel_values"][start:patches]
         for name, value in inputs.items():
-            if grid is not None and name in ("image_grid_thw", "pixel_values"):
+            if name in part or (name in ("image_grid_thw", "pixel_values") and "pixel_values" in inputs):
                 continue
-            if value.shape[:2] == input_ids.shape:
+            if value.shape[:2] == input_ids.shape and name not in OF_A_ROW:
                 part[name] = value[row : row + 1, seen]
+            elif rows == 1:
+                part[name] = value
             elif len(value) == rows:
                 part[name] = value[row : row + 1]
             else:

@@ -1,7 +1,7 @@
 """CSM as a speaker: texts and recordings by its processor's chat template, sound by the Mimi inside the model."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 import torchaudio
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from mmspec.codecs.base import Codec
 from mmspec.codecs.hub import HubCodec
 from mmspec.errors import MmspecError
+from mmspec.pipelines.loading import Loading
 from mmspec.pipelines.reference import Reference
 from mmspec.pipelines.speaker import Speaker
 from mmspec.targets.csm import CsmTarget
@@ -41,8 +42,10 @@ class CsmSpeaker(Speaker):
         self.ends = frozenset()
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype, codec: Codec | str | Path | None = None) -> Self:
-        processor, model = cls.load_processor(folder), cls.load_model(folder, dtype)
+    def load(
+        cls, folder: Path, dtype: torch.dtype, codec: Codec | str | Path | None = None, **loading: Unpack[Loading]
+    ) -> Self:
+        processor, model = cls.load_processor(folder), cls.load_model(folder, dtype, **loading)
         if codec is None:
             codec = HubCodec(model.codec_model.float(), model.config.num_codebooks)
         elif isinstance(codec, str | Path):

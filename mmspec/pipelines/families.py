@@ -39,6 +39,9 @@ SPEECH_TOKENS = {"<custom_token_10>": "orpheus", "<|s_0|>": "llasa", "<|c1_0|>":
 # The language model of a CosyVoice 2 folder, beside the folder of the text model that it was made from.
 COSYVOICE, COSYVOICE_TEXT = "llm.pt", "CosyVoice-BlankEN"
 
+# Families that speak what they answer.
+ANSWERERS = ("qwen2_5_omni",)
+
 # Families for whose codes mmspec has no codec.
 WITHOUT_CODEC = ("cosyvoice2",)
 # Families that have a pipeline of their own; those of diffusers go by the class that their index names.
@@ -193,6 +196,11 @@ def speaker_family(folder: Path) -> str:
 def check_speaker(folder: Path) -> str:
     """The family of a folder. Raises MmspecError for one that holds no speech language model."""
     family = speaker_family(folder)
+    if not family and folder_family(folder) in ANSWERERS:
+        raise MmspecError(
+            f"{folder} holds a {folder_family(folder)}, which speaks its answers, and not a text: in Python, "
+            "model.generate(..., talker_custom_generate=mmspec.speculate()) says them sooner (docs/transformers.md)"
+        )
     if not family:
         raise MmspecError(
             f"{folder} holds a model of the family {folder_family(folder) or '(none)'}, which does not speak: use one "

@@ -279,9 +279,11 @@ class CausalTarget:
         layers = self.model.config.get_text_config().num_hidden_layers
         return TreeCache(layers, len(inputs), slots, self.device, min_visible)
 
-    def cache_inputs(self, cache: TreeCache) -> dict:
-        """How the decoder is given the cache."""
-        return cache_kwarg(self.decoder, cache)
+    def pass_inputs(
+        self, cache: TreeCache, nodes: Int[Tensor, "sequence node"], depths: Int[Tensor, "sequence node"]
+    ) -> dict:
+        """What the decoder is given for new nodes, beside masks and positions: the nodes, and the cache."""
+        return self.decoder_inputs(nodes) | cache_kwarg(self.decoder, cache)
 
     def forward_prompt(self, cache: RowCache, sequence: int, ids: Int[Tensor, "1 position"], options: dict) -> None:
         """Run the model's own forward on a prompt, and keep its keys and values as those of a sequence."""
@@ -370,11 +372,10 @@ class CausalTarget:
         cache.open(width + padding)
         masks = masks_of(self.decoder, self._windows, cache, ancestors, depths)
         output = self.decoder(
-            **self.decoder_inputs(ids),
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=position_ids,
             use_cache=True,
-            **self.cache_inputs(cache),
+            **self.pass_inputs(cache, ids, depths),
         )
         if not cache.layers[0].is_initialized:
             raise MmspecError(

@@ -138,14 +138,15 @@ class EncoderDecoderTarget(CausalTarget):
         positions = torch.arange(len(ids), device=self.device)
         return PromptEmbeds(self.model.get_input_embeddings()(ids), positions, self.is_text(ids)), hidden
 
-    def cache_inputs(self, cache: TreeCache) -> dict:
-        """The cache, vectors that stand for the encodings, which it holds already, and which of them there are."""
+    def pass_inputs(
+        self, cache: TreeCache, nodes: Int[Tensor, "sequence node"], depths: Int[Tensor, "sequence node"]
+    ) -> dict:
+        """Beside the nodes: both caches, vectors that stand for the encodings, and which of these there are."""
         cache = cast(CrossTreeCache, cache)
-        rows, longest = cache.size, cache.cross.capacity
-        given = cache_kwarg(self.decoder, cache.whole(True))
-        given["encoder_hidden_states"] = torch.zeros(1, 1, 1, device=self.device, dtype=self.dtype).expand(
-            rows, longest, cache.width
-        )
+        longest = cache.cross.capacity
+        given = self.decoder_inputs(nodes) | cache_kwarg(self.decoder, cache.whole(True))
+        none = torch.zeros(1, 1, 1, device=self.device, dtype=self.dtype)
+        given["encoder_hidden_states"] = none.expand(cache.size, longest, cache.width)
         if cache.cross.shortest < longest:
             seen = torch.arange(longest, device=self.device) < cache.cross.lengths[:, None]
             given["encoder_attention_mask"] = as_attention_takes(self.decoder, seen[:, None, None])

@@ -45,7 +45,7 @@ def refuse(model: PreTrainedModel, layer_kinds: frozenset[str] = ATTENTION, fami
     """
     name, head = type(model).__name__, model.get_output_embeddings()
     refuse_kind(type(model), model.config, layer_kinds, families)
-    if not isinstance(getattr(head, "weight", None), Tensor):
+    if not isinstance(getattr(head, "weight", None), Tensor) and model.config.model_type not in families:
         raise MmspecError(f"{name} has no single output head, which is not supported: use a causal language model")
     attention = getattr(model.config, "_attn_implementation", None)
     if attention not in (None, "sdpa", "eager"):

@@ -71,6 +71,7 @@ TRANSCRIBERS = ("canary", "cohere_asr", "moonshine", "t5gemma", "whisper")
 FAMILIES = dict.fromkeys(READERS, "mmspec.targets.vision_language:VisionLanguageTarget")
 FAMILIES |= dict.fromkeys(TRANSCRIBERS, "mmspec.targets.encoder_decoder:EncoderDecoderTarget")
 FAMILIES["csm"] = "mmspec.targets.csm:CsmTarget"
+FAMILIES["qwen2_5_omni_talker"] = "mmspec.targets.talker:TalkerTarget"
 FAMILIES["minimax"] = "mmspec.targets.recurrent:MiniMaxTarget"
 
 # What takes their place where some layers are recurrent.
