@@ -37,6 +37,7 @@ from mmspec.pipelines.reference import Reference
 from mmspec.pipelines.request import check_count, row_seeds
 from mmspec.pipelines.session import Session
 from mmspec.pipelines.solo import Run
+from mmspec.pipelines.speech_options import SpeechOptions, check_parts, recording
 from mmspec.targets.base import Prompts
 from mmspec.targets.speech import SpeechTarget, phoneme_ids
 
@@ -46,20 +47,6 @@ CHUNK, FIRST_CHUNK = 0.6, 0.3
 
 # Seconds of silence or repetition after which a sentence has stalled.
 STALL = 2.0
-
-
-class SpeechOptions(GenerateOptions, total=False):
-    """The arguments of `TextToSpeechPipeline` beside the text."""
-
-    voice: str | None
-    seed: int | list[int] | None
-    generator: torch.Generator | None
-    stream_to: Callable[[Tensor], object] | None
-    callback_on_step_end: StepCallback | None
-    callback: Callable[[TextToSpeechOutput], object] | None
-    reference: str | Path | Reference | None
-    output_type: Literal["audio", "codes"]
-    session: Session | None
 
 
 class TextToSpeechPipeline(Pipeline[SpeechTarget]):
@@ -104,7 +91,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         silence: list[int] | None = None,
         interleaved: bool = False,
     ):
-        _check_parts(tokenizer, transformer, codec, voices, interleaved)
+        check_parts(tokenizer, transformer, codec, voices, interleaved)
         self.tokenizer, self.transformer, self.codec = tokenizer, transformer, codec
         self.voices, self.drafter, self.temperature = voices, drafter, temperature
         self.tokens_per_phoneme, self.longest_sentence = tokens_per_phoneme, longest_sentence
@@ -286,7 +273,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         read = self.read(text)
         seeds = row_seeds(seed, generator, len(read.sentences), "sentences")
         voice = self.voices[0] if voice is None else voice
-        encoded = self.encode([sentence.phonemes for sentence in read.sentences], voice, _recording(reference))
+        encoded = self.encode([sentence.phonemes for sentence in read.sentences], voice, recording(reference))
         prompts = [encoded.select(slice(i, i + 1), 1.0) for i in range(len(read.sentences))]
         longest = max(self.longest(sentence.phonemes) for sentence in read.sentences)
         spent = perf_counter() - began
@@ -484,45 +471,3 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
                 if stream_to and len(chunk.audio):
                     stream_to(chunk.audio)
         return chunk.output
-
-
-def _recording(reference: str | Path | Reference | None) -> Reference | None:
-    """A reference that was given as a file alone."""
-    return Reference(Path(reference)) if isinstance(reference, str | Path) else reference
-
-
-def _check_parts(
-    tokenizer: PreTrainedTokenizerBase,
-    transformer: PreTrainedModel,
-    codec: Codec,
-    voices: list[str],
-    interleaved: bool,
-) -> None:
-    """Raise MmspecError for parts that are not of one model."""
-    if not isinstance(codec, Codec):
-        raise MmspecError(
-            f"codec is a {type(codec).__name__}, which is no codec: give a MelCodec, or HubCodec(model) for one of "
-            "transformers"
-        )
-    vocabulary = tokenizer.get_vocab()
-    missing = [voice for voice in voices if f"<{voice}>" not in vocabulary]
-    if missing or not voices:
-        raise MmspecError(
-            f"the tokenizer has no token <{missing[0]}>: name its voices"
-            if missing
-            else "voices is empty: name at least one"
-        )
-    expected = len(tokenizer) + codec.vocabulary_size + 1 + interleaved
-    present = transformer.get_output_embeddings().weight.shape[0]
-    if present != expected:
-        raise MmspecError(
-            f"the transformer's vocabulary has {present} tokens instead of {expected}: {len(tokenizer)} of the "
-            f"tokenizer, {codec.vocabulary_size} of the codec, the end token"
-            f"{' and the boundary token' if interleaved else ''}: give parts of one model"
-        )
-    if interleaved and codec.frame_tokens > 1:
-        raise MmspecError(
-            f"interleaved is set, and the codec has {codec.frame_tokens} tokens a frame: give one of a single "
-            "token, or "
-            "leave it out"
-        )
