@@ -232,6 +232,15 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         return chunk.output
 
 
+def refuse_early(kind: type[PreTrainedModel], path: Path) -> None:
+    """Raise MmspecError for a model that its configuration says is not understood, before weights are read."""
+    try:
+        config = kind.config_class.from_pretrained(path)
+    except Exception:  # loading says what is wrong with it
+        return
+    check_config(config, kind.__name__)
+
+
 def load_transformer(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model class that a folder's config names, in `dtype`; quantised weights are read by `quantized`."""
     path = folder / "transformer" if (folder / "transformer").is_dir() else folder
@@ -242,7 +251,7 @@ def load_transformer(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             f"{path / 'config.json'} cannot be read ({error!r}): restore it from the model's source"
         ) from None
     kind: Any = model_class(name, path / "config.json")
-    check_config(kind.config_class.from_pretrained(path), name)
+    refuse_early(kind, path)
     if not (path / quantized.INDEX).exists():
         return zoo.load_component(path.parent, path.name, kind, dtype=dtype)
     try:

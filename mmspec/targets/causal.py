@@ -52,6 +52,8 @@ class CausalTarget:
     families: ClassVar[tuple[str, ...]] = ()
     # Kinds of layers that are understood.
     layer_kinds: ClassVar[frozenset[str]] = ATTENTION
+    # How `probe` says that logits differ.
+    unlike: ClassVar[str] = "with the tree cache: they differ by {error:.1e} of their spread with {slots} slots"
 
     def __init__(
         self,

@@ -98,8 +98,8 @@ def refuse_config(
             )
         )
     why = UNSTEADY.get(config.model_type, "")
-    low, high = getattr(config, "time_step_limit", None) or (0.0, math.inf)
-    if not why and (float(low) > 0 or float(high) < math.inf):
+    low, high = map(float, getattr(config, "time_step_limit", None) or (0.0, math.inf))
+    if not why and (low > 0 or high < math.inf):
         why = (
             f"keeps the time steps of its Mamba layers within {low:g} and {high:g} where it reads several tokens, and "
             "not for one"
@@ -160,9 +160,9 @@ def probe(target: "CausalTarget", slots: int = KV_BLOCK) -> None:
     tolerance = target.tolerance
     if not error <= tolerance:
         raise MmspecError(
-            f"{name} does not give its own logits with the tree cache: they differ by {error:.1e} of their spread with "
-            f"{slots} slots, and {tolerance:.0e} is what rounding explains; its masks, positions or logits are not "
-            "understood, so it is refused"
+            f"{name} does not give its own logits {target.unlike.format(error=error, slots=slots)}, and "
+            f"{tolerance:.0e} is what rounding explains; its masks, positions or logits are not understood, so it is "
+            "refused"
         )
 
 

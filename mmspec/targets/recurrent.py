@@ -36,6 +36,7 @@ class RecurrentTarget(CausalTarget):
     """
 
     layer_kinds: ClassVar[frozenset[str]] = ATTENTION | RECURRENT | {"mlp", "moe", "indexed_attention"}
+    unlike: ClassVar[str] = "for several tokens after others: they differ by {error:.1e} of their spread"
 
     @property
     def chains_only(self) -> bool:
