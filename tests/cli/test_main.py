@@ -100,10 +100,10 @@ def test_sampling_options_reach_the_pipeline(command: list[str], monkeypatch: py
     assert runs[0] == GIVEN
     assert runs[1] == {
         "temperature": None,
-        "top_k": 0,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
+        "top_k": None,
+        "top_p": None,
+        "min_p": None,
+        "repetition_penalty": None,
         "drafter": None,
         "acceptance": "exact",
     }

@@ -96,7 +96,7 @@ def test_a_seed_says_one_thing(pipes: dict[str, FamilySpeechPipeline], family: s
     if family != "cosyvoice":
         assert len(plain.audio) == len(plain.tokens[0]) // pipe.codec.frame_tokens * pipe.codec.frame_samples
         chunks = [chunk.audio for chunk in pipe.stream(TEXT, piece=0.1, **options)]
-        assert torch.cat(chunks).shape == plain.audio.shape and (len(chunks) > 2) == (family != "llasa")
+        assert torch.cat(chunks).shape == plain.audio.shape and (len(chunks) > 1) == (family != "llasa")
         assert (torch.cat(chunks) - plain.audio).abs().max() < CLOSE * plain.audio.abs().max()
 
 
