@@ -25,6 +25,7 @@ from mmspec.engine.stats import GenerationStats
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget
+from mmspec.targets.encoder_decoder import encoded_rows
 from mmspec.targets.registry import target_of
 from mmspec.targets.vision_language import VisualPrompts
 
@@ -223,6 +224,7 @@ def _refuse(
 
 def _has_read(cache: Cache) -> bool:
     """Whether a cache holds anything; one of recurrent layers alone has no length."""
+    cache = getattr(cache, "self_attention_cache", cache)
     if cache.layers and all(getattr(cache, "is_linear", [False])):
         return cache.has_previous_state()
     return cache.get_seq_length() > 0
@@ -281,22 +283,10 @@ def _prompts(
     return VisualPrompts(
         [ids[seen].tolist() for ids, seen in rows],
         padding=[ids[~seen].tolist() for ids, seen in rows],
-        images=_encoded_rows(encoded, model_kwargs.get("attention_mask"))
+        images=encoded_rows(encoded, model_kwargs.get("attention_mask"))
         if isinstance(encoded, ModelOutput)
         else list(_inputs_of_rows(target, input_ids, mask, inputs)),
     )
-
-
-def _encoded_rows(encoded: ModelOutput, attention_mask: object) -> list[dict[str, Tensor]]:
-    """What an encoder has made of each row, without its padding."""
-    hidden = encoded["last_hidden_state"]
-    mask = getattr(encoded, "attention_mask", None)
-    if mask is None and isinstance(attention_mask, Tensor) and attention_mask.shape == hidden.shape[:2]:
-        mask = attention_mask
-    return [
-        {"encoder_hidden_states": row if mask is None else row[mask[number].bool()]}
-        for number, row in enumerate(hidden)
-    ]
 
 
 def _inputs_of_rows(

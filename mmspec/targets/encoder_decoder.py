@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from mmspec.engine.cache import RowCache, TreeCache, cache_kwarg
 from mmspec.engine.state import PromptEmbeds
@@ -158,3 +159,15 @@ class EncoderDecoderTarget(CausalTarget):
         read = BaseModelOutput(self._sample().expand(len(nodes), -1, -1))
         read.attention_mask = None  # which Moonshine asks for
         return self.model(encoder_outputs=read, decoder_input_ids=nodes, use_cache=False).logits[..., self.vocabulary]
+
+
+def encoded_rows(encoded: ModelOutput, attention_mask: object) -> list[dict[str, Tensor]]:
+    """What an encoder has made of each row, without its padding."""
+    hidden = encoded["last_hidden_state"]
+    mask = getattr(encoded, "attention_mask", None)
+    if mask is None and isinstance(attention_mask, Tensor) and attention_mask.shape == hidden.shape[:2]:
+        mask = attention_mask
+    return [
+        {"encoder_hidden_states": row if mask is None else row[mask[number].bool()]}
+        for number, row in enumerate(hidden)
+    ]
