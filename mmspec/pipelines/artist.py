@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -92,10 +92,13 @@ class Artist(ABC):
     @torch.inference_mode()
     def decode(self, codes: Int[Tensor, "row height width"]) -> Float[Tensor, "row 3 y x"]:
         """Pictures in -1..1 that are, in 256 steps, those of the processor's own `postprocess`."""
-        pixels = self.pixels(codes.to(self.model.device)).float().cpu()
+        return self.postprocess(self.pixels(codes.to(self.model.device)).float().cpu()).double() / 127.5 - 1
+
+    def postprocess(self, pixels: Float[Tensor, "row 3 y x"]) -> UInt8[Tensor, "row 3 y x"]:
+        """What the processor's own `postprocess` makes of pixels."""
         pictures = self.processor.postprocess(list(pixels), return_tensors="PIL.Image.Image")["pixel_values"]
         arrays = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-        return rearrange(arrays, "row y x c -> row c y x").double() / 127.5 - 1
+        return rearrange(arrays, "row y x c -> row c y x")
 
     @property
     def size(self) -> dict[str, int]:
@@ -151,6 +154,10 @@ class JanusArtist(Artist):
             options = {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
         inputs = self.processor(text=[prompt], generation_mode="image", return_tensors="pt", **options)
         return inputs["input_ids"][0].tolist()
+
+    def postprocess(self, pixels: Float[Tensor, "row 3 y x"]) -> UInt8[Tensor, "row 3 y x"]:
+        # Of torchvision's processor of transformers 5.24 tensors alone can be had.
+        return self.processor.postprocess(list(pixels), return_tensors="pt")["pixel_values"]
 
     def unconditional(self, prompt: list[int]) -> list[int]:
         return janus_twin(self.model, prompt)

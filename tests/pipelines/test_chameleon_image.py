@@ -31,6 +31,7 @@ from mmspec.codecs.vqgan import VQGANTokenizer
 from mmspec.errors import MmspecError
 from mmspec.pipelines.families import model_family
 from mmspec.pipelines.family_image import FamilyImagePipeline
+from mmspec.pipelines.generation_config import NEUTRAL
 
 PROMPT = "a red cat"
 
@@ -97,7 +98,7 @@ def test_prompts_of_lumina(lumina: Path) -> None:
     assert prompts.conditional == [[BOS, *ids, TURN, *begin]] and prompts.unconditional == [begin]
     assert (pipe.config.guidance_scale, pipe.sampling_defaults) == (
         4.0,
-        {"temperature": 1.0, "top_k": 2000, "top_p": 1.0},
+        NEUTRAL | {"temperature": 1.0, "top_k": 2000},
     )
     greedy = pipe(PROMPT, temperature=0).tokens
     assert pipe(PROMPT, seed=1, top_k=1).tokens == greedy != pipe(PROMPT, seed=1).tokens

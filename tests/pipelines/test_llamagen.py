@@ -14,6 +14,7 @@ import mmspec
 from mmspec import cli
 from mmspec.errors import MmspecError
 from mmspec.pipelines import task_of
+from mmspec.pipelines.generation_config import NEUTRAL
 from mmspec.pipelines.llamagen import LlamaGenPipeline
 
 PROMPT = {"c2i": "207", "t2i": "A red cat"}
@@ -48,7 +49,8 @@ def test_pictures(pipe: LlamaGenPipeline, folder: Path, prompt: str) -> None:
     Guidance and top-k are those of the model's own sampler; the whole prompt reaches the picture.
     """
     assert pipe.config.guidance_scale == (4.0 if folder.name == "c2i" else 7.5)
-    assert pipe.sampling_defaults == {"temperature": 1.0, "top_k": 2000 if folder.name == "c2i" else 1000, "top_p": 1.0}
+    defaults = {"temperature": 1.0, "top_k": 2000 if folder.name == "c2i" else 1000, "top_p": 1.0}
+    assert pipe.sampling_defaults == NEUTRAL | defaults
     out = pipe(prompt, temperature=0)
     assert out.images[0].size == (4 * SIDE, 4 * SIDE)
     expected = decoded(torch.tensor(out.tokens[0]).view(SIDE, SIDE)).permute(1, 2, 0).numpy() * 127.5 + 127.5

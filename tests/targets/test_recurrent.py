@@ -22,7 +22,7 @@ from mmspec.engine.loop import Batch, Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.tree import DraftTree, chain
 from mmspec.errors import MmspecError
-from mmspec.pipelines.image_text_to_text import load_transformer
+from mmspec.pipelines.transformer import check_family
 from mmspec.targets.causal import CausalTarget
 from mmspec.targets.recurrent import RecurrentTarget
 from mmspec.targets.registry import target_of
@@ -204,7 +204,7 @@ def test_refused_before_weights_are_read(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace("{", '{"architectures": ["MambaForCausalLM"],', 1))
     with pytest.raises(MmspecError, match=f"MambaForCausalLM {FORGETS}"):
-        load_transformer(tmp_path, torch.float32)
+        check_family(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["LFM2", pytest.param("Mamba 2", marks=pytest.mark.slow)])
