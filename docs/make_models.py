@@ -26,7 +26,7 @@ MODULES = {
     "test_llamagen": ("draw", "LlamaGen:"),
     "test_speech_families": ("speak", ""),
     "test_csm": ("speak", "CSM"),
-    "test_omni_talker": ("speak", "Qwen2.5-Omni's talker"),
+    "test_talker": ("speak", "Qwen2.5-Omni's talker"),
     "test_encoder_decoder": ("transcribe or translate", ""),
     "test_vlm_families": ("answer about pictures and sounds", ""),
     "test_text_families": ("continue text", ""),

@@ -138,7 +138,7 @@ def refuse_other_heads(kind: type[PreTrainedModel], config: PreTrainedConfig, fa
         raise MmspecError(
             f"{kind.__name__} is no causal language model of transformers: it may generate by another head "
             "or other "
-            "positions than those of its text, so it is refused; use one of the families in docs/adding-a-target.md"
+            "positions than those of its text, so it is refused; use one of the families in docs/models.md"
         )
 
 
