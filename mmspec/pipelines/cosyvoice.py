@@ -89,7 +89,9 @@ class CosyVoiceSpeaker(Speaker):
         if (folder / "cosyvoice3.yaml").is_file():
             raise MmspecError(f"{folder} holds a CosyVoice 3, which is not supported: use CosyVoice 2")
         if isinstance(codec, str | Path):
-            raise MmspecError("CosyVoice 2 takes a codec as an object alone: give codec= in Python (docs/own-models.md)")
+            raise MmspecError(
+                "CosyVoice 2 takes a codec as an object alone: give codec= in Python (docs/own-models.md)"
+            )
         processor, model = cls.load_processor(folder), cls.load_model(folder, dtype, **loading)
         codes = len(model.lm_head.weight) - MARKS
         return cls(model, processor, codec or CodesOnly(codes, RATE, no_codec("cosyvoice2")))

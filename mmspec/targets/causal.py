@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LogitsProcessor, PreTrainedModel, SuppressTokensLogitsProcessor
+from transformers import PreTrainedModel
 
 from mmspec.engine.cache import KV_BLOCK, RowCache, TreeCache, cache_kwarg
 from mmspec.engine.state import Output, PromptEmbeds, State
@@ -18,11 +18,10 @@ from mmspec.errors import MmspecError
 from mmspec.targets.base import Grid, Prompts
 from mmspec.targets.head import MIN_QUERY_LEN, LayeredHead, OutputHead, finish_of
 from mmspec.targets.masks import masks_of, windows_of
+from mmspec.targets.own import OwnModel
 from mmspec.targets.probe import (
     ATTENTION,
-    TOLERANCE,
     branching_error,
-    plain_ids,
     probe,
     refuse,
     refuse_other_heads,
@@ -35,7 +34,7 @@ __all__ = ["CausalTarget", "Prompts"]
 SLOT_MULTIPLE = 128
 
 
-class CausalTarget:
+class CausalTarget(OwnModel):
     """A transformers causal language model that generates only the model ids in `vocabulary` (None: all of its ids).
 
     Token t of the loop stands for the model id `vocabulary[t]`. A model id that is not in the vocabulary, which can
@@ -113,14 +112,6 @@ class CausalTarget:
         return self.deterministic
 
     @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
-    @property
     def max_positions(self) -> int:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
@@ -150,34 +141,6 @@ class CausalTarget:
         Here they are `ids(tokens)`; a subclass may let them depend on the prompt.
         """
         return self.ids(tokens)
-
-    def generate_processor(self, start: int) -> LogitsProcessor:
-        """What `transformers.generate` needs to generate the same tokens after prompts of `start` ids."""
-        other = set(range(self.model.get_output_embeddings().weight.shape[0])) - self._tokens.keys()
-        return SuppressTokensLogitsProcessor(sorted(other), device=str(self.device))
-
-    def own_ids(self, **options: object) -> Int[Tensor, "row token"]:
-        """What the model's own `generate` gives for these options (see `mmspec.reference`): new ids alone."""
-        inputs = options["inputs"]
-        assert isinstance(inputs, Tensor)
-        return self.model.generate(**options)[:, inputs.shape[1] :]
-
-    def why_not_comparable(self, guidance: float, penalty: float) -> str:
-        """Why `generate` gives other tokens than plain decoding under these options; "" if it gives the same."""
-        return ""
-
-    def own_logits(
-        self, nodes: Int[Tensor, "row node"], mask: Int[Tensor, "row node"]
-    ) -> Float[Tensor, "row node vocab"]:
-        """What the model itself says after these nodes (see `node_ids`), by its own forward, without a cache.
-
-        `mask` is 0 for padding.
-        """
-        return self.model(input_ids=nodes, attention_mask=mask, use_cache=False).logits[..., self.vocabulary]
-
-    def sample_nodes(self, count: int, prompt: int) -> list[int]:
-        """Nodes to try the model with, the first `prompt` of them a prompt."""
-        return plain_ids(self.model, count)
 
     def prompt_inputs(self, prompts: Prompts) -> list[dict[str, Tensor]]:
         """What the model's forward is given for each sequence, every prompt of every CFG branch, beside its ids."""
@@ -290,12 +253,6 @@ class CausalTarget:
         assert isinstance(cache, TreeCache)
         cache.open_row(sequence, ids.shape[1])
         self.model(input_ids=ids, use_cache=True, **options, **cache_kwarg(self.model, cache))
-
-    @property
-    def tolerance(self) -> float:
-        """The error that `probe` allows; quantised layers may quantise what they are given, too, whole rows at once."""
-        quantised = getattr(self.model, "hf_quantizer", None) is not None
-        return TOLERANCE[torch.bfloat16 if quantised else self.dtype]
 
     def largest_error(self, slots: int) -> float:
         """What `probe` looks at: the largest error of any node's logits with a cache of `slots` slots, as a share of
