@@ -22,7 +22,8 @@ from mmspec.targets.base import Target
 class Drafter:
     """The cheap guesser. One instance serves one generation at a time; `start` begins the next.
 
-    `max_nodes` is the largest number of draft tokens in a tree; `needs_features` asks the state to keep features.
+    `max_nodes` is the largest number of draft tokens in a tree; `needs_features` asks the state to keep features, the
+    target's last hidden states, and `feature_layers` for those that enter its layers of these numbers instead.
     `nodes` fixes how many draft tokens of a sorted tree are verified; if it is None, `cost`, what passes take here,
     decides, and 16 are verified where that is None too.
     """
@@ -30,6 +31,7 @@ class Drafter:
     name: str = "drafter"
     max_nodes: int = MAX_TREE_NODES
     needs_features: bool = False
+    feature_layers: tuple[int, ...] = ()
     nodes: int | None = None
     cost: Cost | None = None
 

@@ -74,6 +74,10 @@ class Prompts:
         return replace(self, conditional=self.conditional[:1] * rows, unconditional=unconditional)
 
 
+# Whether hidden states are kept for a drafter: the last ones, or those that enter these layers.
+Features = bool | tuple[int, ...]
+
+
 @runtime_checkable
 class Target(Protocol):
     """A model whose output must be kept.
@@ -110,8 +114,11 @@ class Target(Protocol):
     @property
     def max_positions(self) -> int: ...
 
-    def prefill(self, prompts: Prompts, capacity: int, features: bool) -> State:
-        """Read the prompts. `capacity` is new tokens plus one tree, for each row; `features` asks for hidden states."""
+    def prefill(self, prompts: Prompts, capacity: int, features: Features) -> State:
+        """Read the prompts. `capacity` is new tokens plus one tree, for each row.
+
+        `features` asks for the last hidden states, or for those that enter layers of these numbers, side by side.
+        """
         ...
 
     def forward(self, state: State, tree: DraftTree) -> Output:
