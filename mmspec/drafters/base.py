@@ -1,7 +1,6 @@
 """What the loop asks of a drafter."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from huggingface_hub import PyTorchModelHubMixin
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmspec.drafters.examples import DepthPredictions, Example
+from mmspec.drafters.layouts import Files
 from mmspec.engine.accept import Committed
 from mmspec.engine.cost import Cost
 from mmspec.engine.noise import Noise
@@ -133,6 +133,6 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
         return self
 
     @classmethod
-    def from_released(cls, folder: Path) -> "TrainedDrafter":
-        """Weights in the layout that others publish, for the classes that read one."""
-        raise MmspecError(f"{folder} holds a drafter in a layout that {cls.__name__} does not read")
+    def from_released(cls, files: Files, target: Target) -> "TrainedDrafter":
+        """For a target, from the files of a layout that others publish, for the classes that read one."""
+        raise MmspecError(f"{files.folder} holds a drafter in a layout that {cls.__name__} does not read")

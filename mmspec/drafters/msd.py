@@ -4,23 +4,24 @@ of text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Cache, DynamicCache, LlamaConfig, Qwen2Config
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers import Cache, DynamicCache
 
-from mmspec.drafters import released
 from mmspec.drafters.examples import DepthPredictions, Example, cross_entropy, masked_mean
+from mmspec.drafters.layouts import Files
+from mmspec.drafters.shapes import Rotary, check_size, layer_config, layer_shape, plain_layer
 from mmspec.drafters.tree_drafter import RecurrentDrafter
 from mmspec.engine.cache import cache_kwarg
 from mmspec.engine.sampling import SamplingOptions
-from mmspec.engine.state import PromptEmbeds, State
+from mmspec.engine.state import State
 from mmspec.targets.base import Target
+
+# In published files, but without effect: recomputed, or not in use in the first layer.
+IDLE = ("layers.0.input_layernorm.weight", "layers.0.self_attn.rotary_emb.inv_freq")
 
 
 class MsdDrafter(RecurrentDrafter):
@@ -58,22 +59,16 @@ class MsdDrafter(RecurrentDrafter):
         beta: list[float] | None = None,
         coupling: list[float] | None = None,
         greedy: list[float] | None = None,
+        rope: dict | None = None,
     ):
         super().__init__(target, depth, beta, coupling, greedy, tokens)
         self.decoupled = decoupled
-        shape: dict = dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=1)
-        shape |= dict(
-            num_attention_heads=heads, num_key_value_heads=kv_heads, rms_norm_eps=eps, attn_implementation="sdpa"
-        )
-        config_kind, layer_kind = {
-            "llama": (LlamaConfig, LlamaDecoderLayer),
-            "qwen2": (Qwen2Config, Qwen2DecoderLayer),
-        }[layer]
-        config = config_kind(**shape, rope_parameters={"rope_type": "default", "rope_theta": rope_theta})
+        rope = rope or {"rope_type": "default", "rope_theta": rope_theta}
+        config = layer_config(hidden_size, intermediate_size, heads, kv_heads, hidden_size // heads, eps, rope, layer)
         self.fc = nn.Linear(2 * hidden_size, hidden_size, bias=bias)
-        self.layers = nn.ModuleList([layer_kind(config, 0)])
+        self.layers = nn.ModuleList([plain_layer(config, layer, 0)])
         self.layers[0].input_layernorm = nn.Identity()
-        self.rotary = LlamaRotaryEmbedding(config)
+        self.rotary = Rotary(config, rope)
         self.embed_tokens = nn.Embedding(own_embedding, hidden_size) if own_embedding else None
 
     def fuse(
@@ -105,13 +100,6 @@ class MsdDrafter(RecurrentDrafter):
             **cache_kwarg(self.layers[0], cache),
         )
 
-    def embed(self, target: Target, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
-        """Input vectors of text tokens."""
-        if self.embed_tokens is None:
-            return target.embed(tokens)
-        own = (tokens >= 0) & (tokens < self.embed_tokens.num_embeddings)
-        return torch.where(own[..., None], self.embed_tokens(tokens.where(own, 0)), target.embed(tokens))
-
     def head(self, target: Target) -> Float[Tensor, "drafted width"]:
         """The rows of the target's output head that are drafted from: those of tokens that this drafter can
         read, too.
@@ -127,13 +115,6 @@ class MsdDrafter(RecurrentDrafter):
         """Logits of predicted features."""
         return nn.functional.linear(features.to(head.dtype), head)
 
-    def read_prompt(self, prompt: PromptEmbeds, tokens: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
-        """Input vectors of a prompt, text by this drafter's embedding."""
-        if self.embed_tokens is None:
-            return prompt.vectors
-        own = prompt.is_text & (tokens >= 0) & (tokens < self.embed_tokens.num_embeddings)
-        return torch.where(own[:, None], self.embed_tokens(tokens.where(own, 0)), prompt.vectors)
-
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         super().start(target, state, sampling, needs_draft_probs)
         self._head = self.head(target).to(self.fc.weight.dtype)
@@ -142,13 +123,24 @@ class MsdDrafter(RecurrentDrafter):
         return self.logits(self._head, hidden)
 
     @classmethod
-    def from_released(cls, folder: Path) -> "MsdDrafter":
-        return cls(**released.read_shape(folder)).load_released(folder)
+    def from_released(cls, files: Files, target: Target) -> "MsdDrafter":
+        """Weights as the authors of MSD publish them (github.com/Lyn-Lucy/MSD)."""
+        shape = layer_shape(files.config, files.names, files.folder)
+        check_size(files.folder, target, hidden_size=shape["hidden_size"])
+        drafter = cls(
+            **{key: shape[key] for key in ("hidden_size", "intermediate_size", "heads", "kv_heads", "eps", "rope")},
+            layer=shape["kind"],
+            bias="fc.bias" in files.names,
+            own_embedding=len(files.tensors["embed_tokens.weight"]) if "embed_tokens.weight" in files.names else 0,
+            **cls.released_options(files),
+        )
+        drafter.load_state_dict(files.read(drafter.state_dict(), drafter.name.upper(), IDLE))
+        return drafter
 
-    def load_released(self, folder: Path) -> "MsdDrafter":
-        """Weights as the authors of MSD publish them; see `drafters.released`."""
-        self.load_state_dict(released.read_weights(folder, self.state_dict()))
-        return self
+    @classmethod
+    def released_options(cls, files: Files) -> dict:
+        """Further arguments of the constructor that published files decide."""
+        return {}
 
     @classmethod
     def build(cls, target: Target, **options: object) -> "MsdDrafter":

@@ -8,7 +8,7 @@ from time import perf_counter
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
@@ -28,15 +28,22 @@ from mmspec.targets.base import Target
 Scores = Callable[[int, Int[Tensor, "row beam"], Int[Tensor, "row beam"]], Float[Tensor, "row beam drafted"]]
 
 
+def model_ids(target: Target, tokens: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """The target's own ids of tokens."""
+    return torch.where(tokens < 0, -1 - tokens, target.vocabulary[tokens.clamp(min=0)])
+
+
 class TreeDrafter(TrainedDrafter):
     """A drafter of one CFG branch that grows a tree level by level, coupled with the target's noise.
 
     `tokens` is the drafting vocabulary (tokens of the target; all, or the first ones, if None), over which `Scores`
-    are. softmax(greedy[depth] log q) is the probability of a candidate where there is no noise.
+    are. `embed_tokens` is an embedding of the target's ids, or None where the target's own is used.
+    softmax(greedy[depth] log q) is the probability of a candidate where there is no noise.
     """
 
     needs_prompt = True
     tokens: Tensor | None
+    embed_tokens: nn.Embedding | None
 
     def __init__(
         self,
@@ -61,6 +68,28 @@ class TreeDrafter(TrainedDrafter):
         super().start(target, state, sampling, needs_draft_probs)
         self._plan = DepthPlan(self.depth)
         self._read_rows(state, list(range(state.rows)))
+
+    def embed(self, target: Target, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
+        """Input vectors of text tokens, by this drafter's embedding as far as it has them."""
+        own = self.embed_tokens
+        if own is None:
+            return target.embed(tokens)
+        ids = model_ids(target, tokens)
+        vectors = own(ids.clamp(max=own.num_embeddings - 1))
+        if own.embedding_dim != target.hidden_size:
+            return vectors
+        return torch.where((ids < own.num_embeddings)[..., None], vectors, target.embed(tokens))
+
+    def read_prompt(self, prompt: PromptEmbeds, tokens: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
+        """Input vectors of a prompt, text by this drafter's embedding."""
+        own = self.embed_tokens
+        if own is None:
+            return prompt.vectors
+        ids = model_ids(self.target, tokens)
+        vectors = own(ids.clamp(max=own.num_embeddings - 1))
+        if own.embedding_dim != prompt.vectors.shape[1]:
+            return vectors
+        return torch.where((prompt.is_text & (ids < own.num_embeddings))[:, None], vectors, prompt.vectors)
 
     @abstractmethod
     def _read_rows(self, state: State, rows: list[int]) -> None:
@@ -147,25 +176,22 @@ class RecurrentDrafter(TreeDrafter):
     def drafted_logits(self, hidden: Float[Tensor, "row node width"]) -> Float[Tensor, "row node drafted"]:
         """Logits of hidden states over the drafting vocabulary, after `start`."""
 
-    @abstractmethod
-    def embed(self, target: Target, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
-        """Input vectors of text tokens."""
-
-    @abstractmethod
-    def read_prompt(self, prompt: PromptEmbeds, tokens: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
-        """Input vectors of a prompt."""
+    def fuse_level(
+        self, vectors: Float[Tensor, "row beam width"], hidden: Float[Tensor, "row beam hidden"]
+    ) -> Float[Tensor, "row beam entry"]:
+        """What the first layer reads of a level of the tree."""
+        return self.fuse(vectors, hidden)
 
     def project(self, features: Float[Tensor, "*shape wide"]) -> Float[Tensor, "*shape width"]:
         """The target's features as hidden states of this drafter."""
         return features
 
     def prompt_inputs(
-        self, prompt: PromptEmbeds, tokens: Int[Tensor, "position"], features: Float[Tensor, "before_last wide"]
+        self, state: State, row: int
     ) -> tuple[Float[Tensor, "read entry"], Int[Tensor, "*axis read"], int]:
-        """What is read of a prompt, and where; and by how much positions after it exceed the number of what was read.
-
-        `features` are those of all positions but the last.
-        """
+        """What is read of a row's prompt, and where; and by how much later positions exceed the number of entries."""
+        prompt, features = state.prompt_hidden[row]
+        tokens = torch.tensor(state.prompt_ids[row][-len(prompt.is_text) :], device=self.target.device)
         inputs = self.fuse(self.read_prompt(prompt, tokens)[1:], self.project(features), prompt.is_text[1:])
         return inputs, torch.arange(len(inputs), device=inputs.device), 0
 
@@ -182,9 +208,7 @@ class RecurrentDrafter(TreeDrafter):
         cache = TreeCache(self.cached_layers, len(rows), state.cache.capacity + self.beam * self.depth, device)
         parts, position_ids, shifts = [], [], []
         for row in rows:
-            prompt, features = state.prompt_hidden[row]
-            tokens = torch.tensor(state.prompt_ids[row][-len(prompt.is_text) :], device=device)
-            read, positions, shift = self.prompt_inputs(prompt, tokens, features)
+            read, positions, shift = self.prompt_inputs(state, row)
             new = self._committed(state, row, state.counts[row])
             after = (len(read) + shift + torch.arange(len(new), device=device)).expand(*self.axes, -1)
             parts.append(torch.cat([read, new]))
@@ -255,7 +279,7 @@ class RecurrentDrafter(TreeDrafter):
         def scores(depth: int, tokens: Tensor, parent_index: Tensor) -> Float[Tensor, "row beam drafted"]:
             nonlocal hidden, ancestors
             if depth:
-                inputs = self.fuse(self.embed(self.target, tokens), hidden[rows, parent_index])
+                inputs = self.fuse_level(self.embed(self.target, tokens), hidden[rows, parent_index])
                 own = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device).expand(state.rows, -1, -1)
                 ancestors = torch.cat([ancestors[rows, parent_index], own], 2)
                 hidden = self._predict_level(inputs, ancestors, depth)
