@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tiny import prompts
+from tiny import plain, prompts
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmspec.drafters.registry import by_name
-from mmspec.engine.loop import Stop, generate
+from mmspec.engine.loop import Batch, Round, Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.tree import DraftTree
 from mmspec.targets.causal import CausalTarget
@@ -183,3 +183,28 @@ def check_equal(target: CausalTarget, folder: Path, given: object = None, rows: 
             generate(target, given, rows, Stop(14), each, sampling=sampling, seeds=4) for each in (None, drafter)
         )
         assert drafted.tokens == plain.tokens
+
+
+def check_joining(target: CausalTarget, folder: Path) -> None:
+    """What was read of rows that stay is kept, and new ones are read: rows that join and leave say what plain decoding
+    says.
+    """
+    texts, sampling = [[1, 3, 4, 2], [1, 5, 9, 11, 7, 2], [1, 2]], SamplingOptions(1.0)
+    expected = plain(target, 24, sampling, 0, texts)
+    batch = Batch(target, by_name(str(folder), None, target), sampling)
+    tokens: list[list[int]] = [[], [], []]
+
+    def follow(result: Round, *rows: int) -> None:
+        for row, new in zip(rows, result.tokens, strict=True):
+            tokens[row] += new
+
+    follow(batch.join(prompts([texts[0]]), [0], Stop(24)), 0)
+    follow(batch.round(), 0)
+    follow(batch.join(prompts([texts[1]]), [1], Stop(24)), 0, 1)
+    follow(batch.round(), 0, 1)
+    batch.keep([1])
+    follow(batch.join(prompts([texts[2]]), [2], Stop(24)), 1, 2)
+    batch.keep([1, 0])
+    for _ in range(4):
+        follow(batch.round(), 2, 1)
+    assert all(found == whole[: len(found)] for found, whole in zip(tokens, expected)) and len(tokens[2]) > 4

@@ -13,6 +13,7 @@ from tiny_layouts import (
     V,
     attend,
     check_equal,
+    check_joining,
     check_trees,
     deep_target,
     draw,
@@ -178,6 +179,10 @@ def test_pictures(tmp_path: Path, rope: dict | None, axis_of: list[int]) -> None
             out = feed(w, "midlayer.", h + attend(w, "midlayer.", both, positions))
             torch.testing.assert_close(drafter._last[row], out[-1], rtol=1e-5, atol=1e-5)
     check_equal(target, folder, given)
+
+
+def test_rows_that_join_and_leave(tmp_path: Path) -> None:
+    check_joining(text_target(), write(tmp_path / "d", OFFICIAL | AUX, eagle3_weights("midlayer.")))
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def test_vispec(tmp_path: Path) -> None:
     folder = write(tmp_path / "vispec", LAYER_CONFIG | {"model_type": "llama", "num_key_value_heads": 4}, weights)
     drafter = by_name(str(folder), None, target)
     w = {name: value.double() for name, value in weights.items()}
-    prompts = VisualPrompts.of([asked("llava", [(32, 32), (32, 32)], 1), asked("llava", [], 2)])
-    state = target.prefill(prompts, 40, True)
+    given = VisualPrompts.of([asked("llava", [(32, 32), (32, 32)], 1), asked("llava", [], 2)])
+    state = target.prefill(given, 40, True)
     drafter.target = target
     for row, (prompt, features) in enumerate(state.prompt_hidden):
         vectors, is_text = prompt.vectors[1:].clone(), prompt.is_text[1:]
@@ -125,7 +125,7 @@ def test_vispec(tmp_path: Path) -> None:
         torch.testing.assert_close(read, torch.stack(entries))
         assert where.tolist() == positions and shift == len(features) - len(entries)
         torch.testing.assert_close(drafter._images[id(prompt)][0], image)
-    check_equal(target, folder, prompts)
+    check_equal(target, folder, given)
 
 
 @pytest.mark.parametrize(
