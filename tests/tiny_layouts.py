@@ -16,6 +16,7 @@ from mmspec.drafters.registry import by_name
 from mmspec.engine.loop import Batch, Round, Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.tree import DraftTree
+from mmspec.targets.base import Prompts
 from mmspec.targets.causal import CausalTarget
 
 D, HEADS, KV, INNER, V = 32, 4, 2, 48, 40
@@ -139,9 +140,9 @@ def hidden_states(target: CausalTarget, ids: list[int]) -> tuple[Tensor, ...]:
     return tuple(states[0] for states in output.hidden_states)
 
 
-def check_trees(target: CausalTarget, folder: Path, weights: Weights, reference: Reference, **options: object) -> None:
+def check_trees(target: CausalTarget, folder: Path, weights: Weights, reference: Reference) -> None:
     """Children of every node of greedy trees are the best by the reference forward over all that is before them."""
-    drafter = by_name(str(folder), None, target, **options)
+    drafter = by_name(str(folder), None, target)
     wide = {name: value.double() if value.is_floating_point() else value for name, value in weights.items()}
     draft, deepest = drafter.draft, 0
 
@@ -173,25 +174,25 @@ def check_trees(target: CausalTarget, folder: Path, weights: Weights, reference:
     assert deepest > 2
 
 
-def check_equal(target: CausalTarget, folder: Path, given: object = None, rows: int = 2, **options: object) -> None:
+def check_equal(target: CausalTarget, folder: Path, given: Prompts | None = None, beside: Path | None = None) -> None:
     """A batch drafted for says what plain decoding says, greedy and sampled (fp64)."""
     given = given or prompts([[1, 3, 4, 2], [1, 5, 9, 11, 7, 2]])
     for temperature in (0.0, 1.0):
         sampling = SamplingOptions(temperature)
-        drafter = by_name(str(folder), None, target, **options)
-        plain, drafted = (
-            generate(target, given, rows, Stop(14), each, sampling=sampling, seeds=4) for each in (None, drafter)
+        drafter = by_name(str(folder), beside, target)
+        whole, drafted = (
+            generate(target, given, 2, Stop(14), each, sampling=sampling, seeds=4) for each in (None, drafter)
         )
-        assert drafted.tokens == plain.tokens
+        assert drafted.tokens == whole.tokens
 
 
-def check_joining(target: CausalTarget, folder: Path) -> None:
+def check_joining(target: CausalTarget, folder: Path, beside: Path | None = None) -> None:
     """What was read of rows that stay is kept, and new ones are read: rows that join and leave say what plain decoding
     says.
     """
     texts, sampling = [[1, 3, 4, 2], [1, 5, 9, 11, 7, 2], [1, 2]], SamplingOptions(1.0)
     expected = plain(target, 24, sampling, 0, texts)
-    batch = Batch(target, by_name(str(folder), None, target), sampling)
+    batch = Batch(target, by_name(str(folder), beside, target), sampling)
     tokens: list[list[int]] = [[], [], []]
 
     def follow(result: Round, *rows: int) -> None:

@@ -50,7 +50,7 @@ class Files:
 
     @property
     def _paths(self) -> list[Path]:
-        shards = sorted(self.folder.glob("model-*-of-*.safetensors"))
+        shards = sorted(self.folder.glob("model-*-of-*.safetensors")) or sorted(self.folder.glob("pytorch_model-*.bin"))
         if path := next((self.folder / name for name in WEIGHTS if (self.folder / name).is_file()), None):
             return [path]
         if not shards:
@@ -63,6 +63,9 @@ class Files:
     @cached_property
     def names(self) -> set[str]:
         """The names of the tensors."""
+        index = [*self.folder.glob("*.safetensors.index.json"), *self.folder.glob("pytorch_model.bin.index.json")]
+        if index:
+            return set(json.loads(index[0].read_text()).get("weight_map", {}))
         paths = self._paths
         if paths[0].suffix != ".safetensors":
             return set(self.tensors)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
@@ -147,6 +147,10 @@ class Target(Protocol):
 
     def position_ids(self, state: State, depths: Int[Tensor, "row node"]) -> Int[Tensor, "*axis sequence node"]:
         """The model's position ids of tree nodes, for every sequence of the state."""
+        ...
+
+    def is_text(self, ids: Int[Tensor, "position"]) -> Bool[Tensor, "position"]:
+        """Which of a prompt's model ids are text, and not in the place of a picture or a sound."""
         ...
 
     def model_ids(self, prompt: Int[Tensor, "position"], tokens: Int[Tensor, "token"]) -> Int[Tensor, "token"]:
