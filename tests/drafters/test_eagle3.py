@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import text_target
+from tiny import llama, text_target
 from tiny_layouts import (
     LAYER_CONFIG,
     D,
@@ -28,6 +28,7 @@ from torch import Tensor
 from mmspec.drafters.registry import by_name
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
+from mmspec.targets.causal import CausalTarget
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 
 VD = 12
@@ -179,6 +180,17 @@ def test_pictures(tmp_path: Path, rope: dict | None, axis_of: list[int]) -> None
             out = feed(w, "midlayer.", h + attend(w, "midlayer.", both, positions))
             torch.testing.assert_close(drafter._last[row], out[-1], rtol=1e-5, atol=1e-5)
     check_equal(target, folder, given)
+
+
+def test_a_target_that_generates_some_ids_alone(tmp_path: Path) -> None:
+    """Such as a model of speech: what it cannot say is not drafted, and ids are the model's own."""
+    weights = eagle3_weights("midlayer.", **{"embed_tokens.weight": (V, D)})
+    folder, target = write(tmp_path / "e3", OFFICIAL | AUX, weights), CausalTarget(llama(), range(8, V))
+    drafter = by_name(str(folder), None, target)
+    assert drafter.tokens.tolist() == [i - 8 for i in range(1, 36, 3) if i >= 8] and len(drafter.lm_head.weight) == 9
+    tokens = torch.tensor([0, 5, -3])
+    assert torch.equal(drafter.embed(target, tokens), weights["embed_tokens.weight"].double()[[8, 13, 2]])
+    check_equal(target, folder)
 
 
 def test_rows_that_join_and_leave(tmp_path: Path) -> None:
