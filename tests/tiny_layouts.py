@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from host_reads import count_reads
 from safetensors.torch import save_file
 from tiny import plain, prompts
 from torch import Tensor
@@ -175,7 +176,7 @@ def check_trees(target: CausalTarget, folder: Path, weights: Weights, reference:
 
 
 def check_equal(target: CausalTarget, folder: Path, given: Prompts | None = None, beside: Path | None = None) -> None:
-    """A batch drafted for says what plain decoding says, greedy and sampled (fp64)."""
+    """A batch drafted for says what plain decoding says, greedy and sampled (fp64); drafting never reads the device."""
     given = given or prompts([[1, 3, 4, 2], [1, 5, 9, 11, 7, 2]])
     for temperature in (0.0, 1.0):
         sampling = SamplingOptions(temperature)
@@ -184,6 +185,8 @@ def check_equal(target: CausalTarget, folder: Path, given: Prompts | None = None
             generate(target, given, 2, Stop(14), each, sampling=sampling, seeds=4) for each in (None, drafter)
         )
         assert drafted.tokens == whole.tokens
+    counts, drafting = count_reads(target, by_name(str(folder), beside, target), given, 2, Stop(14))
+    assert max(counts) <= 2 and not drafting
 
 
 def check_joining(target: CausalTarget, folder: Path, beside: Path | None = None) -> None:

@@ -162,11 +162,11 @@ class DFlashDrafter(TreeDrafter):
         """
         config, folder = files.config, files.folder
         own = config.get("dflash_config") or {}
-        files.refuse_flags(config, (*KNOWN, *cls.known_keys()))
-        files.refuse_flags(own, (*KNOWN, *cls.known_keys()))
         if (kind := config.get("projector_type") or own.get("projector_type") or "dflash") != "dflash":
             raise MmspecError(f"{folder}: projector_type {kind!r} is not read: DFlash and DSpark are")
         layer = config.get("transformer_layer_config") or config
+        for settings in (config, own, layer):
+            files.refuse_flags(settings, (*KNOWN, *cls.known_keys()))
         if "sliding_attention" in (layer.get("layer_types") or []):
             raise MmspecError(f"{folder}: layers of the kind sliding_attention are not understood in a block drafter")
         tensors = {cls.spelled(name): value for name, value in files.tensors.items()}

@@ -180,7 +180,8 @@ class Eagle3Drafter(RecurrentDrafter):
         """See `Eagle3Drafter`. Raises MmspecError for settings, tensors and vocabularies that are not understood."""
         names = {spelled(name) for name in files.names}
         config = files.config.get("transformer_layer_config") or files.config
-        files.refuse_flags(files.config, (*KNOWN, *cls.known_keys()))
+        for settings in (files.config, config):
+            files.refuse_flags(settings, (*KNOWN, *cls.known_keys()))
         shape = layer_shape(config, names, files.folder)
         target_size = files.config.get("target_hidden_size") or shape["hidden_size"]
         check_size(files.folder, target, target_hidden_size=target_size)

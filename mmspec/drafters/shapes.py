@@ -42,8 +42,8 @@ def layer_shape(config: dict, names: set[str], folder: Path) -> dict:
         raise MmspecError(
             f"{folder / 'config.json'} describes no decoder layer ({error!r}): restore it from its source"
         ) from None
-    if config.get("hidden_act", "silu") != "silu":
-        raise MmspecError(f"{folder}: hidden_act {config['hidden_act']!r} is not understood: silu is")
+    if (act := config.get("hidden_activation") or config.get("hidden_act") or "silu") != "silu":
+        raise MmspecError(f"{folder}: layers with {act!r} are not understood: those of Llama and Qwen, with silu, are")
 
     def has(part: str) -> bool:
         return any(name.endswith(part) for name in names)

@@ -122,6 +122,7 @@ def test_of_its_authors(tmp_path: Path) -> None:
     check_equal(target, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anchored", [False, True])
 def test_speculators(tmp_path: Path, anchored: bool) -> None:
     """Layer ids count what enters; a small vocabulary; slots predict their own token, or the one after it."""
@@ -131,6 +132,7 @@ def test_speculators(tmp_path: Path, anchored: bool) -> None:
     check_equal(target, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("markov", "anchored"), [("vanilla", True), ("gated", True), ("rnn", True), ("rnn", False)])
 def test_dspark(tmp_path: Path, markov: str, anchored: bool) -> None:
     """The bias of each Markov head follows the path; the head of confidence is passed over."""
@@ -141,6 +143,7 @@ def test_dspark(tmp_path: Path, markov: str, anchored: bool) -> None:
     check_equal(target, folder)
 
 
+@pytest.mark.slow
 def test_deepspec(tmp_path: Path) -> None:
     """A flat configuration, the whole vocabulary, ids that count what leaves (-1 is the embedding), old names."""
     target, weights = text_target(), weights_of(V, "vanilla")
@@ -152,6 +155,7 @@ def test_deepspec(tmp_path: Path) -> None:
     check_equal(target, folder)
 
 
+@pytest.mark.slow
 def test_pictures(tmp_path: Path) -> None:
     """They reach the block by the target's states alone."""
     target = VisionLanguageTarget(model("qwen2_5_vl"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import vlm_families
 from tiny import llama, text_target
 from tiny_layouts import (
     LAYER_CONFIG,
@@ -111,6 +112,7 @@ def test_official(tmp_path: Path) -> None:
     check_equal(target, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before_fc", [False, True])
 def test_speculators(tmp_path: Path, before_fc: bool) -> None:
     """A nested configuration, layers.0., the residual after the norm, norms of q and k, the target's embedding."""
@@ -121,6 +123,7 @@ def test_speculators(tmp_path: Path, before_fc: bool) -> None:
     check_equal(target, folder)
 
 
+@pytest.mark.slow
 def test_deepspec(tmp_path: Path) -> None:
     """The whole vocabulary, without maps."""
     target, weights = text_target(), eagle3_weights("layers.0.", 16, True, V)
@@ -129,6 +132,7 @@ def test_deepspec(tmp_path: Path) -> None:
     check_equal(target, folder)
 
 
+@pytest.mark.slow
 def test_the_edition_of_2026(tmp_path: Path) -> None:
     """EAGLE-3.1: each of the target's states is normed, and the normed state is fed back."""
     extra = {f"fc_norm.{i}.weight": (D,) for i in range(3)}
@@ -149,6 +153,7 @@ def test_peagle(tmp_path: Path) -> None:
     check_equal(target, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rope", "axis_of"),
     [
@@ -191,6 +196,27 @@ def test_a_target_that_generates_some_ids_alone(tmp_path: Path) -> None:
     tokens = torch.tensor([0, 5, -3])
     assert torch.equal(drafter.embed(target, tokens), weights["embed_tokens.weight"].double()[[8, 13, 2]])
     check_equal(target, folder)
+
+
+@pytest.mark.slow
+def test_states_between_deep_stacked_layers(tmp_path: Path) -> None:
+    """On Qwen3-VL, what enters a layer has the picture's features of the layer before added; tokens stay the same."""
+    target = VisionLanguageTarget(vlm_families.model("qwen3_vl"))
+    given = VisualPrompts.of([vlm_families.asked("qwen3_vl", [(4, 4)], 1), vlm_families.asked("qwen3_vl", [], 2)])
+    state, entered = target.prefill(given, 60, (0, 1, 2)), []
+    hook = target.decoder.layers[1].register_forward_pre_hook(lambda module, args: entered.append(args[0][0]))
+    with torch.inference_mode():
+        last = target.prefill(given, 60, True).prompt_hidden
+    hook.remove()
+    for row, (prompt, states) in enumerate(state.prompt_hidden):
+        first, second, output = states.split(D, -1)
+        assert torch.equal(first, prompt.vectors[:-1]) and torch.equal(second, entered[row][:-1])
+        assert torch.equal(output, last[row][1])
+    weights = eagle3_weights("midlayer.", **{"embed_tokens.weight": (64, D)})
+    weights["t2d"] = torch.cat([weights["t2d"], torch.zeros(24, dtype=torch.bool)])
+    rope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [2, 1, 1]}
+    config = OFFICIAL | AUX | {"rope_scaling": rope, "vocab_size": 64, "target_model_type": "qwen3_vl"}
+    check_equal(target, write(tmp_path / "e3", config, weights), given)
 
 
 def test_rows_that_join_and_leave(tmp_path: Path) -> None:

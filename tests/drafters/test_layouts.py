@@ -76,6 +76,7 @@ def eagle(head: Tensor):
     return reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bias", "qkv_bias"), [(True, False), (False, True)])
 def test_eagle(tmp_path: Path, bias: bool, qkv_bias: bool) -> None:
     """EAGLE-1 and 2, with and without biases; the trees and the tokens."""
