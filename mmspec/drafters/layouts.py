@@ -128,16 +128,18 @@ class Files:
         Missing, unexpected and mismatched tensors are errors; those without effect, `idle`, are passed over.
         """
         tensors = {rename(name): value for name, value in self.tensors.items()}
+        in_file = {rename(name): name for name in self.tensors}
         missing = sorted(expected.keys() - tensors.keys())
         foreign = sorted(tensors.keys() - expected.keys() - set(idle))
         for problem, names in (("lacks", missing), ("has unexpected", foreign)):
             if names:
+                names = [in_file.get(name, name) for name in names]
                 shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
                 raise MmspecError(f"{self.folder}: the file {problem} {shown}: it is no {what} drafter of this layout")
         for name, value in expected.items():
             if tensors[name].shape != value.shape:
                 raise MmspecError(
-                    f"{self.folder}: {name} is {list(tensors[name].shape)} and should be {list(value.shape)}: "
+                    f"{self.folder}: {in_file[name]} is {list(tensors[name].shape)} and should be {list(value.shape)}: "
                     "config.json is of another model"
                 )
         return {name: tensors[name] for name in expected}

@@ -49,7 +49,8 @@ class ModelDrafter(RecurrentDrafter):
         """A folder of transformers. Raises MmspecError for a model that is not read or that has another vocabulary."""
         from mmspec.pipelines.transformer import load_transformer  # a room above this one, needed for models alone
 
-        check_vocabulary(files.folder, files.model, target)
+        loaded = Path(target.model.name_or_path or "/dev/null")  # of a target of its own, without a pipeline
+        check_vocabulary(files.folder, files.model or (loaded if loaded.is_dir() else None))
         model = load_transformer(files.folder, target.dtype).to(target.device)
         rows, tokens = drafted_tokens(target, torch.arange(len(model.get_output_embeddings().weight)))
         whole = rows == tokens == list(range(target.vocabulary_size)) and len(rows) == target.vocabulary_size
@@ -106,7 +107,7 @@ class ModelDrafter(RecurrentDrafter):
         return logits if self.rows is None else logits[..., self.rows]
 
 
-def check_vocabulary(folder: Path, model: Path | None, target: Target) -> None:
+def check_vocabulary(folder: Path, model: Path | None) -> None:
     """Raise MmspecError unless every token of the small model's tokenizer has the same id in the target's.
 
     The target may have more tokens. A model is refused where either has no tokenizer.
