@@ -11,7 +11,7 @@ from mmspec.drafters import layouts
 from mmspec.drafters.base import Drafter, TrainedDrafter
 from mmspec.drafters.table import TABLE, Entry, check_name, folder_of, names, usable, without_weights
 from mmspec.engine.cost import measured
-from mmspec.errors import MmspecError
+from mmspec.errors import MmspecError, short
 from mmspec.targets.base import Prompts, Target
 
 __all__ = ["TABLE", "Entry", "by_name", "load", "names", "usable"]
@@ -48,10 +48,8 @@ def by_name(name: str, folder: Path | None, target: Target, **options: object) -
     check_name(name, folder)
     path = folder_of(name, folder)
     config = _read_config(name, path) if path else {}
-    if path and (found := layouts.find(path, folder)):
-        layout, files = found
-        drafter = layout.load().from_released(files, target)
-        return drafter.to(target.device, target.dtype).eval().configure(**options)
+    if path and (public := _public(path, folder, target)) is not None:
+        return public.to(target.device, target.dtype).eval().configure(**options)
     kind = config.get("kind", Path(name).name)
     if kind not in names():
         raise MmspecError(
@@ -73,6 +71,20 @@ def by_name(name: str, folder: Path | None, target: Target, **options: object) -
         )
     drafter = drafter.to(target.device, target.dtype).eval()
     return drafter.configure(**options)
+
+
+def _public(path: Path, folder: Path | None, target: Target) -> TrainedDrafter | None:
+    """The drafter of a published layout in `path`, None if that holds none."""
+    try:
+        found = layouts.find(path, folder)
+        return found and found[0].load().from_released(found[1], target)
+    except MmspecError:
+        raise
+    except Exception as error:  # whatever numbers and words that others wrote lead to
+        raise MmspecError(
+            f"drafter {str(path)!r}: {path / 'config.json'} and its tensors do not describe a drafter "
+            f"({type(error).__name__}: {short(error)}): restore them from their source"
+        ) from None
 
 
 def _read_config(name: str, path: Path) -> dict:

@@ -171,3 +171,20 @@ def test_other_layouts_are_refused_by_name(tmp_path: Path, config: dict, message
     with pytest.raises(MmspecError, match=message):
         by_name(str(folder), None, text_target())
     assert json.loads((folder / "config.json").read_text()) == config
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"medusa_num_heads": "many"},
+        {"architectures": 5, "medusa_num_heads": None},
+        LAYER_CONFIG | {"num_attention_heads": "x", "architectures": ["LlamaForCausalLMEagle3"]},
+        LAYER_CONFIG | {"rope_scaling": "no", "architectures": ["LlamaForCausalLMEagle3"]},
+        LAYER_CONFIG | {"dflash_config": [1]},
+        {"speculators_model_type": "eagle3", "transformer_layer_config": LAYER_CONFIG | {"num_key_value_heads": 3}},
+    ],
+)
+def test_nonsense_is_an_error(tmp_path: Path, wrong: dict) -> None:
+    folder = write(tmp_path / "d", MEDUSA | wrong, medusa_weights() | {"fc.weight": torch.ones(2, 2)})
+    with pytest.raises(MmspecError):
+        by_name(str(folder), None, text_target())
