@@ -219,7 +219,7 @@ class DFlashDrafter(TreeDrafter):
         return name.removeprefix("model.")
 
     @classmethod
-    def released_options(cls, files: Files, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    def released_options(cls, files: Files, tensors: dict[str, Tensor]) -> dict:
         """Further arguments of the constructor that published files decide."""
         return {"from_anchor": bool(files.config.get("sample_from_anchor", False))}
 

@@ -101,7 +101,7 @@ class DSparkDrafter(DFlashDrafter):
         return super().spelled(name).removeprefix("logit_head.")
 
     @classmethod
-    def released_options(cls, files: Files, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    def released_options(cls, files: Files, tensors: dict[str, Tensor]) -> dict:
         own = files.config.get("dflash_config") or {}
         kind = files.config.get("markov_head_type") or own.get("markov_head_type") or "vanilla"
         if kind not in ("vanilla", "gated", "rnn"):

@@ -192,7 +192,7 @@ class Eagle3Drafter(RecurrentDrafter):
         tensors = {spelled(name): value for name, value in files.tensors.items()}
         own_head = len(tensors["lm_head.weight"]) if "lm_head.weight" in tensors else 0
         rows, tokens = read_vocabulary(files, tensors, target, own_head)
-        options: dict[str, Any] = dict(
+        options: dict = dict(
             own_embedding=len(tensors["embed_tokens.weight"]) if "embed_tokens.weight" in tensors else 0,
             tokens=tokens,
             layers=1 + max((int(name.split(".")[1]) for name in names if name.startswith("layers.")), default=0),
