@@ -17,7 +17,7 @@ from mmspec.errors import MmspecError, unknown
 INDEX, PROMPTS = "model_index.json", "prompts.jsonl"
 VOCABULARY, RESULTS = "vocabulary.json", "results.json"
 # Weights that are pickled, of which torch reads tensors alone (`weights_only`).
-PICKLES = ["pytorch_model*.bin", "llm.pt"]
+PICKLES = ["pytorch_model*.bin", "llm.pt", "medusa_lm_head.pt"]
 # How the names of buffers end that older versions of transformers saved, and newer ones compute.
 OLD_BUFFERS = ("inv_freq", "position_ids", "masked_bias", "attn.bias", "attention.bias", "cos_cached", "sin_cached")
 # What loading raises for files that are damaged, foreign, or more than tensors.

@@ -21,18 +21,40 @@ class Info:
     """
 
     model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]", help_behavior_hint="")] = None
-    """A bundled name, a folder, or a hub id: its task, defaults, voices, words, and drafters with measured figures."""
+    """A bundled name, a folder, or a hub id: its task, defaults, voices, words, and drafters with measured figures. The
+    folder of a drafter: its layout, and the model that it was made for."""
+    target: Annotated[str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
+    """For a drafter's folder: whether it fits this model."""
     json: Switch = False
     """Machine-readable."""
 
     def run(self) -> int:
-        facts = machine_facts() if self.model is None else model_facts(self.model)
+        drafter = self.drafter()
+        if self.target and drafter is None:
+            raise MmspecError(f"--target asks whether a drafter fits, and {self.model} is none: give its folder")
+        if drafter is not None:
+            facts = drafter
+        else:
+            facts = machine_facts() if self.model is None else model_facts(self.model)
         if self.json:
             print(json.dumps(facts, indent=1))
             return 0
-        for table in machine_tables(facts) if self.model is None else model_tables(facts):
+        tables = machine_tables if self.model is None else drafter_tables if drafter is not None else model_tables
+        for table in tables(facts):
             Console().print(table)
         return 0
+
+    def drafter(self) -> dict | None:
+        """What there is to say of a drafter's folder, None for anything else."""
+        folder = Path(self.model).expanduser() if self.model else None
+        if folder is None or not (folder / "config.json").is_file():  # torch is imported from here on
+            return None
+        from mmspec import zoo
+        from mmspec.drafters.facts import drafter_facts, is_drafter
+
+        if not is_drafter(folder):
+            return None
+        return drafter_facts(folder, zoo.resolve(self.target, allow_transformers=True) if self.target else None)
 
 
 def machine_facts() -> dict:
@@ -129,6 +151,20 @@ def speaker_facts(folder: Path) -> dict:
     said = {name: config[name] for name in names if config.get(name) is not None}
     sampling = {"temperature": 1.0, **speaker.sampling, **said}
     return {"family": speaker.name, **sampling, "drafter": "jacobi", "voices": list(speaker.voices)}
+
+
+def drafter_tables(facts: dict) -> list[Table]:
+    """A drafter's folder, to be read."""
+    about = make_table(facts["drafter"], "what", "which")
+    about.add_row("layout", facts["layout"] + ("" if facts["read"] else ", which is not read"))
+    about.add_row("made for", facts["for"])
+    about.add_row("hidden size", str(facts["hidden_size"] or "not said"))
+    about.add_row("size", f"{facts['megabytes']:.0f} MB")
+    if "fits" in facts:
+        about.add_row(f"fits {facts['model']}", facts["why"] and f"no: {facts['why']}" or "yes")
+    else:
+        about.caption = "mmspec info FOLDER --target MODEL says whether it fits"
+    return [about]
 
 
 def read_results(path: Path) -> dict:

@@ -1,7 +1,6 @@
 """What the loop asks of a drafter."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from huggingface_hub import PyTorchModelHubMixin
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmspec.drafters.examples import DepthPredictions, Example
+from mmspec.drafters.layouts import Files
 from mmspec.engine.accept import Committed
 from mmspec.engine.cost import Cost
 from mmspec.engine.noise import Noise
@@ -22,7 +22,8 @@ from mmspec.targets.base import Target
 class Drafter:
     """The cheap guesser. One instance serves one generation at a time; `start` begins the next.
 
-    `max_nodes` is the largest number of draft tokens in a tree; `needs_features` asks the state to keep features.
+    `max_nodes` is the largest number of draft tokens in a tree; `needs_features` asks the state to keep features, the
+    target's last hidden states, and `feature_layers` for those that enter its layers of these numbers instead.
     `nodes` fixes how many draft tokens of a sorted tree are verified; if it is None, `cost`, what passes take here,
     decides, and 16 are verified where that is None too.
     """
@@ -30,6 +31,7 @@ class Drafter:
     name: str = "drafter"
     max_nodes: int = MAX_TREE_NODES
     needs_features: bool = False
+    feature_layers: tuple[int, ...] = ()
     nodes: int | None = None
     cost: Cost | None = None
 
@@ -131,6 +133,6 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
         return self
 
     @classmethod
-    def from_released(cls, folder: Path) -> "TrainedDrafter":
-        """Weights in the layout that others publish, for the classes that read one."""
-        raise MmspecError(f"{folder} holds a drafter in a layout that {cls.__name__} does not read")
+    def from_released(cls, files: Files, target: Target) -> "TrainedDrafter":
+        """For a target, from the files of a layout that others publish, for the classes that read one."""
+        raise MmspecError(f"{files.folder} holds a drafter in a layout that {cls.__name__} does not read")

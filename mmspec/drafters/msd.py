@@ -4,32 +4,27 @@ of text.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from time import perf_counter
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Cache, DynamicCache, LlamaConfig, Qwen2Config
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers import Cache, DynamicCache
 
-from mmspec.drafters import released
-from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.examples import DepthPredictions, Example, cross_entropy, masked_mean
-from mmspec.drafters.trees import DepthPlan, sample_tree
-from mmspec.engine.accept import Committed
-from mmspec.engine.cache import TreeCache, cache_kwarg, causal
-from mmspec.engine.noise import Noise
+from mmspec.drafters.layouts import Files
+from mmspec.drafters.shapes import Rotary, check_size, layer_config, layer_shape, plain_layer
+from mmspec.drafters.tree_drafter import RecurrentDrafter
+from mmspec.engine.cache import cache_kwarg
 from mmspec.engine.sampling import SamplingOptions
-from mmspec.engine.state import PromptEmbeds, State
-from mmspec.engine.tree import Candidates, DraftTree, build_tree, root
-from mmspec.errors import MmspecError
+from mmspec.engine.state import State
 from mmspec.targets.base import Target
 
+# In published files, but without effect: recomputed, or not in use in the first layer.
+IDLE = ("layers.0.input_layernorm.weight", "layers.0.self_attn.rotary_emb.inv_freq")
 
-class MsdDrafter(TrainedDrafter):
+
+class MsdDrafter(RecurrentDrafter):
     """Position t reads token t + 1 and the target's feature at t, and predicts the feature at t + 1, hence token t + 2.
 
     A text position enters as `fc([embedding; feature])`, a visual one as the projector's output alone; with
@@ -40,13 +35,11 @@ class MsdDrafter(TrainedDrafter):
     """
 
     name = "msd"
-    needs_prompt = True
     similar_lengths = True
     calibrates_greedy = True
     held_out = 24
     min_sampled = 1
     loss_options = ("steps", "noise", "feature", "soft")
-    tokens: Tensor | None
 
     def __init__(
         self,
@@ -66,25 +59,17 @@ class MsdDrafter(TrainedDrafter):
         beta: list[float] | None = None,
         coupling: list[float] | None = None,
         greedy: list[float] | None = None,
+        rope: dict | None = None,
     ):
-        super().__init__(target, depth, beta, coupling, beam=4, ranks=4)
-        self.greedy = greedy or [1.0] * depth
-        self.decoupled, self.depth = decoupled, depth
-        shape: dict = dict(hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=1)
-        shape |= dict(
-            num_attention_heads=heads, num_key_value_heads=kv_heads, rms_norm_eps=eps, attn_implementation="sdpa"
-        )
-        config_kind, layer_kind = {
-            "llama": (LlamaConfig, LlamaDecoderLayer),
-            "qwen2": (Qwen2Config, Qwen2DecoderLayer),
-        }[layer]
-        config = config_kind(**shape, rope_parameters={"rope_type": "default", "rope_theta": rope_theta})
+        super().__init__(target, depth, beta, coupling, greedy, tokens)
+        self.decoupled = decoupled
+        rope = rope or {"rope_type": "default", "rope_theta": rope_theta}
+        config = layer_config(hidden_size, intermediate_size, heads, kv_heads, hidden_size // heads, eps, rope, layer)
         self.fc = nn.Linear(2 * hidden_size, hidden_size, bias=bias)
-        self.layers = nn.ModuleList([layer_kind(config, 0)])
+        self.layers = nn.ModuleList([plain_layer(config, layer, 0)])
         self.layers[0].input_layernorm = nn.Identity()
-        self.rotary = LlamaRotaryEmbedding(config)
+        self.rotary = Rotary(config, rope)
         self.embed_tokens = nn.Embedding(own_embedding, hidden_size) if own_embedding else None
-        self.register_buffer("tokens", None if tokens is None else torch.tensor(tokens), persistent=False)
 
     def fuse(
         self,
@@ -115,13 +100,6 @@ class MsdDrafter(TrainedDrafter):
             **cache_kwarg(self.layers[0], cache),
         )
 
-    def embed(self, target: Target, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
-        """Input vectors of text tokens."""
-        if self.embed_tokens is None:
-            return target.embed(tokens)
-        own = (tokens >= 0) & (tokens < self.embed_tokens.num_embeddings)
-        return torch.where(own[..., None], self.embed_tokens(tokens.where(own, 0)), target.embed(tokens))
-
     def head(self, target: Target) -> Float[Tensor, "drafted width"]:
         """The rows of the target's output head that are drafted from: those of tokens that this drafter can
         read, too.
@@ -137,150 +115,32 @@ class MsdDrafter(TrainedDrafter):
         """Logits of predicted features."""
         return nn.functional.linear(features.to(head.dtype), head)
 
-    def read_prompt(self, prompt: PromptEmbeds, tokens: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
-        """Input vectors of a prompt, text by this drafter's embedding."""
-        if self.embed_tokens is None:
-            return prompt.vectors
-        own = prompt.is_text & (tokens >= 0) & (tokens < self.embed_tokens.num_embeddings)
-        return torch.where(own[:, None], self.embed_tokens(tokens.where(own, 0)), prompt.vectors)
-
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
-        if state.branches > 1:
-            raise MmspecError(
-                "this drafter reads one stream, and guidance needs two: set guidance to 1, or use another drafter"
-            )
         super().start(target, state, sampling, needs_draft_probs)
         self._head = self.head(target).to(self.fc.weight.dtype)
-        self._plan = DepthPlan(self.depth)
-        self._cache, self._last = self._read(state, list(range(state.rows)))
 
-    def change_rows(self, state: State, previous: list[int | None]) -> None:
-        present = [row for row in previous if row is not None]
-        new = [row for row, before in enumerate(previous) if before is None]
-        self._cache.keep(present)
-        self._last = self._last[present]
-        if new:
-            cache, last = self._read(state, new)
-            self._cache.join(cache)
-            rows = [row for row, before in enumerate(previous) if before is not None] + new
-            order = sorted(range(state.rows), key=rows.__getitem__)
-            self._cache.keep(order)
-            self._last = torch.cat([self._last, last])[order]
-
-    @torch.inference_mode()
-    def _read(self, state: State, rows: list[int]) -> tuple[TreeCache, Float[Tensor, "row width"]]:
-        """A cache that has read all of some rows, and the last features that the layer predicts there."""
-        cache = TreeCache(1, len(rows), state.cache.capacity + self.beam * self.depth, self.target.device)
-        parts = []
-        for row in rows:
-            prompt, hidden = state.prompt_hidden[row]
-            tokens = torch.tensor(state.prompt_ids[row], device=self.target.device)
-            read = self.fuse(self.read_prompt(prompt, tokens)[1:], hidden, prompt.is_text[1:])
-            parts.append(torch.cat([read, self._committed(state, row, state.counts[row])]))
-        last = state.features.new_zeros(len(rows), self.fc.out_features)
-        return cache, self._extend(cache, last, parts)
-
-    @torch.inference_mode()
-    def _extend(
-        self, cache: TreeCache, last: Float[Tensor, "row width"], parts: list[Float[Tensor, "_ width"]]
-    ) -> Float[Tensor, "row width"]:
-        """Read committed positions of each row; the last predicted features, those of before for a row without new
-        ones.
-        """
-        inputs = pad_sequence(parts, batch_first=True)
-        rows, width = inputs.shape[:2]
-        cache.open(width)
-        positions = cache.lengths[:, None] + torch.arange(width, device=inputs.device)
-        output = self.layer(inputs, cache.mask(causal(rows, width, inputs.device)), positions, cache)
-        counts = [len(part) for part in parts]
-        cache.advance(counts)
-        index = torch.tensor(counts, device=inputs.device)
-        newest = output[torch.arange(rows, device=inputs.device), (index - 1).clamp(min=0)]
-        return torch.where(index[:, None] > 0, newest, last)
-
-    def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
-        self._plan.observe(committed, tree.height)
-        counts = [len(tokens) for tokens in committed.tokens]
-        if max(counts):
-            parts = [self._committed(state, row, count) for row, count in enumerate(counts)]
-            self._last = self._extend(self._cache, self._last, parts)
-
-    def _committed(self, state: State, row: int, new: int) -> Float[Tensor, "position width"]:
-        """What the layer reads of the last `new` tokens of a row."""
-        count = state.counts[row]
-        tokens = torch.tensor(state.tokens[row][count - new :], dtype=torch.long, device=state.roots.device)
-        return self.fuse(self.embed(self.target, tokens), state.features[0, row, count - new : count])
-
-    @torch.inference_mode()
-    def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
-        height = self._plan.height(limit, self.cost)
-        if height < 1:
-            return root(state.roots)
-        began = perf_counter()
-        rows, hidden = torch.arange(state.rows, device=state.roots.device)[:, None], self._last[:, None]
-        ancestors = torch.zeros(state.rows, 1, 0, dtype=torch.bool, device=state.roots.device)
-        gumbel = noise.gumbel(state.counts, height) if self.coupled and not noise.greedy else None
-
-        def scores(depth: int, tokens: Tensor, parent_index: Tensor) -> Float[Tensor, "row beam drafted"]:
-            nonlocal hidden, ancestors
-            if depth:
-                inputs = self.fuse(self.embed(self.target, tokens), hidden[rows, parent_index])
-                own = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device).expand(state.rows, -1, -1)
-                ancestors = torch.cat([ancestors[rows, parent_index], own], 2)
-                hidden = self._predict_level(inputs, ancestors, depth)
-            return self.sampling.scores(self.logits(self._head, hidden))
-
-        def all_scores(depth: int, tokens: Tensor, parent_index: Tensor) -> Float[Tensor, "row beam vocab"]:
-            return self._over_vocabulary(scores(depth, tokens, parent_index))
-
-        def expand(depth: int, tokens: Tensor, parent_index: Tensor) -> Candidates:
-            values = scores(depth, tokens, parent_index)
-            if gumbel is not None:
-                index = slice(values.shape[2]) if self.tokens is None else self.tokens
-                values = torch.log_softmax(values, -1)
-                values = values + self.coupling[depth] * gumbel[:, depth, None, index].to(values.dtype)
-                values = values * self.beta[depth]
-            elif noise.greedy:
-                values = values * self.greedy[depth]
-            proposed = self.candidates(values)
-            if self.tokens is None:
-                return proposed
-            return Candidates(self.tokens[proposed.tokens], proposed.probs)
-
-        if self.needs_draft_probs:
-            return sample_tree(state, noise, all_scores, self.widths, height, self.max_nodes)
-        tree = build_tree(state.roots, expand, height, self.beam, self.max_nodes)
-        self._plan.took(perf_counter() - began, height)
-        return tree
-
-    def _predict_level(
-        self,
-        inputs: Float[Tensor, "row beam width"],
-        ancestors: Bool[Tensor, "row beam entry"],
-        depth: int,
-    ) -> Float[Tensor, "row beam width"]:
-        """One level of the tree: every node sees what is committed, its own ancestors and itself."""
-        cache, width = self._cache, inputs.shape[1]
-        cache.open(width, ancestors.shape[2] - width)
-        positions = (cache.lengths[:, None] + depth - 1).expand(-1, width)
-        return self.layer(inputs, cache.mask(ancestors), positions, cache)
-
-    def _over_vocabulary(self, scores: Float[Tensor, "row beam drafted"]) -> Float[Tensor, "row beam vocab"]:
-        """Scores over the target's whole vocabulary; what is not drafted from is impossible."""
-        if scores.shape[2] == self.target.vocabulary_size:
-            return scores
-        whole = scores.new_full((*scores.shape[:2], self.target.vocabulary_size), -torch.inf)
-        whole[..., slice(scores.shape[2]) if self.tokens is None else self.tokens] = scores
-        return whole
+    def drafted_logits(self, hidden: Float[Tensor, "row node width"]) -> Float[Tensor, "row node drafted"]:
+        return self.logits(self._head, hidden)
 
     @classmethod
-    def from_released(cls, folder: Path) -> "MsdDrafter":
-        return cls(**released.read_shape(folder)).load_released(folder)
+    def from_released(cls, files: Files, target: Target) -> "MsdDrafter":
+        """Weights as the authors of MSD publish them (github.com/Lyn-Lucy/MSD)."""
+        shape = layer_shape(files.config, files.names, files.folder)
+        check_size(files.folder, target, hidden_size=shape["hidden_size"])
+        drafter = cls(
+            **{key: shape[key] for key in ("hidden_size", "intermediate_size", "heads", "kv_heads", "eps", "rope")},
+            layer=shape["kind"],
+            bias="fc.bias" in files.names,
+            own_embedding=len(files.tensors["embed_tokens.weight"]) if "embed_tokens.weight" in files.names else 0,
+            **cls.released_options(files),
+        )
+        drafter.load_state_dict(files.read(drafter.state_dict(), drafter.name.upper(), IDLE))
+        return drafter
 
-    def load_released(self, folder: Path) -> "MsdDrafter":
-        """Weights as the authors of MSD publish them; see `drafters.released`."""
-        self.load_state_dict(released.read_weights(folder, self.state_dict()))
-        return self
+    @classmethod
+    def released_options(cls, files: Files) -> dict:
+        """Further arguments of the constructor that published files decide."""
+        return {}
 
     @classmethod
     def build(cls, target: Target, **options: object) -> "MsdDrafter":

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from mmspec.drafters import layouts
 from mmspec.drafters.base import Drafter, TrainedDrafter
 from mmspec.drafters.table import TABLE, Entry, check_name, folder_of, names, usable, without_weights
 from mmspec.engine.cost import measured
-from mmspec.errors import MmspecError
+from mmspec.errors import MmspecError, short
 from mmspec.targets.base import Prompts, Target
 
 __all__ = ["TABLE", "Entry", "by_name", "load", "names", "usable"]
@@ -47,13 +48,13 @@ def by_name(name: str, folder: Path | None, target: Target, **options: object) -
     check_name(name, folder)
     path = folder_of(name, folder)
     config = _read_config(name, path) if path else {}
-    # A configuration with the field names of LLaMA is of the layout that the authors of MSD publish.
-    released = "num_attention_heads" in config
-    kind = "msd" if released else config.get("kind", Path(name).name)
+    if path and (public := _public(path, folder, target)) is not None:
+        return public.to(target.device, target.dtype).eval().configure(**options)
+    kind = config.get("kind", Path(name).name)
     if kind not in names():
         raise MmspecError(
             f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are "
-            f"{', '.join(names())}"
+            f"{', '.join(names())}, and the layouts {', '.join(layouts.read_layouts())}"
         )
     cls = names()[kind].load()
     if not issubclass(cls, TrainedDrafter):
@@ -61,8 +62,8 @@ def by_name(name: str, folder: Path | None, target: Target, **options: object) -
     if path is None or not config:
         raise without_weights(name, folder)
     _check_shape(name, config, target)
-    drafter = cls.from_released(path) if released else _load_weights(name, path, cls)
-    if not released and config.get("target") and target.weights_hash and config["target"] != target.weights_hash:
+    drafter = _load_weights(name, path, cls)
+    if config.get("target") and target.weights_hash and config["target"] != target.weights_hash:
         warnings.warn(
             f"drafter {name!r} was trained on other weights of this target "
             f"({config['target']} and not {target.weights_hash}): exact, but slow",
@@ -70,6 +71,20 @@ def by_name(name: str, folder: Path | None, target: Target, **options: object) -
         )
     drafter = drafter.to(target.device, target.dtype).eval()
     return drafter.configure(**options)
+
+
+def _public(path: Path, folder: Path | None, target: Target) -> TrainedDrafter | None:
+    """The drafter of a published layout in `path`, None if that holds none."""
+    try:
+        found = layouts.find(path, folder)
+        return found and found[0].load().from_released(found[1], target)
+    except MmspecError:
+        raise
+    except Exception as error:  # whatever numbers and words that others wrote lead to
+        raise MmspecError(
+            f"drafter {str(path)!r}: {path / 'config.json'} and its tensors do not describe a drafter "
+            f"({type(error).__name__}: {short(error)}): restore them from their source"
+        ) from None
 
 
 def _read_config(name: str, path: Path) -> dict:

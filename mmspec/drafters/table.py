@@ -84,7 +84,10 @@ def check_name(name: str, folder: Path | None) -> None:
     elsewhere = Path(name).expanduser()
     if name not in {*names(), *in_folder} and ("/" in name or elsewhere.is_dir()):
         if elsewhere.is_dir() and not (elsewhere / "config.json").is_file():
-            raise MmspecError(f"{elsewhere} holds no drafter: no config.json; give one that mmspec made")
+            raise MmspecError(
+                f"{elsewhere} holds no drafter: no config.json; give a drafter's folder, or that of a small model of "
+                "transformers"
+            )
         if elsewhere.is_dir() or zoo.HUB_ID.fullmatch(name):
             return
         raise MmspecError(f"no folder {elsewhere}: give a drafter's name, its folder, or a hub id such as owner/name")

@@ -128,7 +128,8 @@ class Batch:
     @timed("prefill")
     def _prefill(self, prompts: Prompts, seeds: list[int], stop: Stop) -> Rows:
         capacity = stop.length + max(self.drafter.max_nodes, MAX_TREE_NODES) + 1
-        state = self.target.prefill(prompts, capacity, self.drafter.needs_features)
+        features = self.drafter.feature_layers or self.drafter.needs_features
+        state = self.target.prefill(prompts, capacity, features)
         if state.rows != len(seeds):
             raise MmspecError(f"{len(seeds)} seeds were given for {state.rows} rows: give one each, or a single number")
         stops = [(stop, row) for row in range(len(seeds))]

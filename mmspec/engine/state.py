@@ -27,7 +27,7 @@ class PromptEmbeds:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One target pass over a tree: guided logits, and the hidden state of every node in every CFG branch."""
+    """One target pass over a tree: guided logits, and the features (see `State`) of every node in every CFG branch."""
 
     logits: Float[Tensor, "row node vocab"]
     hidden: Float[Tensor, "branch row node width"]
@@ -43,7 +43,8 @@ class State:
 
     `features[:, b, i]` is the hidden state that predicted token i of row b (the one after token i - 1 was read, i = 0
     after the prompt); it has no positions unless a drafter asks for features. Then `prompt_hidden` holds, for each
-    sequence, the prompt's embeddings and the hidden states of all of its positions but the last.
+    sequence, the prompt's embeddings and the hidden states of all of its positions but the last. Hidden states are the
+    decoder's last ones, or, with `feature_layers`, those that enter layers of these numbers, side by side.
     `prefill_output` is what the prompt's pass says at the root, once, for the first token.
     """
 
@@ -57,6 +58,7 @@ class State:
     prompt_hidden: list[tuple[PromptEmbeds, Tensor]]
     position_shift: Int[Tensor, "sequence 1"]
     prefill_output: Output
+    feature_layers: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:

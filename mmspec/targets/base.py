@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
@@ -75,6 +75,10 @@ class Prompts:
         return replace(self, conditional=self.conditional[:1] * rows, unconditional=unconditional)
 
 
+# Whether hidden states are kept for a drafter: the last ones, or those that enter these layers.
+Features = bool | tuple[int, ...]
+
+
 @runtime_checkable
 class Target(Protocol):
     """A model whose output must be kept.
@@ -114,8 +118,11 @@ class Target(Protocol):
     @property
     def max_positions(self) -> int: ...
 
-    def prefill(self, prompts: Prompts, capacity: int, features: bool) -> State:
-        """Read the prompts. `capacity` is new tokens plus one tree, for each row; `features` asks for hidden states."""
+    def prefill(self, prompts: Prompts, capacity: int, features: Features) -> State:
+        """Read the prompts. `capacity` is new tokens plus one tree, for each row.
+
+        `features` asks for the last hidden states, or for those that enter layers of these numbers, side by side.
+        """
         ...
 
     def readable(self, state: State, tree: DraftTree) -> DraftTree:
@@ -148,6 +155,10 @@ class Target(Protocol):
 
     def position_ids(self, state: State, depths: Int[Tensor, "row node"]) -> Int[Tensor, "*axis sequence node"]:
         """The model's position ids of tree nodes, for every sequence of the state."""
+        ...
+
+    def is_text(self, ids: Int[Tensor, "position"]) -> Bool[Tensor, "position"]:
+        """Which of a prompt's model ids are text, and not in the place of a picture or a sound."""
         ...
 
     def model_ids(self, prompt: Int[Tensor, "position"], tokens: Int[Tensor, "token"]) -> Int[Tensor, "token"]:

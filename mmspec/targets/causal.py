@@ -1,6 +1,7 @@
 """Decoder-only transformers models as targets, without changes to the model."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from inspect import signature
 from typing import ClassVar
 
@@ -15,17 +16,12 @@ from mmspec.engine.cache import KV_BLOCK, RowCache, TreeCache, cache_kwarg
 from mmspec.engine.state import Output, PromptEmbeds, State
 from mmspec.engine.tree import MAX_TREE_NODES, DraftTree
 from mmspec.errors import MmspecError
-from mmspec.targets.base import Grid, Prompts
+from mmspec.targets.base import Features, Grid, Prompts
 from mmspec.targets.head import MIN_QUERY_LEN, LayeredHead, OutputHead, finish_of
+from mmspec.targets.hidden import LayerInputs, layer_inputs
 from mmspec.targets.masks import masks_of, windows_of
 from mmspec.targets.own import OwnModel
-from mmspec.targets.probe import (
-    ATTENTION,
-    branching_error,
-    probe,
-    refuse,
-    refuse_other_heads,
-)
+from mmspec.targets.probe import ATTENTION, branching_error, probe, refuse, refuse_other_heads
 
 __all__ = ["CausalTarget", "Prompts"]
 
@@ -93,6 +89,10 @@ class CausalTarget(OwnModel):
         parts = (self.model.get_decoder(), self.model.base_model, *self.model.children())
         own = (part for part in parts if isinstance(part, PreTrainedModel) and part is not self.model)
         return next(own, self.model)
+
+    def layer_inputs(self, numbers: Sequence[int]) -> AbstractContextManager[LayerInputs]:
+        """Keep what enters the decoder's layers of these numbers while it runs."""
+        return layer_inputs(self.decoder, self.model.config.get_text_config().num_hidden_layers, numbers)
 
     def head_rows(self) -> int:
         """How many ids the model's output head knows."""
@@ -185,7 +185,7 @@ class CausalTarget(OwnModel):
         return PromptEmbeds(vectors, positions, self.is_text(ids), shift), seen["hidden"][0]
 
     @torch.inference_mode()
-    def prefill(self, prompts: Prompts, capacity: int, features: bool = False) -> State:
+    def prefill(self, prompts: Prompts, capacity: int, features: Features = False) -> State:
         """Read the prompts; see `Target`. Raises MmspecError for prompts that cannot be read or are too long."""
         sequences = prompts.branches
         if any(not prompt for prompt in sequences):
@@ -204,12 +204,18 @@ class CausalTarget(OwnModel):
             )
         inputs = self.prompt_inputs(prompts)
         cache = self.new_cache(longest - 1 + capacity, inputs)
-        read = [self.read_prompt(cache, i, *given) for i, given in enumerate(zip(sequences, inputs, strict=True))]
+        numbers, read, kept = features if isinstance(features, tuple) else (), [], []
+        for sequence, given in enumerate(zip(sequences, inputs, strict=True)):
+            with self.layer_inputs(numbers) as entered:
+                read.append(self.read_prompt(cache, sequence, *given))
+            kept.append(entered.or_last(read[-1][1][None])[0])
         # Keys and values of the last prompt token, the root, are already written after the committed slots. They are
         # committed together with the first generated token.
         cache.advance([len(prompt) - 1 for prompt in sequences])
-        last = torch.stack([hidden[-1] for _, hidden in read])
-        last = rearrange(last, "(branch row) width -> branch row 1 width", row=rows)
+        last, newest = (
+            rearrange([states[-1] for states in part], "(branch row) width -> branch row 1 width", row=rows)
+            for part in ([hidden for _, hidden in read], kept)
+        )
         logits, branches, width = self.logits(last), len(sequences) // rows, capacity if features else 0
         state = State(
             cache=cache,
@@ -221,13 +227,14 @@ class CausalTarget(OwnModel):
                 self.tokens([*padding, *prompt])
                 for padding, prompt in zip(prompts.padding or [[]] * rows, prompts.conditional, strict=True)
             ],
-            features=last.new_zeros(branches, rows, width, self.hidden_size),
-            prompt_hidden=[(prompt, hidden[:-1]) for prompt, hidden in read] if features else [],
+            features=newest.new_zeros(branches, rows, width, newest.shape[-1]),
+            prompt_hidden=[(prompt, states[:-1]) for (prompt, _), states in zip(read, kept)] if features else [],
             position_shift=torch.tensor([[prompt.position_shift] for prompt, _ in read], device=self.device),
-            prefill_output=Output(logits[0], last),
+            prefill_output=Output(logits[0], newest),
+            feature_layers=numbers,
         )
         first = torch.zeros(rows, 1, dtype=torch.long, device=self.device)
-        state.prefill_output = Output(self.guide(state, logits, first), last)
+        state.prefill_output = Output(self.guide(state, logits, first), newest)
         return state
 
     def new_cache(self, length: int, inputs: Sequence[dict[str, Tensor]]) -> RowCache:
@@ -277,10 +284,14 @@ class CausalTarget(OwnModel):
         """One pass over the tree; nothing is committed."""
         ids = self.node_ids(state, tree).repeat(state.branches, 1)
         ancestors, depths = tree.ancestors.repeat(state.branches, 1, 1), tree.depths.repeat(state.branches, 1)
-        hidden = self.run(state.cache, ids, ancestors, depths, self.position_ids(state, tree.depths))
-        hidden = rearrange(hidden, "(branch row) node width -> branch row node width", branch=state.branches)
+        with self.layer_inputs(state.feature_layers) as entered:
+            last = self.run(state.cache, ids, ancestors, depths, self.position_ids(state, tree.depths))
+        hidden, features = (
+            rearrange(part, "(branch row) node width -> branch row node width", branch=state.branches)
+            for part in (last, entered.or_last(last))
+        )
         positions = torch.tensor(state.counts, device=self.device)[:, None] + tree.depths
-        return Output(self.guide(state, self.logits(hidden, positions.expand(hidden.shape[:-1])), positions), hidden)
+        return Output(self.guide(state, self.logits(hidden, positions.expand(hidden.shape[:-1])), positions), features)
 
     def node_ids(self, state: State, tree: DraftTree) -> Int[Tensor, "row node"]:
         """What the model reads for the nodes of a tree, as `decoder_inputs` takes it."""

@@ -14,7 +14,7 @@ from mmspec.engine.cache import TreeCache, cache_kwarg, causal
 from mmspec.engine.state import Output, State
 from mmspec.engine.tree import MAX_TREE_NODES, DraftTree, chain
 from mmspec.errors import MmspecError
-from mmspec.targets.base import Grid, Prompts
+from mmspec.targets.base import Features, Grid, Prompts
 from mmspec.targets.causal import CausalTarget
 from mmspec.targets.head import OutputHead
 from mmspec.targets.masks import as_attention_takes
@@ -121,7 +121,7 @@ class CsmTarget(CausalTarget):
         ]
 
     @torch.inference_mode()
-    def prefill(self, prompts: Prompts, capacity: int, features: bool = False) -> State:
+    def prefill(self, prompts: Prompts, capacity: int, features: Features = False) -> State:
         if features or prompts.unconditional is not None:
             raise MmspecError("CSM takes neither drafters that read its hidden states nor guidance: use none or jacobi")
         if not all(prompts.conditional):

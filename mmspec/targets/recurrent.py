@@ -4,7 +4,7 @@ Their states cannot be cut back, so drafts are chains, read into copies of the m
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from inspect import signature
 from typing import ClassVar
@@ -18,6 +18,7 @@ from mmspec.engine.cache import RowCache, cache_kwarg, causal
 from mmspec.engine.replay import Nodes, ReplayCache
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget
+from mmspec.targets.hidden import LayerInputs
 from mmspec.targets.masks import as_attention_takes
 from mmspec.targets.probe import ATTENTION, PROMPT, RECURRENT, share_of_spread
 from mmspec.targets.registry import READERS
@@ -54,6 +55,15 @@ class RecurrentTarget(CausalTarget):
                 f"{type(self.model).__name__} has recurrent layers, whose last bits depend on how many tokens are read "
                 "at once: leave deterministic out"
             )
+
+    def layer_inputs(self, numbers: Sequence[int]) -> AbstractContextManager[LayerInputs]:
+        """Raises MmspecError for a drafter that reads states between layers: rows are read one after the other."""
+        if numbers:
+            raise MmspecError(
+                f"{type(self.model).__name__} has recurrent layers, and the drafter reads states between layers: use one "
+                "that reads the last ones alone"
+            )
+        return super().layer_inputs(numbers)
 
     def new_cache(self, length: int, inputs: Sequence[dict[str, Tensor]] = ({},)) -> ReplayCache:
         return ReplayCache(len(inputs), length, self.device)

@@ -9,7 +9,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from mmspec.engine.state import Output, State
 from mmspec.engine.tree import DraftTree
-from mmspec.targets.base import Prompts
+from mmspec.targets.base import Features, Prompts
 from mmspec.targets.causal import CausalTarget
 
 
@@ -94,7 +94,7 @@ class SpeechTarget(CausalTarget):
         logits[..., self.boundary_token].masked_fill_(~phonemes_left, -torch.inf)
         return logits
 
-    def prefill(self, prompts: Prompts, capacity: int, features: bool = False) -> State:
+    def prefill(self, prompts: Prompts, capacity: int, features: Features = False) -> State:
         state = super().prefill(prompts, capacity, features)
         if self.boundary_token is not None:
             phonemes_left = torch.tensor(

@@ -9,7 +9,7 @@ from tiny import prompts as text_prompts
 from tiny import text_target
 from tiny_vlm import FAMILIES, IMAGES, KINDS, asked, built, model
 
-from mmspec.drafters.msd import MsdDrafter
+from mmspec.drafters.registry import by_name
 from mmspec.engine.accept import Committed
 from mmspec.engine.cache import TreeCache, causal
 from mmspec.engine.loop import Batch, Stop, generate, stream
@@ -204,6 +204,10 @@ def test_guidance_is_refused() -> None:
         generate(text_target(), text_prompts([[1, 2]], 2.0), 1, Stop(2), built())
 
 
+def target() -> VisionLanguageTarget:
+    return VisionLanguageTarget(model("llava"))
+
+
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
     """A folder in the layout that MSD's authors publish, with random weights."""
@@ -227,9 +231,9 @@ def released(tmp_path: Path) -> Path:
 
 def test_released_files(released: Path) -> None:
     """They load as they are, tensors of no effect too, and draft as the drafter that they came from."""
-    found, wanted = MsdDrafter.from_released(released).double(), built(torch.float32, own_embedding=39).double()
-    prompts, target = VisualPrompts.of([asked("llava", [(32, 32)])]), VisionLanguageTarget(model("llava"))
-    one, other = (generate(target, prompts, 1, Stop(16), drafter, seeds=0) for drafter in (found, wanted))
+    found, wanted = by_name(str(released), None, target()), built(torch.float32, own_embedding=39).double()
+    prompts = VisualPrompts.of([asked("llava", [(32, 32)])])
+    one, other = (generate(target(), prompts, 1, Stop(16), drafter, seeds=0) for drafter in (found, wanted))
     assert one.tokens == other.tokens and one.stats.runs == other.stats.runs
 
 
@@ -252,7 +256,7 @@ def test_released_files_that_do_not_fit(released: Path, change, message: str) ->
     change(found)
     torch.save(found, released / "pytorch_model.bin")
     with pytest.raises(MmspecError, match=message):
-        MsdDrafter.from_released(released)
+        by_name(str(released), None, target())
 
 
 def test_released_files_load_by_name(released: Path, tmp_path: Path) -> None:
@@ -268,7 +272,7 @@ def test_released_files_load_by_name(released: Path, tmp_path: Path) -> None:
     assert drafter.nodes == 9 and drafter.fc.weight.dtype == torch.float64
     other = VisionLanguageTarget(model("llava"))
     other.hidden_size = 64
-    with pytest.raises(MmspecError, match="its hidden_size is 32, this target's is 64; train one for this target"):
+    with pytest.raises(MmspecError, match="its hidden_size is 32, this target's hidden_size is 64"):
         drafters.load("msd", tmp_path / "model", other)
     for damage in (b"x" * 40, b""):
         (folder / "pytorch_model.bin").write_bytes(damage)
@@ -279,7 +283,7 @@ def test_released_files_load_by_name(released: Path, tmp_path: Path) -> None:
 def test_released_folders_that_lack_files(released: Path) -> None:
     (released / "pytorch_model.bin").unlink()
     with pytest.raises(MmspecError, match="has neither model.safetensors nor pytorch_model.bin"):
-        MsdDrafter.from_released(released)
+        by_name(str(released), None, target())
     (released / "config.json").write_text("{}")
-    with pytest.raises(MmspecError, match="is no configuration of a released MSD drafter"):
-        MsdDrafter.from_released(released)
+    with pytest.raises(MmspecError, match="its config.json names no known kind"):
+        by_name(str(released), None, target())

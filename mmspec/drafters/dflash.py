@@ -1,0 +1,242 @@
+"""DFlash (arXiv 2602.06036): a block of masked tokens that sees the target's states, filled in one pass; in the
+spelling of its authors (github.com/z-lab/dflash) and of `speculators`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, rotate_half
+
+from mmspec.drafters.eagle3 import read_vocabulary
+from mmspec.drafters.layouts import Files
+from mmspec.drafters.shapes import Rotary, check_layers, check_size, layer_config, layer_shape, plain_layer
+from mmspec.drafters.tree_drafter import Scores, TreeDrafter
+from mmspec.engine.accept import Committed
+from mmspec.engine.cache import TreeCache, cache_kwarg
+from mmspec.engine.noise import Noise
+from mmspec.engine.state import State
+from mmspec.engine.tree import DraftTree, root
+from mmspec.errors import MmspecError
+from mmspec.targets.base import Target
+
+# What configurations of this layout say, at the top and in `dflash_config`.
+KNOWN = (
+    *("block_size", "dflash_config", "draft_vocab_size", "mask_token_id", "aux_hidden_state_layer_ids"),
+    *("sample_from_anchor", "target_hidden_size", "transformer_layer_config", "target_layer_ids", "num_anchors"),
+    *("max_anchors", "has_no_defaults_at_init", "sliding_window_non_causal"),
+    # Of Domino and of training, in every file of speculators.
+    *("projector_type", "pure_draft_prefix_len", "emb_dim", "gru_hidden_dim", "auf"),
+    *("lambda_base_start", "lambda_base_decay_ratio", "embed_requires_grad"),
+)
+IDLE = ("d2t", "t2d", "verifier_norm.weight", "verifier_lm_head.weight")
+
+
+class DFlashDrafter(TreeDrafter):
+    """Layers of Qwen3 over a block: the last committed token and `block - 1` mask tokens, which see each other both
+    ways and the context, the target's states at all positions before the block.
+
+    What enters `feature_layers` of the target is made the context by `fc` and a norm; its keys and values are each
+    layer's projections of it, at plain positions. Slot k of the block predicts the token k places after the last
+    committed one, and slot 0 nothing; with `from_anchor`, slot k predicts the token k + 1 places after it.
+    `own_embedding` and `own_head` are how many ids the weights bring vectors and logits for, 0 where the target's are
+    used.
+    """
+
+    name = "dflash"
+
+    def __init__(
+        self,
+        shape: dict,
+        feature_layers: Sequence[int],
+        mask_token: int,
+        block: int = 16,
+        layers: int = 1,
+        target_size: int = 0,
+        from_anchor: bool = False,
+        own_embedding: int = 0,
+        own_head: int = 0,
+        tokens: Sequence[int] | None = None,
+        target: str = "",
+        beta: list[float] | None = None,
+        coupling: list[float] | None = None,
+        greedy: list[float] | None = None,
+    ):
+        super().__init__(target, block if from_anchor else block - 1, beta, coupling, greedy, tokens)
+        config = layer_config(**shape, layers=layers)
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.feature_layers, self.mask_token, self.from_anchor = tuple(feature_layers), mask_token, from_anchor
+        self.layers = nn.ModuleList(plain_layer(config, shape["kind"], number) for number in range(layers))
+        self.fc = nn.Linear((target_size or width) * len(self.feature_layers), width, bias=False)
+        self.hidden_norm, self.norm = LlamaRMSNorm(width, eps), LlamaRMSNorm(width, eps)
+        self.embed_tokens = nn.Embedding(own_embedding, width) if own_embedding else None
+        self.lm_head = nn.Linear(width, own_head, bias=False) if own_head else None
+        self.rotary = Rotary(config, {})
+
+    @torch.inference_mode()
+    def _read_rows(self, state: State, rows: list[int]) -> None:
+        cache = TreeCache(len(self.layers), len(rows), state.cache.capacity + self.depth + 1, self.target.device)
+        parts = [torch.cat([state.prompt_hidden[row][1], state.features[0, row, : state.counts[row]]]) for row in rows]
+        self._extend(cache, parts)
+        if len(rows) == state.rows:
+            self._cache = cache
+        else:
+            self._cache.join(cache)
+
+    def _keep_rows(self, rows: list[int]) -> None:
+        self._cache.keep(rows)
+
+    def _extend(self, cache: TreeCache, parts: list[Float[Tensor, "_ wide"]]) -> None:
+        """Keep the keys and values of further context of each row."""
+        features = pad_sequence(parts, batch_first=True).to(self.fc.weight.dtype)
+        context, width = self.hidden_norm(self.fc(features)), features.shape[1]
+        cache.open(width)
+        positions = cache.lengths[:, None] + torch.arange(width, device=features.device)
+        cosines, sines = (part[:, None] for part in self.rotary(context, positions))
+        for number, layer in enumerate(self.layers):
+            attention: Any = layer.self_attn
+            keys, values = (
+                part(context).unflatten(-1, (-1, attention.head_dim)) for part in (attention.k_proj, attention.v_proj)
+            )
+            keys = (attention.k_norm(keys) if hasattr(attention, "k_norm") else keys).transpose(1, 2)
+            cache.update(keys * cosines + rotate_half(keys) * sines, values.transpose(1, 2), number)
+        cache.advance([len(part) for part in parts])
+
+    @torch.inference_mode()
+    def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
+        counts = [len(tokens) for tokens in committed.tokens]
+        if max(counts):
+            pairs = enumerate(zip(counts, state.counts, strict=True))
+            self._extend(self._cache, [state.features[0, row, count - new : count] for row, (new, count) in pairs])
+
+    @torch.inference_mode()
+    def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
+        height = min(limit, self.depth)
+        if height < 1:
+            return root(state.roots)
+        return self.grow(state, noise, height, self.block_scores(self.block(state)))
+
+    def block(self, state: State) -> Float[Tensor, "row slot width"]:
+        """Hidden states of the whole block, after the last norm."""
+        rows, device = state.rows, state.roots.device
+        size = self.depth if self.from_anchor else self.depth + 1
+        if self.embed_tokens is not None:
+            masked = self.embed_tokens.weight[self.mask_token]
+        else:
+            masked = self.target.model.get_input_embeddings()(torch.tensor(self.mask_token, device=device))
+        anchor = self.embed(self.target, state.roots)[:, None]
+        hidden = torch.cat([anchor, masked.expand(rows, size - 1, -1).to(anchor.dtype)], 1)
+        cache = self._cache
+        cache.open(size)
+        mask = cache.mask(torch.ones(rows, size, size, dtype=torch.bool, device=device))
+        rotated = self.rotary(hidden, cache.lengths[:, None] + torch.arange(size, device=device))
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotated, **cache_kwarg(layer, cache))
+        return self.norm(hidden)
+
+    def logits(self, hidden: Float[Tensor, "row slot width"]) -> Float[Tensor, "row slot drafted"]:
+        """Logits of hidden states over the drafting vocabulary."""
+        logits = self.target.logits(hidden) if self.lm_head is None else self.lm_head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def block_scores(self, hidden: Float[Tensor, "row slot width"]) -> Scores:
+        """Scores of a level: of every slot that predicts something, whatever is drafted before it."""
+        logits = self.sampling.scores(self.logits(hidden if self.from_anchor else hidden[:, 1:]))
+
+        def scores(
+            depth: int, tokens: Int[Tensor, "row beam"], parent_index: Int[Tensor, "row beam"]
+        ) -> Float[Tensor, "row beam drafted"]:
+            return logits[:, depth, None].expand(-1, tokens.shape[1], -1)
+
+        return scores
+
+    @classmethod
+    def from_released(cls, files: Files, target: Target) -> "DFlashDrafter":
+        """See `DFlashDrafter`.
+
+        The authors and DeepSpec number layers by what leaves them (`target_layer_ids`, hidden state id + 1),
+        `speculators` by what enters (`aux_hidden_state_layer_ids`). Raises MmspecError for what is not understood.
+        """
+        config, folder = files.config, files.folder
+        own = config.get("dflash_config") or {}
+        if (kind := config.get("projector_type") or own.get("projector_type") or "dflash") != "dflash":
+            raise MmspecError(f"{folder}: projector_type {kind!r} is not read: DFlash and DSpark are")
+        layer = config.get("transformer_layer_config") or config
+        for settings in (config, own, layer):
+            files.refuse_flags(settings, (*KNOWN, *cls.known_keys()))
+        if "sliding_attention" in (layer.get("layer_types") or []):
+            raise MmspecError(f"{folder}: layers of the kind sliding_attention are not understood in a block drafter")
+        tensors = {cls.spelled(name): value for name, value in files.tensors.items()}
+        shape = layer_shape(layer, set(tensors), folder)
+        size = config.get("target_hidden_size") or shape["hidden_size"]
+        check_size(folder, target, target_hidden_size=size)
+        numbers = read_numbers(files, own)
+        own_head = len(tensors["lm_head.weight"]) if "lm_head.weight" in tensors else 0
+        rows, tokens = read_vocabulary(files, tensors, target, own_head)
+        mask_token = int(str(files.get("mask_token_id", of={**config, **own})))
+        own_embedding = len(tensors["embed_tokens.weight"]) if "embed_tokens.weight" in tensors else 0
+        embedded = own_embedding or len(target.model.get_input_embeddings().weight)
+        if not 0 <= mask_token < embedded:
+            raise MmspecError(f"{folder}: mask_token_id is {mask_token}, and there are vectors of {embedded} ids")
+        drafter = cls(
+            shape,
+            check_layers(folder, target, numbers),
+            mask_token,
+            block=int(str(files.get("block_size", of={**own, **config}))),
+            layers=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers.")),
+            target_size=size,
+            own_embedding=own_embedding,
+            own_head=own_head,
+            tokens=tokens,
+            **cls.released_options(files, tensors),
+        )
+        drafter.load_state_dict(files.read(drafter.state_dict(), drafter.name, cls.idle(tensors), cls.spelled))
+        if drafter.lm_head is not None and rows is not None:
+            drafter.keep_rows(rows)
+        return drafter
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """Draft from these rows of the output matrix alone."""
+        assert self.lm_head is not None
+        self.lm_head.weight = nn.Parameter(self.lm_head.weight[rows])
+
+    @classmethod
+    def known_keys(cls) -> tuple[str, ...]:
+        """Further keys of configurations that this class reads."""
+        return ()
+
+    @classmethod
+    def idle(cls, tensors: dict[str, Tensor]) -> Sequence[str]:
+        """Tensors that are not needed to draft."""
+        return IDLE
+
+    @classmethod
+    def spelled(cls, name: str) -> str:
+        """The name of a tensor here."""
+        return name.removeprefix("model.")
+
+    @classmethod
+    def released_options(cls, files: Files, tensors: dict[str, Tensor]) -> dict:
+        """Further arguments of the constructor that published files decide."""
+        return {"from_anchor": bool(files.config.get("sample_from_anchor", False))}
+
+
+def read_numbers(files: Files, own: dict) -> list[int]:
+    """The layers whose inputs are read; see `DFlashDrafter.from_released`."""
+    config, left = files.config, own.get("target_layer_ids", files.config.get("target_layer_ids"))
+    if (numbers := config.get("aux_hidden_state_layer_ids")) is not None:
+        if left is not None:
+            raise MmspecError(
+                f"{files.folder / 'config.json'} has aux_hidden_state_layer_ids and target_layer_ids, "
+                "which count layers differently, by one: remove the one that is wrong"
+            )
+        return list(numbers)
+    if left is not None:
+        return [number + 1 for number in left]
+    raise MmspecError(
+        f"{files.folder / 'config.json'} names no layers: give target_layer_ids, which count what leaves "
+        "layers, or aux_hidden_state_layer_ids, which count what enters them"
+    )

@@ -1,0 +1,190 @@
+"""DFlash in the spellings of its authors and of speculators, and DSpark with each Markov head: trees against a forward
+pass written from the description, tokens against plain decoding.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import text_target
+from tiny_layouts import (
+    LAYER_CONFIG,
+    D,
+    V,
+    attend,
+    check_equal,
+    check_joining,
+    check_trees,
+    draw,
+    feed,
+    layer_shapes,
+    rms,
+    write,
+)
+from tiny_vlm import asked, model
+from torch import Tensor
+
+from mmspec.drafters.registry import by_name
+from mmspec.errors import MmspecError
+from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
+
+LAYERS, BLOCK, MASK, RANK = 2, 5, 38, 6
+QWEN3 = LAYER_CONFIG | {"model_type": "qwen3", "head_dim": 16, "num_hidden_layers": LAYERS}
+ZLAB = QWEN3 | {
+    "architectures": ["DFlashDraftModel"],
+    "block_size": BLOCK,
+    "num_target_layers": 2,
+    "layer_types": ["full_attention"] * LAYERS,
+    "dflash_config": {"target_layer_ids": [0, 1], "mask_token_id": MASK},
+}
+SPECULATORS = {
+    "speculators_model_type": "dflash",
+    "transformer_layer_config": QWEN3,
+    "block_size": BLOCK,
+    "draft_vocab_size": 12,
+    "mask_token_id": MASK,
+    "aux_hidden_state_layer_ids": [0, 1],
+    "sample_from_anchor": False,
+    "projector_type": "dflash",
+    "emb_dim": 256,
+    "speculators_config": {"algorithm": "dflash", "verifier": {"name_or_path": "some/model"}},
+}
+MARKOV = {"markov_rank": RANK, "enable_confidence_head": True, "confidence_head_with_markov": True}
+
+
+def weights_of(drafted: int = 0, markov: str = "") -> dict[str, Tensor]:
+    shapes: dict = {"fc.weight": (D, 2 * D), "hidden_norm.weight": (D,), "norm.weight": (D,)}
+    for number in range(LAYERS):
+        shapes |= layer_shapes(f"layers.{number}.", head=16) | {f"layers.{number}.input_layernorm.weight": (D,)}
+        shapes |= {f"layers.{number}.self_attn.{part}_norm.weight": (16,) for part in "qk"}
+    if drafted:
+        shapes |= {"embed_tokens.weight": (V, D), "lm_head.weight": (drafted, D)}
+    if markov:
+        shapes |= {"markov_head.markov_w1.weight": (V, RANK), "markov_head.markov_w2.weight": (drafted, RANK)}
+        shapes |= {"confidence_head.proj.weight": (1, D + RANK), "confidence_head.proj.bias": (1,)}
+    if markov == "gated":
+        shapes |= {"markov_head.gate_proj.weight": (RANK, D + RANK), "markov_head.gate_proj.bias": (RANK,)}
+    if markov == "rnn":
+        shapes |= {
+            "markov_head.joint_proj.weight": (3 * RANK, D + 2 * RANK),
+            "markov_head.joint_proj.bias": (3 * RANK,),
+        }
+    weights = draw(shapes)
+    if 0 < drafted < V:
+        ids = torch.arange(drafted) * 3 + 1
+        marks = torch.zeros(V, dtype=torch.bool).index_fill(0, ids, True)
+        weights |= {"d2t": ids - torch.arange(drafted), "t2d": marks}
+    return weights
+
+
+def dflash(target, numbers, anchored: bool = False, markov: str = ""):
+    """The block sees itself and the context, keys and values of which are each layer's projections of one state."""
+
+    def bias(w, tokens, x, first):
+        """Of the Markov head after these tokens, one a slot from `first` on."""
+        state = torch.zeros(RANK).double()
+        slots = list(range(first, first + len(tokens)))
+        for token, slot in zip([*([tokens[0]] if first else []), *tokens], [*([0] if first else []), *slots]):
+            e = w["markov_head.markov_w1.weight"][token]
+            if markov == "gated":
+                gate = w["markov_head.gate_proj.weight"] @ torch.cat([x[slot], e]) + w["markov_head.gate_proj.bias"]
+                e = gate.sigmoid() * e
+            if markov == "rnn":
+                joint = torch.cat([state, e, x[slot]])
+                z, c, o = (w["markov_head.joint_proj.weight"] @ joint + w["markov_head.joint_proj.bias"]).chunk(3)
+                state, e = z.sigmoid() * state + (1 - z.sigmoid()) * c.tanh(), o.tanh()
+        return w["markov_head.markov_w2.weight"] @ e
+
+    def reference(w, ids, hidden, path):
+        table = w.get("embed_tokens.weight", target.model.get_input_embeddings().weight)
+        context = rms(torch.cat([hidden[n] for n in numbers], -1) @ w["fc.weight"].T, w["hidden_norm.weight"])
+        x = table[[ids[-1], *[MASK] * (BLOCK - 1)]]
+        positions, seen = torch.arange(len(ids) - 1 + BLOCK), torch.ones(BLOCK, len(ids) - 1 + BLOCK).bool()
+        for name in (f"layers.{n}." for n in range(LAYERS)):
+            normed = rms(x, w[f"{name}input_layernorm.weight"])
+            x = feed(w, name, x + attend(w, name, normed, positions, seen, context))
+        x = rms(x, w["norm.weight"])
+        slot = len(path) + (0 if anchored else 1)
+        logits = w.get("lm_head.weight", target.head.weight) @ x[slot]
+        if markov:
+            logits = logits + bias(w, [ids[-1], *path], x, 0 if anchored else 1)
+        drafted = torch.arange(len(logits)) + w.get("d2t", torch.zeros(len(logits), dtype=torch.long))
+        return torch.full((V,), -torch.inf, dtype=logits.dtype).index_put((drafted,), logits)
+
+    return reference
+
+
+def test_of_its_authors(tmp_path: Path) -> None:
+    """Embedding and head are the target's; layer ids count what leaves: 0 and 1 are hidden states 1 and 2."""
+    target, weights = text_target(), weights_of()
+    folder = write(tmp_path / "d", ZLAB, weights)
+    check_trees(target, folder, weights, dflash(target, (1, 2)))
+    check_equal(target, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("anchored", [False, True])
+def test_speculators(tmp_path: Path, anchored: bool) -> None:
+    """Layer ids count what enters; a small vocabulary; slots predict their own token, or the one after it."""
+    target, weights = text_target(), weights_of(12)
+    folder = write(tmp_path / "d", SPECULATORS | {"sample_from_anchor": anchored}, weights)
+    check_trees(target, folder, weights, dflash(target, (0, 1), anchored))
+    check_equal(target, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("markov", "anchored"), [("vanilla", True), ("gated", True), ("rnn", True), ("rnn", False)])
+def test_dspark(tmp_path: Path, markov: str, anchored: bool) -> None:
+    """The bias of each Markov head follows the path; the head of confidence is passed over."""
+    target, weights = text_target(), weights_of(12, markov)
+    config = SPECULATORS | MARKOV | {"speculators_model_type": "dspark", "markov_head_type": markov}
+    folder = write(tmp_path / "d", config | {"sample_from_anchor": anchored}, weights)
+    check_trees(target, folder, weights, dflash(target, (0, 1), anchored, markov))
+    check_equal(target, folder)
+
+
+@pytest.mark.slow
+def test_deepspec(tmp_path: Path) -> None:
+    """A flat configuration, the whole vocabulary, ids that count what leaves (-1 is the embedding), old names."""
+    target, weights = text_target(), weights_of(V, "vanilla")
+    config = QWEN3 | MARKOV | {"architectures": ["Qwen3DSparkModel"], "markov_head_type": "vanilla", "num_anchors": 9}
+    config |= {"block_size": BLOCK, "mask_token_id": MASK, "target_layer_ids": [-1, 0]}
+    old = {f"logit_head.{name}" if name.startswith(("markov", "conf")) else name: v for name, v in weights.items()}
+    folder = write(tmp_path / "d", config, old)
+    check_trees(target, folder, weights, dflash(target, (0, 1), True, "vanilla"))
+    check_equal(target, folder)
+
+
+@pytest.mark.slow
+def test_pictures(tmp_path: Path) -> None:
+    """They reach the block by the target's states alone."""
+    target = VisionLanguageTarget(model("qwen2_5_vl"))
+    given = VisualPrompts.of([asked("qwen2_5_vl", [(32, 32)], 1), asked("qwen2_5_vl", [], 2)])
+    check_equal(target, write(tmp_path / "d", ZLAB, weights_of()), given)
+
+
+def test_rows_that_join_and_leave(tmp_path: Path) -> None:
+    check_joining(text_target(), write(tmp_path / "d", ZLAB, weights_of()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c, w: c.update({"aux_hidden_state_layer_ids": [1, 2]}), "count layers differently, by one"),
+        (lambda c, w: c["dflash_config"].pop("target_layer_ids"), "names no layers"),
+        (lambda c, w: c["dflash_config"].update({"target_layer_ids": [1, 2]}), r"reads hidden states \[2, 3\]"),
+        (lambda c, w: c["dflash_config"].update({"attention_mode": "mla"}), "sets attention_mode, which mmspec"),
+        (lambda c, w: c["dflash_config"].update({"mask_token_id": 40}), "mask_token_id is 40, and there are vectors"),
+        (lambda c, w: c.update({"layer_types": ["sliding_attention"] * 2}), "of the kind sliding_attention"),
+        (lambda c, w: c.update({"projector_type": "domino"}), "projector_type 'domino' is not read"),
+        (lambda c, w: c.update({"shift_label": True}), "sets shift_label, which mmspec does not know"),
+        (lambda c, w: w.update({"prefix_gru.weight_ih_l0": torch.ones(1)}), "of the kind Domino are not read"),
+        (lambda c, w: w.update({"layers.0.k_proj_target": torch.ones(1)}), "of the kind DFlare are not read"),
+        (lambda c, w: w.update({"fc.weight": torch.ones(D, D)}), r"fc.weight is \[32, 32\] and should be \[32, 64\]"),
+    ],
+)
+def test_traps_are_named(tmp_path: Path, change, message: str) -> None:
+    config, weights = ZLAB | {"dflash_config": dict(ZLAB["dflash_config"])}, weights_of()
+    change(config, weights)
+    with pytest.raises(MmspecError, match=message):
+        by_name(str(write(tmp_path / "d", config, weights)), None, text_target())
