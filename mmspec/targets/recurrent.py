@@ -60,8 +60,8 @@ class RecurrentTarget(CausalTarget):
         """Raises MmspecError for a drafter that reads states between layers: rows are read one after the other."""
         if numbers:
             raise MmspecError(
-                f"{type(self.model).__name__} has recurrent layers, and the drafter reads states between layers: use one "
-                "that reads the last ones alone"
+                f"{type(self.model).__name__} has recurrent layers, and the drafter reads states between layers: use "
+                "one that reads the last ones alone"
             )
         return super().layer_inputs(numbers)
 
