@@ -1,6 +1,7 @@
 """How models of transformers' families see pictures and hear sounds: what their processors would give them."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -45,8 +46,8 @@ Seen = tuple[dict[str, Tensor], list[list[int]]]
 
 
 def text(model_type: str = "llama", **changes) -> dict:
-    """The configuration of a small text model."""
-    return TEXT | {"model_type": model_type} | changes
+    """The configuration of a small text model, with copies of what configurations may write to."""
+    return TEXT | {"model_type": model_type} | deepcopy(changes)
 
 
 def draw(*shape: int) -> Tensor:
