@@ -1,20 +1,19 @@
 """Speculative decoding inside `generate` of transformers: `model.generate(..., custom_generate=mmspec.speculate())`."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import logits_process as hf
 from transformers.generation import stopping_criteria as criteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
-from transformers.utils import ModelOutput
 
 from mmspec import drafters
 from mmspec.engine.accept import Committed, acceptance
@@ -24,30 +23,22 @@ from mmspec.engine.state import State
 from mmspec.engine.stats import GenerationStats
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
+from mmspec.generate_inputs import READ_VECTORS, prompts_of
 from mmspec.targets.causal import CausalTarget
-from mmspec.targets.encoder_decoder import encoded_rows
 from mmspec.targets.registry import target_of
-from mmspec.targets.vision_language import VisualPrompts
 
 if TYPE_CHECKING:
-    from transformers.generation.streamers import BaseStreamer
-
     from mmspec.drafters.base import Drafter
     from mmspec.engine.accept import AcceptanceRule
 
-# Processors that keep something of their own from token to token, or that read the prompts of the whole batch.
+# Processors that keep something of their own from token to token, that mix the rows of two batches, or that read the
+# prompts of the whole batch.
 STATEFUL = (hf.UnbatchedClassifierFreeGuidanceLogitsProcessor, hf.SynthIDTextWatermarkLogitsProcessor)
+OF_TWO_BATCHES = (hf.ClassifierFreeGuidanceLogitsProcessor, hf.DiaClassifierFreeGuidanceLogitsProcessor)
 OF_THE_BATCH = (
     hf.EncoderRepetitionPenaltyLogitsProcessor,
     hf.EncoderNoRepeatNGramLogitsProcessor,
 )
-
-# What `generate` passes on beside what the model's forward is given for its prompt.
-NO_INPUTS = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "cache", "past_key_values"}
-
-# Families whose `generate` is given vectors for their prompts, and inputs that belong to a row as a whole.
-READ_VECTORS = ("qwen2_5_omni_talker",)
-OF_A_ROW = {"thinker_reply_part"}
 
 # Options of `generate` that have no meaning here, by the value that asks for nothing.
 REFUSED = {
@@ -59,6 +50,9 @@ REFUSED = {
     "output_hidden_states": (False, "hidden states of a draft tree are not kept: leave it out"),
     "prompt_lookup_num_tokens": (None, "use mmspec.speculate(drafter='lookup')"),
     "token_healing": (False, "it changes the prompt: leave it out"),
+    "force_words_ids": (None, "there is no constrained beam search: leave it out"),
+    "constraints": (None, "there is no constrained beam search: leave it out"),
+    "assistant_early_exit": (None, "use a drafter: leave it out"),
 }
 
 _targets: "WeakKeyDictionary[PreTrainedModel, tuple[tuple, CausalTarget]]" = WeakKeyDictionary()
@@ -116,13 +110,16 @@ class Speculate:
         **model_kwargs: object,
     ) -> Int[Tensor, "row token"] | SpeculativeOutput | GenerateEncoderDecoderOutput:
         """Generate as `generate` does, which calls this with all that it has prepared."""
-        (rows, width), streamer = input_ids.shape, _streamer()
+        (rows, width), call = input_ids.shape, _call()
+        streamer, asked = call.get("streamer"), call.get("kwargs") or {}
         _refuse(model, rows, width, logits_processor, generation_config, model_kwargs)
+        if asked.get("position_ids") is not None:
+            raise MmspecError("mmspec.speculate counts positions as generate does: leave position_ids out")
+        if streamer is not None and rows > 1:
+            raise MmspecError("mmspec.speculate streams one row: generate one row at a time, or leave streamer out")
         target, device = _target(model), input_ids.device
-        prompts = _prompts(target, input_ids, model_kwargs)
-        ends = generation_config._eos_token_tensor
-        eos = frozenset() if ends is None else frozenset(ends.flatten().tolist())
-        stop = Stop(generation_config.max_length - width, eos, _when(stopping_criteria, input_ids))
+        prompts = prompts_of(target, input_ids, model_kwargs, asked, generation_config.num_return_sequences or 1)
+        stop = _stop(stopping_criteria, generation_config, input_ids)
         greedy = not generation_config.do_sample
         sampling = Recorded(0.0 if greedy else 1.0, logits_processor=tuple(logits_processor), rows=rows)
         seed = 0 if greedy else int(torch.randint(2**31, ()))
@@ -211,8 +208,15 @@ def _refuse(
     cache = model_kwargs.get("cache", model_kwargs.get("past_key_values"))
     if isinstance(cache, Cache) and _has_read(cache):
         raise MmspecError("mmspec.speculate begins with an empty cache: leave past_key_values out, give all ids")
+    if model.prepare_inputs_for_generation.__func__ is not type(model).prepare_inputs_for_generation:
+        raise MmspecError(
+            "the model's prepare_inputs_for_generation was replaced, as prompt tuning of PEFT does: what it adds to "
+            "the prompt would be left out; merge the adapter, or use generate as it is"
+        )
     for processor in processors:
         name = type(processor).__name__
+        if isinstance(processor, OF_TWO_BATCHES):
+            raise MmspecError(f"{name} mixes the rows of two batches, which are not generated here: leave it out")
         if isinstance(processor, STATEFUL):
             raise MmspecError(f"{name} keeps a state from token to token, which drafts would confuse: leave it out")
         batch = isinstance(processor, OF_THE_BATCH) or (
@@ -247,96 +251,43 @@ def _prefix_of(prefixes: Callable[[int, int], Tensor], row: int, _: int, node: i
     return prefixes(row, node)
 
 
-def _streamer() -> "BaseStreamer | None":
-    """The streamer that `generate` was given. It gives it to its own methods, but not to a callable, so it is read from
-    the frame of `generate`.
+def _call() -> dict[str, Any]:
+    """What `generate` itself was called with. A callable is not given the streamer, and of pictures only what the
+    model's encoder made of them for the whole batch, so both are read from the frame of `generate`.
     """
     frame = inspect.currentframe()
     caller = frame.f_back.f_back if frame and frame.f_back else None
-    return caller.f_locals.get("streamer") if caller else None
+    return dict(caller.f_locals) if caller else {}
 
 
 def _target(model: PreTrainedModel) -> CausalTarget:
     """The model as a target; the one that was made of it before, as long as it is as it was."""
     head = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    key = (model.device, model.dtype, None if weight is None else (weight.data_ptr(), weight._version))
+    weights = () if head is None else tuple((part.data_ptr(), part._version) for part in head.parameters())
+    key = (model.device, model.dtype, weights, str(model.config.to_dict()))
     if model not in _targets or _targets[model][0] != key:
         _targets[model] = key, target_of(model)
     return _targets[model][1]
 
 
-def _prompts(
-    target: CausalTarget, input_ids: Int[Tensor, "row position"], model_kwargs: dict[str, object]
-) -> VisualPrompts:
-    """Every row without its padding, and what belongs to it of the model's other inputs."""
-    encoded = model_kwargs.get("encoder_outputs")
-    given = model_kwargs.get("attention_mask" if encoded is None else "decoder_attention_mask")
-    mask = torch.ones_like(input_ids, dtype=torch.bool) if not isinstance(given, Tensor) else given.bool()
-    if not bool((mask.long().diff(dim=1) >= 0).all()):
-        raise MmspecError("attention_mask hides ids after others: pad on the left, as generate wants it")
-    names = inspect.signature(target.model.forward).parameters.keys() - NO_INPUTS
-    inputs = {name: value for name, value in model_kwargs.items() if isinstance(value, Tensor) and name in names}
-    rows = list(zip(input_ids, mask, strict=True))
-    if target.model.config.model_type in READ_VECTORS:  # `generate` drops a mask of ones, which the talker misses
-        inputs["attention_mask"] = mask.long() if isinstance(given, Tensor) else mask.long()[:, :0]
-    return VisualPrompts(
-        [ids[seen].tolist() for ids, seen in rows],
-        padding=[ids[~seen].tolist() for ids, seen in rows],
-        images=encoded_rows(encoded, model_kwargs.get("attention_mask"))
-        if isinstance(encoded, ModelOutput)
-        else list(_inputs_of_rows(target, input_ids, mask, inputs)),
-    )
-
-
-def _inputs_of_rows(
-    target: CausalTarget,
-    input_ids: Int[Tensor, "row position"],
-    mask: Bool[Tensor, "row position"],
-    inputs: dict[str, Tensor],
-) -> Iterator[dict[str, Tensor]]:
-    """The part of the inputs that belongs to each row."""
-    rows, patches, pictures = len(input_ids), 0, 0
-    grid = inputs.get("image_grid_thw")
-    per_token = getattr(getattr(target.model.config, "vision_config", None), "spatial_merge_size", 1) ** 2
-    for row, (ids, seen) in enumerate(zip(input_ids, mask, strict=True)):
-        part: dict[str, Tensor] = {}
-        if (
-            grid is not None and "pixel_values" in inputs
-        ):  # pixels of all rows one after the other, as Qwen2-VL takes them
-            wanted, first, start = int((~target.is_text(ids)).sum()) * per_token, pictures, patches
-            while patches - start < wanted and pictures < len(grid):
-                patches, pictures = patches + int(grid[pictures].prod()), pictures + 1
-            if pictures > first:
-                part["image_grid_thw"] = grid[first:pictures]
-                part["pixel_values"] = inputs["pixel_values"][start:patches]
-        for name, value in inputs.items():
-            if name in part or (name in ("image_grid_thw", "pixel_values") and "pixel_values" in inputs):
-                continue
-            if value.shape[:2] == input_ids.shape and name not in OF_A_ROW:
-                part[name] = value[row : row + 1, seen]
-            elif rows == 1:
-                part[name] = value
-            elif len(value) == rows:
-                part[name] = value[row : row + 1]
-            else:
-                raise MmspecError(
-                    f"{name} has {len(value)} entries for {rows} rows, so it is not known which belong to which: "
-                    "generate one row at a time"
-                )
-        yield part
-
-
-def _when(stopping: StoppingCriteriaList, input_ids: Int[Tensor, "row position"]):  # noqa: ANN202
-    """The criteria that are neither a length nor an end token, as the loop asks for them; None without any."""
-    others = StoppingCriteriaList(
-        item for item in stopping if not isinstance(item, criteria.MaxLengthCriteria | criteria.EosTokenCriteria)
-    )
-    if not others:
-        return None
+def _stop(stopping: StoppingCriteriaList, config: GenerationConfig, input_ids: Int[Tensor, "row position"]) -> Stop:
+    """When a row ends: by the length and the end tokens that are among the criteria, and by all others, asked for each
+    row alone.
+    """
+    rows, width = input_ids.shape
+    lengths = [item.max_length for item in stopping if isinstance(item, criteria.MaxLengthCriteria)]
+    ends = [item.eos_token_id for item in stopping if isinstance(item, criteria.EosTokenCriteria)]
+    known = (criteria.MaxLengthCriteria, criteria.EosTokenCriteria)
+    others = StoppingCriteriaList(item for item in stopping if not isinstance(item, known))
+    if others and rows > 1 and not ends:
+        raise MmspecError(
+            "rows that have met a stopping criterion go on in generate until all have, where there is no eos_token_id: "
+            "give one, or generate one row at a time"
+        )
 
     def ended(row: int, tokens: list[int]) -> bool:
         new = torch.tensor([tokens], device=input_ids.device)
         return bool(others(torch.cat([input_ids[row : row + 1], new], 1), None)[0])
 
-    return ended
+    eos = frozenset(token for part in ends for token in part.flatten().tolist())
+    return Stop(min([config.max_length, *lengths]) - width, eos, ended if others else None)

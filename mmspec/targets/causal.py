@@ -113,7 +113,12 @@ class CausalTarget(OwnModel):
 
     @property
     def max_positions(self) -> int:
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        config = self.model.config.get_text_config()
+        most = getattr(config, "max_position_embeddings", None) or 2**31
+        if getattr(config, "attn_temperature_tuning", None):
+            # Llama 4 scales later queries by how many tokens its cache holds, and not by their positions.
+            most = min(most, int(config.floor_scale) - 1 - MAX_TREE_NODES)
+        return most
 
     def logits(
         self, hidden: Float[Tensor, "*shape width"], positions: Int[Tensor, "*shape"] | None = None
@@ -159,6 +164,12 @@ class CausalTarget(OwnModel):
         is what it makes of pictures and sounds.
         """
         ids = torch.tensor(prompt, device=self.device)
+        known = len(self.model.get_input_embeddings().weight)
+        if max(prompt) >= known and bool((ids[self.is_text(ids)] >= known).any()):
+            raise MmspecError(
+                f"the prompt has the id {max(prompt)}, and the model has embeddings of {known}: give the tokenizer of "
+                "this model"
+            )
         seen: dict[str, Tensor] = {}
         hooks = [
             self.decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True),
