@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmspec import drafters, reference, zoo
+from mmspec import drafters, reference
+from mmspec.drafters.table import check_name
 from mmspec.engine.accept import Committed
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import DraftTree
-from mmspec.errors import MmspecError, unknown
+from mmspec.errors import MmspecError
 from mmspec.pipelines import pipeline, task_of
 from mmspec.pipelines.request import ImageRequest
 from mmspec.placement import check_pair, device_of, dtype_of
@@ -200,9 +201,7 @@ def _check(
     """Raise MmspecError for wrong arguments, before any model is loaded."""
     for dtype in dtypes:
         check_pair(device_of(device), dtype_of(dtype))
-    available = {*drafters.names(), *zoo.drafters(folder)}
     for name in names:
-        if name not in available:
-            raise unknown("drafter", name, available)
+        check_name(name, folder)
     for guidance in guidances or ():
         ImageRequest([row["prompt"] for row in prompts], seeds, None, 1, guidance)

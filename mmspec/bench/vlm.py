@@ -29,6 +29,7 @@ from mmspec.engine.loop import Stop, stream
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
+from mmspec.pipelines import reads_pictures
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 from mmspec.placement import dtype_of
 from mmspec.targets.causal import Prompts
@@ -109,7 +110,7 @@ def answer_by_transformers(
     )
     sampling_kwargs |= dict(top_p=1.0, repetition_penalty=1.0)  # whatever the model's own generation config says
     streamer_kwargs = {} if options else {"streamer": clock}  # assisted generation takes no streamer
-    end_kwargs = dict(eos_token_id=sorted(pipe.ends), pad_token_id=min(pipe.ends))
+    end_kwargs = dict(eos_token_id=sorted(pipe.ends) or None, pad_token_id=min(pipe.ends, default=0))
     out = pipe.transformer.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -197,6 +198,8 @@ def run(
     if list(batches) != [1]:
         raise MmspecError("bench vlm answers one question at a time: leave --batch out")
     folder = zoo.resolve(model, allow_transformers=True)
+    if not reads_pictures(folder):
+        raise MmspecError(f"{model} reads no pictures, and bench vlm asks about pictures: mmspec verify compares it")
     results = new_results("vlm", model, device)
     cases = choice.cases([case for case in CASES if not quick or case.label in QUICK])
 
