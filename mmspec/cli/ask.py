@@ -63,6 +63,10 @@ class Ask(AnswerFlags):
 
 def is_picture(word: str) -> bool:
     """Whether a word of the command line names a picture: standard input, a URL, or a file, by its name or in fact."""
-    path = Path(word).expanduser()
-    urls = ("http://", "https://", "data:")
-    return word == "-" or word.startswith(urls) or path.suffix.lower() in SUFFIXES or path.is_file()
+    if word == "-" or word.startswith(("http://", "https://", "data:")):
+        return True
+    try:
+        path = Path(word).expanduser()
+        return path.suffix.lower() in SUFFIXES or path.is_file()
+    except (OSError, RuntimeError):  # a name that is too long, or a home of nobody's
+        return False

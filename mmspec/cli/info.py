@@ -104,13 +104,19 @@ def model_facts(name: str) -> dict:
     """A model by its folder alone, as data: nothing of it is loaded."""
     from mmspec import zoo
     from mmspec.drafters.table import usable
-    from mmspec.pipelines import task_of
+    from mmspec.pipelines import check_task, task_of
     from mmspec.pipelines.families import draws
     from mmspec.pipelines.generation_config import applied, read_generation_config, sampling_defaults
     from mmspec.pipelines.vocabulary import Vocabulary
 
     folder = zoo.resolve(name, allow_transformers=True)
     index = zoo.read_index(folder) if (folder / zoo.INDEX).is_file() else speaker_facts(folder)
+    task, refused = task_of(folder), ""
+    if not index and task == "image-text-to-text":
+        try:
+            check_task(folder, task)
+        except MmspecError as error:
+            task, refused = "none", str(error)
     measured = read_results(folder / zoo.RESULTS)
     figures = measured.pop("drafters", {})
     vocabulary = Vocabulary.of(folder)
@@ -124,7 +130,8 @@ def model_facts(name: str) -> dict:
     return {
         "model": name,
         "folder": str(folder),
-        "task": task_of(folder),
+        "task": task,
+        "refused": refused,
         "megabytes": round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6, 1),
         "defaults": defaults,
         "voices": index.get("voices", []),
@@ -138,18 +145,13 @@ def model_facts(name: str) -> dict:
 def speaker_facts(folder: Path) -> dict:
     """What a speech language model that people bring is called, how it samples, and its voices; else nothing."""
     from mmspec.pipelines.families import speaker_class, speaker_family
+    from mmspec.pipelines.generation_config import read_generation_config, speaker_defaults
 
     family = speaker_family(folder)
     if not family:
         return {}
-    try:
-        config = json.loads((folder / "generation_config.json").read_text())
-    except (OSError, ValueError):
-        config = {}
     speaker = speaker_class(family)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    said = {name: config[name] for name in names if config.get(name) is not None}
-    sampling = {"temperature": 1.0, **speaker.sampling, **said}
+    sampling = speaker_defaults(read_generation_config(folder), speaker.sampling)
     return {"family": speaker.name, **sampling, "drafter": "jacobi", "voices": list(speaker.voices)}
 
 
@@ -184,6 +186,8 @@ def model_tables(facts: dict) -> list[Table]:
     """A model, to be read."""
     about = make_table(facts["model"], "what", "which")
     about.add_row("task", facts["task"])
+    if facts["refused"]:
+        about.add_row("not read", facts["refused"])
     about.add_row("folder", f"{facts['folder']} ({facts['megabytes']:.0f} MB)")
     if facts["defaults"]:
         about.add_row("defaults", "\n".join(f"{key} {value}" for key, value in facts["defaults"].items()))

@@ -169,7 +169,7 @@ class Speak(SamplingFlags, ModelFlags):
         own = (folder / zoo.INDEX).is_file()
         if own and self.codec:
             raise MmspecError(f"{self.model} has a codec of its own: leave --codec out")
-        if not self._codes_only and (family := speaker_family(folder)) in WITHOUT_CODEC:
+        if not self._codes_only and not self.codec and (family := speaker_family(folder)) in WITHOUT_CODEC:
             raise no_codec(family)
         voices = zoo.read_index(folder).get("voices") if own else None
         if self.voice is not None and isinstance(voices, list) and self.voice not in voices:

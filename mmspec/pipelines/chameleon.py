@@ -24,6 +24,7 @@ from mmspec.codecs.vqgan import VQGANConfig, VQGANTokenizer
 from mmspec.errors import MmspecError, short
 from mmspec.pipelines.artist import Artist
 from mmspec.pipelines.families import given_decoder, no_decoder
+from mmspec.pipelines.generation_config import read_generation_config
 from mmspec.pipelines.loading import Loading
 from mmspec.targets.base import Grid
 from mmspec.targets.chameleon import ChameleonTarget, LuminaTarget
@@ -177,6 +178,6 @@ class LuminaArtist(ChameleonArtist):
             report["missing_keys"] = {n for n in report["missing_keys"] if not n.startswith("model.vqmodel.")}
             del model.model.vqmodel
         zoo.check_report(report, files[0], folder / "config.json", kind.__name__)
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+        if described := read_generation_config(folder):
+            model.generation_config = GenerationConfig.from_dict(described)
         return model

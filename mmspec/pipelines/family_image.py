@@ -23,6 +23,7 @@ from mmspec.pipelines.families import (
     family_of,
     no_decoder,
 )
+from mmspec.pipelines.generation_config import warn_of_others
 from mmspec.pipelines.loading import Loading
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.targets.base import Grid, Prompts
@@ -79,6 +80,8 @@ class FamilyImagePipeline(TextToImagePipeline):
         self.image_tokenizer = image_tokenizer or self.artist
         DiffusionPipeline.__init__(self)
         self.register_modules(processor=processor, transformer=transformer)
+        # Ids of its processors are the model's own, and the loop sees codes.
+        warn_of_others(transformer.generation_config.to_dict(), ("guidance_scale",))
         defaults = self.artist.sampling_defaults
         self.register_to_config(
             drafter=drafter,

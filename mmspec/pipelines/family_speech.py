@@ -8,6 +8,7 @@ import torch
 from mmspec.engine.loop import Stop
 from mmspec.errors import MmspecError
 from mmspec.pipelines.families import check_speaker, speaker_class
+from mmspec.pipelines.generation_config import warn_of_others
 from mmspec.pipelines.loading import Loading, open_folder, pop_loading
 from mmspec.pipelines.phonemize import PhonemizedText
 from mmspec.pipelines.sentences import read_plainly
@@ -41,6 +42,7 @@ class FamilySpeechPipeline(TextToSpeechPipeline):
         self.speaker, self.transformer, self.codec = speaker, speaker.model, speaker.codec
         self.speaker.voices = self.voices = list(voices or speaker.voices)
         self.drafter, self.silence = drafter, frozenset()
+        warn_of_others(speaker.model.generation_config.to_dict())
         self.temperature = speaker.defaults["temperature"] if temperature is None else temperature
         self._begin()
 

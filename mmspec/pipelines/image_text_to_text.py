@@ -1,6 +1,5 @@
 """Image and text to text: a chat with pictures, answered by a vision-language model."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from mmspec.pipelines import quantized
 from mmspec.pipelines.base import GenerateOptions, Pipeline, StepCallback, deprecated_callback
 from mmspec.pipelines.chat_encoder import ChatEncoder
 from mmspec.pipelines.chats import Chat, as_chats, example_chat
-from mmspec.pipelines.generation_config import applied, not_applied, sampling_defaults
+from mmspec.pipelines.generation_config import APPLIED, applied, check_entries, sampling_defaults, warn_of_others
 from mmspec.pipelines.loading import Loading, load_processor
 from mmspec.pipelines.outputs import ImageTextToTextOutput, TextChunk
 from mmspec.pipelines.request import check_count, row_seeds
@@ -65,14 +64,11 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
     ):
         self.processor, self.transformer = processor, transformer
         self.drafter, self.max_new_tokens = drafter, max_new_tokens
-        self._sampling = sampling_defaults(self._generation_config)
+        config = self._generation_config
+        check_entries(config, getattr(transformer.config.get_text_config(), "vocab_size", None))
+        self._sampling = sampling_defaults(config)
         self.temperature = cast(float, self._sampling["temperature"]) if temperature is None else temperature
-        unsupported = not_applied(self._generation_config)
-        if unsupported:
-            warnings.warn(
-                f"the model's generation_config.json has {', '.join(unsupported)}, which mmspec does not apply",
-                stacklevel=2,
-            )
+        warn_of_others(config, APPLIED)
         self._encoder: ChatEncoder | None = None
         self._begin()
 
@@ -97,13 +93,14 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
     @classmethod
     def load_parts(cls, folder: Path, index: dict, dtype: torch.dtype, components: dict, loading: Loading) -> dict:
         parts: dict = {}
+        if "transformer" not in components:
+            check_family(folder, bool(loading.get("trust_remote_code")))  # refused by name, before anything is read
         if "processor" not in components:
             path = folder / "processor" if (folder / "processor").is_dir() else folder
             processor = load_processor(path)
             text_only = isinstance(processor, PreTrainedTokenizerBase)
             parts["processor"] = TextProcessor(processor, path) if text_only else processor
         if "transformer" not in components:
-            check_family(folder, bool(loading.get("trust_remote_code")))  # refused by name, before weights are read
             parts["transformer"] = load_transformer(folder, dtype, **loading)
         return parts
 

@@ -14,14 +14,12 @@ from mmspec.codecs.base import Codec
 from mmspec.codecs.hub import HubCodec
 from mmspec.errors import MmspecError, unknown
 from mmspec.pipelines.chat_encoder import added_tokens
+from mmspec.pipelines.generation_config import speaker_defaults
 from mmspec.pipelines.loading import Loading, load_processor
 from mmspec.pipelines.reference import Reference
 from mmspec.pipelines.transformer import load_transformer
 from mmspec.targets.base import Prompts
 from mmspec.targets.causal import CausalTarget
-
-# What `generation_config.json` may say of sampling.
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 # Bytes of text that the slowest speaker says in a second (English has about 15 in the mean, Chinese 12), and seconds
 # that a text may last beyond that.
@@ -138,9 +136,10 @@ class Speaker(ABC):
         for voice in voices:
             if not self.takes_voice(voice):
                 raise unknown("voice", voice, self.voices)
-        for text in texts:
+        said = [("text", text) for text in texts]
+        for name, text in [*said, ("reference's text", reference.text if reference else "")]:
             if found := sorted(token for token in self._control_tokens if token in text):
-                raise MmspecError(f"the text holds {found[0]}, a control token of the model: leave it out")
+                raise MmspecError(f"the {name} holds {found[0]}, a control token of the model: leave it out")
         context = None if reference is None else self.listen(reference)
         return Prompts([self.read(text, voice, context) for text, voice in zip(texts, voices, strict=True)])
 
@@ -159,7 +158,4 @@ class Speaker(ABC):
     @property
     def defaults(self) -> dict[str, Any]:
         """How to sample: as `generation_config.json` says, else as the family's authors do."""
-        config = self.model.generation_config
-        said = {name: getattr(config, name, None) for name in SAMPLING}
-        chosen = {"temperature": 1.0} | dict(self.sampling) | {key: v for key, v in said.items() if v is not None}
-        return chosen | ({"temperature": 0.0} if config.do_sample is False else {})
+        return speaker_defaults(self.model.generation_config.to_dict(), self.sampling)

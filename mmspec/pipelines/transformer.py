@@ -1,6 +1,5 @@
 """Models of transformers from folders: the class and the family by the configuration alone, then the weights."""
 
-import json
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,6 +11,8 @@ from mmspec import zoo
 from mmspec.errors import MmspecError, short
 from mmspec.pipelines import quantized
 from mmspec.pipelines.base import model_class
+from mmspec.pipelines.families import read_config
+from mmspec.pipelines.generation_config import read_generation_config
 from mmspec.pipelines.loading import Loading
 from mmspec.targets.registry import check_kind
 
@@ -24,12 +25,18 @@ def describe(folder: Path, trust_remote_code: bool = False) -> tuple[type[PreTra
     """
     path = part(folder)
     file = path / "config.json"
-    try:
-        entries = json.loads(file.read_text())
-        name = entries["architectures"][0]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise MmspecError(f"{file} cannot be read ({error!r}): restore it from the model's source") from None
-    code = entries.get("auto_map", {}).get("AutoModelForCausalLM")
+    entries = read_config(path)
+    names, own = entries.get("architectures"), entries.get("auto_map") or {}
+    if not isinstance(names, list) or not names:
+        found = f"says {names!r:.60}" if "architectures" in entries else "has no entry of that name"
+        raise MmspecError(
+            f'{file} must name the model\'s class in a list, "architectures", and {found}: restore it from '
+            "the model's source"
+        )
+    name, code = names[0], own.get("AutoModelForCausalLM", "") if isinstance(own, dict) else None
+    if not isinstance(code, str):
+        raise MmspecError(f"{file} says auto_map {own!r:.60}: it must name classes; restore it from the model's source")
+    kind: type[PreTrainedModel] | None = None
     try:
         kind = model_class(name, file)
     except MmspecError:
@@ -40,11 +47,12 @@ def describe(folder: Path, trust_remote_code: bool = False) -> tuple[type[PreTra
                 f"{file} names {name}, whose code comes with the model: read it, then allow it to run by "
                 "trust_remote_code=True (--trust-remote-code)"
             ) from None
-        kind = get_class_from_dynamic_module(code, path)
-        return kind, AutoConfig.from_pretrained(path, trust_remote_code=True)
     try:
+        if kind is None:
+            kind = get_class_from_dynamic_module(code, path)
+            return kind, AutoConfig.from_pretrained(path, trust_remote_code=True)
         return kind, kind.config_class.from_pretrained(path)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # classes of configurations raise anything, StrictDataclassError for one
         raise MmspecError(f"{file} does not load ({short(error)}): restore it from the model's source") from None
 
 
@@ -65,6 +73,7 @@ def load_transformer(folder: Path, dtype: torch.dtype, **loading: Unpack[Loading
     """
     kind, config = describe(folder, loading.pop("trust_remote_code", False))
     path = part(folder)
+    read_generation_config(path)  # of one that is damaged, transformers says nothing
     if not (path / quantized.INDEX).exists():
         foreign = not (folder / zoo.INDEX).is_file()
         return zoo.load_component(path.parent, path.name, kind, foreign=foreign, dtype=dtype, **loading)

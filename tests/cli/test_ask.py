@@ -101,6 +101,8 @@ def test_answer_comes_before_the_figures(run, answer: str, monkeypatch: pytest.M
         (["ask", "nowhere.png", "what?"], "no picture at nowhere.png"),
         (["ask", "broken.png", "what?"], "cannot be read as a picture"),
         (["ask", "red.png", " "], "there is no question"),
+        (["ask", "what? " * 60, "--drafter", "mds"], "unknown drafter 'mds'"),
+        (["ask", "~nobody-of-this-name is what?", "--drafter", "mds"], "unknown drafter 'mds'"),
         (["ask", "red.png", "what?", "--drafter", "mds"], "unknown drafter 'mds'"),
         (["chat", "nowhere.png"], "no picture at nowhere.png"),
         (["chat", "-"], "the picture must be a file or a URL"),

@@ -33,6 +33,8 @@ GIVEN = {
         (["bench", "image", "--batch", "0", "--device", "cpu"], "must be 1 or more"),
         (["bench", "image", "--dtype", "fp61", "--device", "cpu"], "unknown dtype 'fp61'"),
         (["bench", "image", "--out", __file__, "--device", "cpu"], "cannot write to"),
+        (["bench"], "say what to measure: image, speech or vlm; mmspec bench --help says more"),
+        (["bench", "--quick"], "say what to measure: image, speech or vlm"),
         (["train", "nowhere.yaml"], "no recipe at nowhere.yaml"),
         (["train", str(Path(__file__).parent)], "recipe.yaml: give the path of a recipe.yaml"),
         (["image", PROMPT, "--model", "~nobody-of-this-name/x"], "no folder ~nobody-of-this-name/x"),

@@ -49,6 +49,10 @@ def test_what_is_refused(folders: dict[str, Path], tmp_path: Path, capfd: pytest
     wav = tmp_path / "a.wav"
     for arguments, wrong in (
         (("--model", folders["cosyvoice"], "-o", wav), "mmspec has no vocoder for the codes of cosyvoice2 models"),
+        (
+            ("--model", folders["cosyvoice"], "-o", wav, "--codec", tmp_path),
+            "CosyVoice 2 takes a codec as an object alone",
+        ),
         (("--model", folders["orpheus"], "-o", wav, "--reference-text", "oh"), "--reference-text is what is said in"),
         (("--model", folders["orpheus"], "-o", wav, "--reference", wav), "Orpheus clones no voice from a recording"),
         (("--model", folders["orpheus"], "-o", wav, "--voice", "no one"), "unknown voice 'no one'"),

@@ -134,6 +134,7 @@ def test_llasa_clones(pipes: dict[str, FamilySpeechPipeline], recording: Path, t
     assert out.tokens != pipe(TEXT, seed=3).tokens and len(out.audio) == 320 * len(out.tokens[0])
     for reference, wrong in (
         (recording, "Llasa needs what is said in the reference: give --reference-text"),
+        (Reference(recording, "oh <|s_3|>"), r"the reference's text holds <\|s_3\|>, a control token of the model"),
         (Reference(tmp_path / "none.wav", "oh"), "none.wav cannot be read as sound"),
     ):
         with pytest.raises(MmspecError, match=wrong):
