@@ -105,12 +105,13 @@ def model_facts(name: str) -> dict:
     from mmspec import zoo
     from mmspec.drafters.table import usable
     from mmspec.pipelines import check_task, task_of
-    from mmspec.pipelines.families import draws
     from mmspec.pipelines.generation_config import applied, read_generation_config, sampling_defaults
     from mmspec.pipelines.vocabulary import Vocabulary
 
     folder = zoo.resolve(name, allow_transformers=True)
-    index = zoo.read_index(folder) if (folder / zoo.INDEX).is_file() else speaker_facts(folder)
+    index = artist_facts(folder) or speaker_facts(folder)
+    if not index and (folder / zoo.INDEX).is_file():
+        index = zoo.read_index(folder)
     task, refused = task_of(folder), ""
     if not index and task == "image-text-to-text":
         try:
@@ -126,7 +127,7 @@ def model_facts(name: str) -> dict:
     }
     if not index:
         generation = read_generation_config(folder)
-        defaults = sampling_defaults(generation, samples=draws(folder)) | applied(generation)
+        defaults = sampling_defaults(generation) | applied(generation) | {"drafter": "lookup"}
     return {
         "model": name,
         "folder": str(folder),
@@ -140,6 +141,27 @@ def model_facts(name: str) -> dict:
         "drafters": {drafter: figures.get(drafter, {}) for drafter in usable(folder)},
         "measured": measured,
     }
+
+
+def artist_facts(folder: Path) -> dict:
+    """The family of a model that people bring and that draws, and how it samples; else nothing."""
+    from mmspec.pipelines.families import artist_class, draws, example_prompts, folder_family
+    from mmspec.pipelines.generation_config import read_generation_config, sampling_defaults
+    from mmspec.pipelines.llamagen_files import CAPTIONS, CLASSES
+
+    if not draws(folder):
+        return {}
+    family, part = folder_family(folder), folder
+    if family == "GlmImagePipeline":  # its first stage
+        family, part = "glm_image", folder / "vision_language_encoder"
+    artist, generation = artist_class(family), read_generation_config(part)
+    if family == "llamagen":
+        generation = (CLASSES if example_prompts(folder) else CAPTIONS) | generation
+    scale = generation.get("guidance_scale")
+    guidance = {"guidance_scale": artist.guidance if scale is None else scale} if artist.guided else {}
+    top_k = {"top_k": artist.top_k} if artist.top_k and generation.get("top_k") is None else {}
+    sampling = sampling_defaults(generation, samples=True) | top_k
+    return {"family": family, **guidance, **sampling, "drafter": "jacobi"}
 
 
 def speaker_facts(folder: Path) -> dict:
