@@ -11,6 +11,7 @@ from mmspec.errors import MmspecError
 
 DRAFTERS = ("none", "jacobi", "lookup")
 FALLBACK = dict(compression_ratio_threshold=1.35, logprob_threshold=-1.0, no_speech_threshold=0.6)
+PROMPT, SWEEP = torch.tensor([PREVIOUS, 4, 5]), [pytest.mark.slow, pytest.mark.sweep]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -20,9 +21,9 @@ FALLBACK = dict(compression_ratio_threshold=1.35, logprob_threshold=-1.0, no_spe
         {"return_timestamps": False, "language": "en"},
         {"return_timestamps": True, "language": "en", "task": "translate"},
         {"return_timestamps": True},
-        {"return_timestamps": True, "language": "fr", "no_repeat_ngram_size": 2},
-        {"return_timestamps": True, "language": "en", "prompt_ids": torch.tensor([PREVIOUS, 4, 5])},
-        {"return_timestamps": False, "language": "fr", "max_new_tokens": 9},
+        pytest.param({"return_timestamps": True, "language": "fr", "no_repeat_ngram_size": 2}, marks=SWEEP),
+        pytest.param({"return_timestamps": True, "language": "en", "prompt_ids": PROMPT}, marks=SWEEP),
+        pytest.param({"return_timestamps": False, "language": "fr", "max_new_tokens": 9}, marks=SWEEP),
     ],
     ids=lambda options: "-".join(map(str, options.values())).replace(" ", ""),
 )
@@ -39,9 +40,12 @@ def test_short_recordings(options: dict, rows: int) -> None:
     "options",
     [
         {"language": "en"},
-        {"language": "en", "prompt_ids": torch.tensor([PREVIOUS, 4, 5]), "prompt_condition_type": "first-segment"},
-        {"language": ["en", "fr", "en"], "condition_on_prev_tokens": True},
-        {"language": "en", "condition_on_prev_tokens": True, "temperature": 0.0, **FALLBACK},
+        pytest.param(
+            {"language": "en", "prompt_ids": PROMPT, "prompt_condition_type": "first-segment"},
+            marks=SWEEP,
+        ),
+        pytest.param({"language": ["en", "fr", "en"], "condition_on_prev_tokens": True}, marks=SWEEP),
+        pytest.param({"language": "en", "condition_on_prev_tokens": True, "temperature": 0.0, **FALLBACK}, marks=SWEEP),
     ],
     ids=["plain", "prompt", "conditioned", "thresholds"],
 )
@@ -57,6 +61,8 @@ def test_long_recordings(options: dict) -> None:
         assert torch.equal(actual["sequences"], expected["sequences"])
 
 
+@pytest.mark.slow
+@pytest.mark.sweep
 def test_fallback_to_sampling() -> None:
     """`torch.manual_seed` decides what is sampled where a temperature above zero is tried, whatever drafts."""
 

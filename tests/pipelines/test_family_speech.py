@@ -84,7 +84,10 @@ def test_families_are_told_by_their_files(folders: dict[str, Path], pipes: dict[
         path.write_text(old)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[pytest.mark.sweep] if name in ("llasa", "outetts") else []) for name in FAMILIES],
+)
 def test_a_seed_says_one_thing(pipes: dict[str, FamilySpeechPipeline], family: str) -> None:
     """equality: the same codes with any drafter, by the defaults of the family, streamed or not."""
     pipe = pipes[family]
