@@ -107,7 +107,7 @@ class SamplingFlags:
         """The acceptance rule by name."""
         return "exact" if self.acceptance is None else self.acceptance
 
-    def facts(self, defaults: dict[str, Any]) -> dict[str, object]:
+    def facts(self, defaults: dict[str, object]) -> dict[str, object]:
         """These options, or the model's defaults, without what the statistics say, for the metadata of a file."""
         plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0} | defaults
         given = {name: getattr(self, name) for name in plain}

@@ -239,19 +239,19 @@ class Pipeline(ABC, Generic[AnyTarget]):
         self.transformer.to(device=device, dtype=dtype)
         return self
 
-    def sampling_kwargs(self, given: dict[str, Any]) -> dict[str, Any]:
+    def sampling_kwargs(self, given: dict[str, object]) -> dict[str, object]:
         """How to sample where some options are given."""
         return self.sampling_defaults | given
 
     def read_options(self, options: GenerateOptions) -> tuple[SamplingOptions, str | Drafter, AcceptanceRule]:
         """How to sample, what to draft with, and how to accept; the model's defaults where nothing is said."""
-        sampling: dict = dict(options)
-        for name in sampling.keys() - GenerateOptions.__annotations__.keys():
+        for name in options.keys() - GenerateOptions.__annotations__.keys():
             if name in FOREIGN_OPTIONS:
                 raise MmspecError(f"{type(self).__name__} takes no {name}: {FOREIGN_OPTIONS[name]}")
             parameters = inspect.signature(type(self).__call__).parameters.keys() - {"self", "options", "session"}
             raise unknown("option", name, [*parameters, *GenerateOptions.__annotations__])
-        sampling = self.sampling_kwargs({name: value for name, value in sampling.items() if value is not None})
+        given = {name: value for name, value in options.items() if value is not None}
+        sampling: dict = self.sampling_kwargs(given)
         drafter, rule = sampling.pop("drafter", None), acceptance(sampling.pop("acceptance", "exact"))
         sampling["logits_processor"] = [*self.processors, *sampling.get("logits_processor", ())]
         return SamplingOptions(**sampling), self.drafter if drafter is None else drafter, rule

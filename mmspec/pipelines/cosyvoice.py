@@ -132,7 +132,7 @@ class CosyVoiceSpeaker(Speaker):
     def longest(self, text: str) -> int:
         return MOST * len(self._ids(text))
 
-    def sampling_kwargs(self, given: dict[str, Any]) -> dict[str, Any]:
+    def sampling_kwargs(self, given: dict[str, object]) -> dict[str, object]:
         """Top-p and top-k as those of repetition-aware sampling, unless another processor is given."""
         kwargs = super().sampling_kwargs(given)
         if "logits_processor" in kwargs:

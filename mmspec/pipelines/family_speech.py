@@ -1,7 +1,7 @@
 """Text to speech with a speech language model that people bring: a folder of transformers, or a hub id."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -43,7 +43,7 @@ class FamilySpeechPipeline(TextToSpeechPipeline):
         self.speaker.voices = self.voices = list(voices or speaker.voices)
         self.drafter, self.silence = drafter, frozenset()
         warn_of_others(speaker.model.generation_config.to_dict())
-        self.temperature = speaker.defaults["temperature"] if temperature is None else temperature
+        self.temperature = cast(float, speaker.defaults["temperature"]) if temperature is None else temperature
         self._begin()
 
     @classmethod
@@ -72,10 +72,10 @@ class FamilySpeechPipeline(TextToSpeechPipeline):
         return self.speaker.target(weights_hash)
 
     @property
-    def sampling_defaults(self) -> dict[str, Any]:
+    def sampling_defaults(self) -> dict[str, object]:
         return self.speaker.defaults | {"temperature": self.temperature}
 
-    def sampling_kwargs(self, given: dict[str, Any]) -> dict[str, Any]:
+    def sampling_kwargs(self, given: dict[str, object]) -> dict[str, object]:
         return self.speaker.sampling_kwargs({"temperature": self.temperature} | given)
 
     @property

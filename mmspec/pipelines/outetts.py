@@ -4,7 +4,7 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -79,7 +79,7 @@ class OuteSpeaker(Speaker):
         """Half as many tokens again as there are codes, for words and how they sound."""
         return super().longest(text) * 3 // 2
 
-    def sampling_kwargs(self, given: dict[str, Any]) -> dict[str, Any]:
+    def sampling_kwargs(self, given: dict[str, object]) -> dict[str, object]:
         """The repetition penalty as a processor, unless others are given."""
         kwargs = super().sampling_kwargs(given)
         if "logits_processor" in kwargs or kwargs["repetition_penalty"] == 1:

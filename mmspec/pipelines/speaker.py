@@ -143,7 +143,7 @@ class Speaker(ABC):
         context = None if reference is None else self.listen(reference)
         return Prompts([self.read(text, voice, context) for text, voice in zip(texts, voices, strict=True)])
 
-    def sampling_kwargs(self, given: dict[str, Any]) -> dict[str, Any]:
+    def sampling_kwargs(self, given: dict[str, object]) -> dict[str, object]:
         """How to sample where some options are given."""
         return self.defaults | given
 
@@ -156,6 +156,6 @@ class Speaker(ABC):
         return [known[token] for token in tokens]
 
     @property
-    def defaults(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, object]:
         """How to sample: as `generation_config.json` says, else as the family's authors do."""
         return speaker_defaults(self.model.generation_config.to_dict(), self.sampling)
