@@ -106,7 +106,7 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         return Grid(self.config.grid_height, self.config.grid_width, self.config.end_of_row)
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToImagePipeline":
+    def from_pretrained(cls, model: str | Path, **options: object) -> "TextToImagePipeline":
         """See `Pipeline`; a folder of transformers or diffusers whose family draws gives its own pipeline."""
         hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
         check = partial(check_task, task="text-to-image")

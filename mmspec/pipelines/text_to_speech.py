@@ -99,7 +99,7 @@ class TextToSpeechPipeline(Pipeline[SpeechTarget]):
         self._begin()
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, **options: Any) -> "TextToSpeechPipeline":
+    def from_pretrained(cls, model: str | Path, **options: object) -> "TextToSpeechPipeline":
         """See `Pipeline`; a folder of a speech language model that people bring gives a `FamilySpeechPipeline`."""
         hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
         check = partial(check_task, task="text-to-speech")
