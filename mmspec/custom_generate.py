@@ -263,7 +263,8 @@ def _call() -> dict[str, Any]:
 def _target(model: PreTrainedModel) -> CausalTarget:
     """The model as a target; the one that was made of it before, as long as it is as it was."""
     head = model.get_output_embeddings()
-    weights = () if head is None else tuple((part.data_ptr(), part._version) for part in head.parameters())
+    parts = () if head is None else head.parameters()
+    weights = tuple((part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts)
     key = (model.device, model.dtype, weights, str(model.config.to_dict()))
     if model not in _targets or _targets[model][0] != key:
         _targets[model] = key, target_of(model)
