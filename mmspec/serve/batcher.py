@@ -16,7 +16,7 @@ from mmspec.engine.cost import Cost, measured
 from mmspec.engine.loop import Batch, Round, Stop
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
-from mmspec.errors import MmspecError, short
+from mmspec.errors import MmspecError, short, unknown
 from mmspec.memory import release_free_memory
 from mmspec.pipelines.solo import Run
 from mmspec.targets.base import Prompts, Target
@@ -142,8 +142,12 @@ class Batcher:
         if not isinstance(drafter, str):
             raise MmspecError("calls in a batch share a drafter: give its name, not an instance")
         if drafter not in self.drafters:
-            drafters.by_name(drafter, folder, target)  # says what is wrong
-            raise MmspecError(f"drafter {drafter!r} came after the model was loaded: start again")
+            if drafter in drafters.names():
+                drafters.by_name(drafter, folder, target)  # says what is wrong
+            elif drafter in drafters.usable(folder):
+                raise MmspecError(f"drafter {drafter!r} came after the model was loaded: start again")
+            # Who asks a server does not make it read folders, or fetch from a hub.
+            raise unknown("drafter", drafter, self.drafters)
         admitted = False
 
         def run(

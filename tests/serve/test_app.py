@@ -30,6 +30,7 @@ WRONG = [
     ("images/generations", {"prompt": PROMPT, "model": "/etc/passwd"}, 404, "no model"),
     ("images/generations", {"prompt": PROMPT, "model": "tiny-speech"}, 404, "no model 'tiny-speech' for text-to-image"),
     ("images/generations", {"prompt": PROMPT, "drafter": "../../x"}, 400, "unknown drafter"),
+    ("images/generations", {"prompt": PROMPT, "drafter": "owner/drafter"}, 400, "unknown drafter"),
     ("images/generations", {"prompt": PROMPT, "acceptance": "nonsense"}, 400, "unknown acceptance"),
     ("images/generations", {"prompt": PROMPT, "quality": "hd"}, 400, "quality: Input should be 'auto'"),
     ("images/generations", {"prompt": PROMPT, "colour": "red"}, 400, "colour: Extra inputs are not permitted"),
