@@ -83,9 +83,15 @@ def _inputs_of_rows(
     for row, (ids, seen) in enumerate(zip(input_ids, mask, strict=True)):
         part: dict[str, Tensor] = {}
         if grid is not None and "pixel_values" in inputs:  # all patches one after the other, as Qwen2-VL takes them
-            wanted, first, start = int((~target.is_text(ids)).sum()) * per_token, pictures, patches
-            while patches - start < wanted and pictures < len(grid):
+            first, start, wanted = pictures, patches, int((~target.is_text(ids)).sum()) * per_token
+            one_each = len(grid) == rows and all(media)
+            while pictures < len(grid) and (rows == 1 or (pictures == first if one_each else patches - start < wanted)):
                 patches, pictures = patches + int(grid[pictures].prod()), pictures + 1
+            if rows > 1 and not one_each and patches - start != wanted:
+                raise MmspecError(
+                    "pictures have not as many patches as their rows have tokens for, so it is not known which belong "
+                    "to which: generate one row at a time"
+                )
             if pictures > first:
                 part["image_grid_thw"] = grid[first:pictures]
                 part["pixel_values"] = inputs["pixel_values"][start:patches]
