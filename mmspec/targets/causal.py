@@ -164,7 +164,8 @@ class CausalTarget(OwnModel):
         is what it makes of pictures and sounds.
         """
         ids = torch.tensor(prompt, device=self.device)
-        known = len(self.model.get_input_embeddings().weight)
+        embeddings = getattr(self.model.get_input_embeddings(), "weight", None)  # CSM's are of another kind
+        known = max(prompt) + 1 if embeddings is None else len(embeddings)
         if max(prompt) >= known and bool((ids[self.is_text(ids)] >= known).any()):
             raise MmspecError(
                 f"the prompt has the id {max(prompt)}, and the model has embeddings of {known}: give the tokenizer of "
