@@ -155,6 +155,17 @@ def prompts(folder: Path, *fields: str) -> list[dict]:
     return lines
 
 
+def read_object(path: Path) -> dict:
+    """A JSON file of a model folder as data. Raises MmspecError for one that is damaged or holds no object."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it must hold an object")
+        return content
+    except (OSError, ValueError) as error:
+        raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
+
+
 def read_index(folder: Path) -> dict:
     """`model_index.json` as data."""
     path = folder / INDEX

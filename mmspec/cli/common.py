@@ -109,7 +109,9 @@ class SamplingFlags:
 
     def facts(self, defaults: dict[str, object]) -> dict[str, object]:
         """These options, or the model's defaults, without what the statistics say, for the metadata of a file."""
-        plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0} | defaults
+        from mmspec.pipelines.generation_config import NEUTRAL
+
+        plain = {"temperature": 1.0} | NEUTRAL | defaults
         given = {name: getattr(self, name) for name in plain}
         return {name: plain[name] if value is None else value for name, value in given.items()}
 

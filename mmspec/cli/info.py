@@ -146,7 +146,7 @@ def model_facts(name: str) -> dict:
 def artist_facts(folder: Path) -> dict:
     """The family of a model that people bring and that draws, and how it samples; else nothing."""
     from mmspec.pipelines.families import artist_class, draws, example_prompts, folder_family
-    from mmspec.pipelines.generation_config import read_generation_config, sampling_defaults
+    from mmspec.pipelines.generation_config import read_generation_config
     from mmspec.pipelines.llamagen_files import CAPTIONS, CLASSES
 
     if not draws(folder):
@@ -159,9 +159,7 @@ def artist_facts(folder: Path) -> dict:
         generation = (CLASSES if example_prompts(folder) else CAPTIONS) | generation
     scale = generation.get("guidance_scale")
     guidance = {"guidance_scale": artist.guidance if scale is None else scale} if artist.guided else {}
-    top_k = {"top_k": artist.top_k} if artist.top_k and generation.get("top_k") is None else {}
-    sampling = sampling_defaults(generation, samples=True) | top_k
-    return {"family": family, **guidance, **sampling, "drafter": "jacobi"}
+    return {"family": family, **guidance, **artist.sampling_of(generation), "drafter": "jacobi"}
 
 
 def speaker_facts(folder: Path) -> dict:

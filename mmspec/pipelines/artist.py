@@ -1,6 +1,7 @@
 """What a model of transformers needs to draw beside its weights: prompts as ids, and codes as pictures."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -108,9 +109,13 @@ class Artist(ABC):
     @property
     def sampling_defaults(self) -> dict[str, object]:
         """How to sample: as `generation_config.json` says, else as the family's source does."""
-        config = self.model.generation_config
-        top_k = {"top_k": self.top_k} if self.top_k and config.top_k is None else {}
-        return sampling_defaults(config.to_dict(), samples=True) | top_k
+        return self.sampling_of(self.model.generation_config.to_dict())
+
+    @classmethod
+    def sampling_of(cls, config: Mapping[str, object]) -> dict[str, object]:
+        """How a model of this family with this generation configuration samples."""
+        top_k = {"top_k": cls.top_k} if cls.top_k and config.get("top_k") is None else {}
+        return sampling_defaults(config, samples=True) | top_k
 
     @property
     def guidance_scale(self) -> float:

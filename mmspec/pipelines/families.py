@@ -119,14 +119,7 @@ def model_family(folder: Path) -> str:
 
 def read_config(folder: Path) -> dict:
     """A folder's config.json as data."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        if not isinstance(config, dict):
-            raise ValueError("it must hold an object")
-        return config
-    except (OSError, ValueError) as error:
-        raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
+    return zoo.read_object(folder / "config.json")
 
 
 def folder_family(folder: Path) -> str:

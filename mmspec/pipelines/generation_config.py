@@ -1,10 +1,10 @@
 """What a model's `generation_config.json` says of how to sample. This module imports no torch."""
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from mmspec import zoo
 from mmspec.errors import MmspecError
 
 # What sampling options are where nobody says anything.
@@ -65,15 +65,7 @@ def speaker_defaults(config: Mapping[str, object], authors: Mapping[str, object]
 def read_generation_config(folder: Path) -> dict[str, object]:
     """A folder's `generation_config.json`, empty where there is none. Raises MmspecError for one that is damaged."""
     path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text())
-        if not isinstance(config, dict):
-            raise ValueError("it must hold an object")
-        return config
-    except (OSError, ValueError) as error:
-        raise MmspecError(f"{path} cannot be read ({error}): restore it from the model's source") from None
+    return zoo.read_object(path) if path.is_file() else {}
 
 
 def applied(config: Mapping[str, object]) -> dict[str, object]:
