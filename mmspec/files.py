@@ -1,10 +1,22 @@
-"""Files that are written whole or not at all."""
+"""Files: text that is read, and what is written whole or not at all."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from mmspec.errors import MmspecError
+
+
+def read_text(file: Path) -> str:
+    """What a text file holds, or standard input if the file is `-`."""
+    source = "standard input" if str(file) == "-" else str(file)
+    try:
+        return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MmspecError(f"{source} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise MmspecError(f"cannot read {source}: {error.strerror or error}; give a text file") from None
 
 
 def check_output(path: Path, kinds: dict[str, str]) -> None:

@@ -1,6 +1,5 @@
 """`mmspec bench`."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -65,6 +64,7 @@ class Bench:
         from mmspec.drafters.table import check_name
         from mmspec.engine.ranges import check_ranges
         from mmspec.pipelines import TASKS
+        from mmspec.prompts import read_prompts
 
         if find_spec("matplotlib") is None:
             raise MmspecError("the benchmark draws a plot and needs matplotlib: pip install 'mmspec[bench]'")
@@ -97,19 +97,3 @@ class Bench:
         out = measured.run(model, self.out, self.quick, device, dtypes, self.seed, self.batch, count, choice)
         console.print((out / "results.md").read_text(), markup=False, highlight=False, soft_wrap=True)
         return 0
-
-
-def read_prompts(file: Path) -> tuple[dict, ...]:
-    """The prompts in a file: lines of JSON as in a model's `prompts.jsonl`, or of text; pictures lie beside it."""
-    from mmspec.cli.source import read_text
-
-    lines = [line.strip() for line in read_text(None, file).splitlines() if line.strip()]
-    try:
-        rows = [json.loads(line) if line.startswith("{") else {"prompt": line} for line in lines]
-    except ValueError as error:
-        raise MmspecError(f'{file} has a line that is no JSON ({error}): write {{"prompt": ...}}, or text') from None
-    if not rows or not all(isinstance(row.get("prompt"), str) for row in rows):
-        raise MmspecError(f'{file} must hold a prompt on each line: text, or {{"prompt": ...}}')
-    return tuple(
-        row | ({"image": str((file.parent / row["image"]).absolute())} if row.get("image") else {}) for row in rows
-    )

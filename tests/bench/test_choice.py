@@ -10,31 +10,12 @@ import pytest
 
 from mmspec import cli
 from mmspec.bench.suite import Case, Choice
-from mmspec.cli.bench import read_prompts
 from mmspec.drafters import table
 from mmspec.drafters.lookup import LookupDrafter
-from mmspec.errors import MmspecError
 
 pytest.importorskip("matplotlib")
 
 CASES = (Case("AR, our loop", "none"), Case("jacobi", "jacobi"))
-
-
-def test_prompts_files(tmp_path: Path) -> None:
-    """Lines of text or of JSON, pictures beside the file."""
-    path = tmp_path / "prompts.txt"
-    path.write_text('a red heart\n\n{"prompt": "what?", "image": "a.png", "kind": "count"}\n')
-    assert read_prompts(path) == (
-        {"prompt": "a red heart"},
-        {"prompt": "what?", "image": str(tmp_path / "a.png"), "kind": "count"},
-    )
-    for text in ("", "\n", '{"prompt": 3}'):
-        path.write_text(text)
-        with pytest.raises(MmspecError, match="must hold a prompt on each line"):
-            read_prompts(path)
-    path.write_text("{")
-    with pytest.raises(MmspecError, match="a line that is no JSON"):
-        read_prompts(path)
 
 
 def test_cases() -> None:
