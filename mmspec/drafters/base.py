@@ -82,14 +82,12 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
         return Candidates(children, (best - scores.logsumexp(2, keepdim=True)).exp().float())
 
     # Training: whether sequences come with their prompts, whether those of a batch have similar lengths, whether greedy
-    # sequences are calibrated for, how many sequences calibrate, how many must have been sampled, and options of
-    # `loss`.
+    # sequences are calibrated for, options of `loss`, and what `mmspec train` does where nothing else is said.
     needs_prompt: ClassVar[bool] = False
     similar_lengths: ClassVar[bool] = False
     calibrates_greedy: ClassVar[bool] = False
-    held_out: ClassVar[int] = 16
-    min_sampled: ClassVar[int] = 17
     loss_options: ClassVar[tuple[str, ...]] = ()
+    recipe: ClassVar[dict[str, float]] = {"steps": 1000, "batch": 4, "lr": 1e-3, "muon_lr": 3e-3}
 
     @classmethod
     def build(cls, target: Target, **options: Any) -> "TrainedDrafter":
