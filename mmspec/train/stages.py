@@ -29,7 +29,7 @@ console = Console(stderr=True)
 STAGES = ("generate", "capture", "train", "calibrate", "report")
 
 # Held-out prompts that a checkpoint is measured on, and tokens of each.
-EVALUATED, EVALUATED_TOKENS = 8, 96
+EVALUATED, EVALUATED_TOKENS = 8, 64
 
 
 @dataclass
