@@ -182,9 +182,9 @@ class DFlashDrafter(TreeDrafter):
         if not 0 <= mask_token < embedded:
             raise MmspecError(f"{folder}: mask_token_id is {mask_token}, and there are vectors of {embedded} ids")
         drafter = cls(
-            shape,
-            check_layers(folder, target, numbers),
-            mask_token,
+            shape=shape,
+            feature_layers=check_layers(folder, target, numbers),
+            mask_token=mask_token,
             block=int(str(files.get("block_size", of={**own, **config}))),
             layers=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers.")),
             target_size=size,
@@ -197,6 +197,10 @@ class DFlashDrafter(TreeDrafter):
         if drafter.lm_head is not None and rows is not None:
             drafter.keep_rows(rows)
         return drafter
+
+    def constructor_arguments(self) -> dict:
+        own_head = 0 if self.lm_head is None else len(self.lm_head.weight)  # without the ids that the target lacks
+        return super().constructor_arguments() | {"own_head": own_head}
 
     def keep_rows(self, rows: list[int]) -> None:
         """Draft from these rows of the output matrix alone."""

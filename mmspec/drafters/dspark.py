@@ -58,8 +58,8 @@ class DSparkDrafter(DFlashDrafter):
 
     name = "dspark"
 
-    def __init__(self, *args: Any, markov: str, markov_ids: int, rank: int, **options: Any):
-        super().__init__(*args, **options)
+    def __init__(self, *, markov: str, markov_ids: int, rank: int, **options: Any):
+        super().__init__(**options)
         width, drafted = self.fc.out_features, options.get("own_head") or markov_ids
         self.markov_head = MarkovHead(markov, markov_ids, drafted, rank, width)
 

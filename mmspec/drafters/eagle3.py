@@ -175,6 +175,10 @@ class Eagle3Drafter(RecurrentDrafter):
         prompt = state.prompt_hidden[row][0]
         return inputs, prompt.position_ids[..., :-1].expand(*self.axes, -1), prompt.position_shift
 
+    def constructor_arguments(self) -> dict:
+        own_head = 0 if self.lm_head is None else len(self.lm_head.weight)  # without the ids that the target lacks
+        return super().constructor_arguments() | {"own_head": own_head}
+
     @classmethod
     def from_released(cls, files: Files, target: Target) -> "Eagle3Drafter":
         """See `Eagle3Drafter`. Raises MmspecError for settings, tensors and vocabularies that are not understood."""
@@ -199,7 +203,7 @@ class Eagle3Drafter(RecurrentDrafter):
             **read_flags(files),
             **cls.released_options(files, shape["hidden_size"]),
         )
-        drafter = cls(shape, target_size, numbers, own_head=own_head, **options)
+        drafter = cls(shape=shape, target_size=target_size, feature_layers=numbers, own_head=own_head, **options)
         drafter.load_state_dict(files.read(drafter.state_dict(), cls.name.upper(), IDLE, spelled))
         if drafter.lm_head is not None and rows is not None:
             drafter.lm_head.weight = nn.Parameter(drafter.lm_head.weight[rows])

@@ -24,7 +24,7 @@ class PublicMedusaDrafter(HeadDrafter):
     matrix of its own.
     """
 
-    name = "medusa"
+    name, kind = "medusa", "public-medusa"
 
     def __init__(self, hidden_size: int, vocabulary: int, heads: int, layers: int, target: str = ""):
         super().__init__(hidden_size, 0, [(0, k + 2) for k in range(heads)], target)
@@ -32,6 +32,10 @@ class PublicMedusaDrafter(HeadDrafter):
         self.heads = nn.ModuleList(
             nn.Sequential(*part, nn.Linear(hidden_size, vocabulary, bias=False)) for part in residual
         )
+
+    def constructor_arguments(self) -> dict:
+        *_, output = self.heads[0].parameters()  # without the ids that the target lacks
+        return super().constructor_arguments() | {"vocabulary": len(output)}
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         super(HeadDrafter, self).start(target, state, sampling, needs_draft_probs)

@@ -22,8 +22,8 @@ class PEagleDrafter(Eagle3Drafter):
 
     name = "peagle"
 
-    def __init__(self, *args: Any, mask_token: int, **options: Any):
-        super().__init__(*args, **options)
+    def __init__(self, *, mask_token: int, **options: Any):
+        super().__init__(**options)
         self.mask_token = mask_token
         self.mask_hidden = nn.Parameter(torch.zeros(1, 1, self.fc.in_features))
 

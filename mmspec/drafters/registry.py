@@ -2,14 +2,13 @@
 
 import json
 import warnings
-from contextlib import redirect_stdout
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from mmspec.drafters import layouts
 from mmspec.drafters.base import Drafter, TrainedDrafter
-from mmspec.drafters.table import TABLE, Entry, check_name, folder_of, names, usable, without_weights
+from mmspec.drafters.table import RELEASED, TABLE, Entry, check_name, folder_of, names, usable, without_weights
 from mmspec.engine.cost import measured
 from mmspec.errors import MmspecError, short
 from mmspec.targets.base import Prompts, Target
@@ -48,15 +47,15 @@ def by_name(name: str, folder: Path | None, target: Target, **options: object) -
     check_name(name, folder)
     path = folder_of(name, folder)
     config = _read_config(name, path) if path else {}
-    if path and (public := _public(path, folder, target)) is not None:
+    if path and "kind" not in config and (public := _public(path, folder, target)) is not None:
         return public.to(target.device, target.dtype).eval().configure(**options)
-    kind = config.get("kind", Path(name).name)
-    if kind not in names():
+    kind, kinds = config.get("kind", Path(name).name), names() | RELEASED
+    if kind not in kinds:
         raise MmspecError(
             f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are "
             f"{', '.join(names())}, and the layouts {', '.join(layouts.read_layouts())}"
         )
-    cls = names()[kind].load()
+    cls = kinds[kind].load()
     if not issubclass(cls, TrainedDrafter):
         return cls(**options)
     if path is None or not config:
@@ -101,6 +100,7 @@ def _check_shape(name: str, config: dict, target: Target) -> None:
     """Raise MmspecError for a drafter of a target of another size."""
     shape = {
         "hidden_size": target.hidden_size,
+        "target_size": target.hidden_size,
         "vocabulary": target.vocabulary_size,
         "stride": target.grid.stride if target.grid else None,
     }
@@ -115,8 +115,7 @@ def _check_shape(name: str, config: dict, target: Target) -> None:
 
 def _load_weights(name: str, path: Path, cls: type[TrainedDrafter]) -> TrainedDrafter:
     try:
-        with redirect_stdout(None):  # the hub's mixin prints, and standard output may be a pipe for sound
-            return cls.from_pretrained(path, strict=True)
+        return cls.from_pretrained(path)
     except (SafetensorError, RuntimeError, OSError, TypeError) as error:
         raise MmspecError(
             f"drafter {name!r}: the files in {path} are truncated or foreign ({error}): restore them or train again"

@@ -60,6 +60,9 @@ class TreeDrafter(TrainedDrafter):
         self.depth, self.greedy = depth, greedy or [1.0] * depth
         self.register_buffer("tokens", None if tokens is None else torch.tensor(tokens), persistent=False)
 
+    def constructor_arguments(self) -> dict:
+        return super().constructor_arguments() | {"tokens": None if self.tokens is None else self.tokens.tolist()}
+
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         if state.branches > 1:
             raise MmspecError(
