@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmspec.drafters.card import drafter_card
 from mmspec.drafters.examples import DepthPredictions, Example
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.release import Release, Verifier
 from mmspec.engine.accept import Committed
 from mmspec.engine.cost import Cost
 from mmspec.engine.noise import Noise
@@ -70,6 +71,8 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter, library_name="mms
     needs_features = True
     # What `config.json` calls this class: its name, unless that is another's.
     kind: ClassVar[str] = ""
+    # The public format that `to_released` writes, if there is one.
+    format: ClassVar[str] = ""
 
     def __init__(
         self, target: str, depth: int, beta: list[float] | None, coupling: list[float] | None, beam: int, ranks: int
@@ -125,8 +128,8 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter, library_name="mms
     def constructor_arguments(self) -> dict:
         """The constructor's arguments as data, calibrated values included."""
         arguments: dict = dict(cast(dict, self._hub_mixin_config or {}))
-        present = {"beta", "coupling", "greedy", "accuracies"} & arguments.keys()
-        return arguments | {name: getattr(self, name) for name in present} | {"target": self.target_hash}
+        calibrated = {"beta", "coupling", *({"greedy", "accuracies"} & arguments.keys())}
+        return arguments | {name: getattr(self, name) for name in calibrated} | {"target": self.target_hash}
 
     def save_pretrained(self, save_directory: str | Path, *, config: dict | None = None, **options: Any) -> str | None:  # type: ignore[override]
         """Write a folder that `--drafter` and `from_pretrained` load, whatever it is called: weights, `config.json`
@@ -163,3 +166,12 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter, library_name="mms
     def from_released(cls, files: Files, target: Target) -> "TrainedDrafter":
         """For a target, from the files of a layout that others publish, for the classes that read one."""
         raise MmspecError(f"{files.folder} holds a drafter in a layout that {cls.__name__} does not read")
+
+    def to_released(self, target: Target, verifier: Verifier) -> Release:
+        """The files of a public layout, for the classes that have a `format`: what `from_released` reads."""
+        raise MmspecError(f"{type(self).__name__} has no format that other engines read")
+
+    def uncalibrated(self) -> list[str]:
+        """What is lost with calibrated values, in words: public formats have no place for them."""
+        calibrated = {value for values in (self.beta, self.coupling, self.greedy) for value in values} - {1.0}
+        return ["the calibration (beta, coupling, greedy), by which mmspec ranks candidates"] * bool(calibrated)

@@ -27,6 +27,26 @@ print(out.stats.mean_acceptance_length)
 ```
 """
 
+RELEASE = """\
+# A drafter of the kind {kind}, in the format {form}
+
+For speculative decoding with `{verifier}`. The format is that of {readers}. mmspec wrote it and reads it, too:
+
+```bash
+mmspec info FOLDER --target {verifier}     # does it fit?
+mmspec verify {verifier} --drafters FOLDER --prompts 2 --tokens 32
+{serve}
+```
+{lost}"""
+
+# How vLLM is started with a drafter of a format.
+SERVE = {
+    "speculators": "vllm serve FOLDER",
+    "eagle": "vllm serve {} --speculative-config "
+    """'{{"model": "FOLDER", "method": "eagle", "num_speculative_tokens": 4}}'""",
+    "medusa": """vllm serve {} --speculative-config '{{"model": "FOLDER", "method": "medusa"}}'""",
+}
+
 
 def make_card(text: str, tags: list[str], metadata: dict[str, Any]) -> ModelCard:
     """A card of a text below its metadata."""
@@ -41,3 +61,19 @@ def drafter_card(kind: str, target_hash: str, weights: int, metadata: dict[str, 
     names += [f"the weights `{target_hash}`"] if target_hash else []
     text = DRAFTER.format(kind=kind, target=", ".join(names) or "a target that is not named", millions=weights / 1e6)
     return make_card(text, [kind], metadata)
+
+
+def release_card(
+    kind: str, form: str, readers: str, verifier: str, lost: list[str], base_model: str | None
+) -> ModelCard:
+    """The card of a drafter that was exported: who reads it, and what was lost; `base_model` is the target's hub id."""
+    phrases = "".join(f"\n- {phrase}" for phrase in lost)
+    text = RELEASE.format(
+        kind=kind,
+        form=form,
+        readers=readers,
+        verifier=verifier,
+        serve=SERVE[form].format(verifier),
+        lost=f"\nWhat this format does not carry:\n{phrases}\n" if lost else "",
+    )
+    return make_card(text, [kind, form], {"base_model": base_model} if base_model else {})

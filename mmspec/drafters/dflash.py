@@ -14,7 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, rotate_half
 from mmspec.drafters.eagle3 import read_vocabulary
 from mmspec.drafters.layouts import Files
 from mmspec.drafters.shapes import Rotary, check_layers, check_size, layer_config, layer_shape, plain_layer
-from mmspec.drafters.tree_drafter import Scores, TreeDrafter
+from mmspec.drafters.speculators import SpeculatorsDrafter
+from mmspec.drafters.tree_drafter import Scores
 from mmspec.engine.accept import Committed
 from mmspec.engine.cache import TreeCache, cache_kwarg
 from mmspec.engine.noise import Noise
@@ -35,7 +36,7 @@ KNOWN = (
 IDLE = ("d2t", "t2d", "verifier_norm.weight", "verifier_lm_head.weight")
 
 
-class DFlashDrafter(TreeDrafter):
+class DFlashDrafter(SpeculatorsDrafter):
     """Layers of Qwen3 over a block: the last committed token and `block - 1` mask tokens, which see each other both
     ways and the context, the target's states at all positions before the block.
 
@@ -47,6 +48,7 @@ class DFlashDrafter(TreeDrafter):
     """
 
     name = "dflash"
+    architecture = "DFlashDraftModel"
 
     def __init__(
         self,
@@ -198,9 +200,13 @@ class DFlashDrafter(TreeDrafter):
             drafter.keep_rows(rows)
         return drafter
 
-    def constructor_arguments(self) -> dict:
-        own_head = 0 if self.lm_head is None else len(self.lm_head.weight)  # without the ids that the target lacks
-        return super().constructor_arguments() | {"own_head": own_head}
+    def settings(self) -> dict:
+        return {
+            "block_size": self.depth if self.from_anchor else self.depth + 1,
+            "mask_token_id": self.mask_token,
+            "aux_hidden_state_layer_ids": list(self.feature_layers),
+            "sample_from_anchor": self.from_anchor,
+        }
 
     def keep_rows(self, rows: list[int]) -> None:
         """Draft from these rows of the output matrix alone."""
