@@ -21,6 +21,7 @@ from mmspec.drafters.shapes import (
     layer_shape,
     plain_layer,
 )
+from mmspec.drafters.speculators import SpeculatorsDrafter
 from mmspec.drafters.tree_drafter import RecurrentDrafter
 from mmspec.engine.cache import cache_kwarg
 from mmspec.engine.state import State
@@ -36,6 +37,9 @@ KNOWN = (
     *("embed_requires_grad", "num_aux_hidden_states", "transformer_layer_config", "has_no_defaults_at_init"),
 )
 
+
+# How deep trees are, at most, where nothing is said.
+DEPTH = 6
 
 # In published files, and not needed to draft.
 IDLE = ("d2t", "t2d", "verifier_norm.weight", "verifier_lm_head.weight", "layers.0.self_attn.rotary_emb.inv_freq")
@@ -78,7 +82,7 @@ class FusedLayer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
-class Eagle3Drafter(RecurrentDrafter):
+class Eagle3Drafter(RecurrentDrafter, SpeculatorsDrafter):
     """Position t reads token t + 1 and what enters `feature_layers` of the target at t, which `fc` makes one hidden
     state, or the hidden state that it gave at t itself, before its norm (after it with `norm_output`), and predicts
     token t + 2.
@@ -90,6 +94,7 @@ class Eagle3Drafter(RecurrentDrafter):
     """
 
     name = "eagle3"
+    architecture = "Eagle3DraftModel"
 
     def __init__(
         self,
@@ -104,7 +109,7 @@ class Eagle3Drafter(RecurrentDrafter):
         fc_norm: bool = False,
         norm_output: bool = False,
         tokens: Sequence[int] | None = None,
-        depth: int = 6,
+        depth: int = DEPTH,
         target: str = "",
         beta: list[float] | None = None,
         coupling: list[float] | None = None,
@@ -199,11 +204,21 @@ class Eagle3Drafter(RecurrentDrafter):
             **read_flags(files),
             **cls.released_options(files, shape["hidden_size"]),
         )
-        drafter = cls(shape, target_size, numbers, own_head=own_head, **options)
+        drafter = cls(shape=shape, target_size=target_size, feature_layers=numbers, own_head=own_head, **options)
         drafter.load_state_dict(files.read(drafter.state_dict(), cls.name.upper(), IDLE, spelled))
         if drafter.lm_head is not None and rows is not None:
             drafter.lm_head.weight = nn.Parameter(drafter.lm_head.weight[rows])
         return drafter
+
+    def settings(self) -> dict:
+        own = self.constructor_arguments()
+        return {flag: own.get(flag, False) for flag in FLAGS} | {
+            "eagle_aux_hidden_state_layer_ids": list(self.feature_layers)
+        }
+
+    def uncarried(self) -> list[str]:
+        deep = f"the depth of its trees in mmspec, {self.depth}: {DEPTH} is taken for this layout"
+        return super().uncarried() + [deep] * (self.depth != DEPTH)
 
     @classmethod
     def known_keys(cls) -> tuple[str, ...]:

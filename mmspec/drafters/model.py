@@ -56,6 +56,9 @@ class ModelDrafter(RecurrentDrafter):
         whole = rows == tokens == list(range(target.vocabulary_size)) and len(rows) == target.vocabulary_size
         return cls(model, None if whole else rows, None if whole else tokens)
 
+    def constructor_arguments(self) -> dict:
+        raise MmspecError("a small model as drafter is saved by its own save_pretrained: drafter.model.save_pretrained")
+
     def _vectors(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
         table = self.model.get_input_embeddings()
         return table(ids.clamp(max=len(table.weight) - 1))

@@ -14,12 +14,16 @@ from transformers import Cache, DynamicCache
 
 from mmspec.drafters.examples import DepthPredictions, Example, divergence, masked_mean, uniform
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.release import Release, Verifier, layer_settings
 from mmspec.drafters.shapes import Rotary, check_size, layer_config, layer_shape, plain_layer
 from mmspec.drafters.tree_drafter import RecurrentDrafter
 from mmspec.engine.cache import cache_kwarg
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.targets.base import Target
+
+# How deep trees are, at most, where nothing is said.
+DEPTH = 6
 
 # In published files, but without effect: recomputed, or not in use in the first layer.
 IDLE = ("layers.0.input_layernorm.weight", "layers.0.self_attn.rotary_emb.inv_freq")
@@ -36,6 +40,7 @@ class MsdDrafter(RecurrentDrafter):
     """
 
     name = "msd"
+    format = "eagle"
     similar_lengths = True
     calibrates_greedy = True
     loss_options = ("steps", "noise", "feature", "soft", "tv")
@@ -54,7 +59,7 @@ class MsdDrafter(RecurrentDrafter):
         decoupled: bool = True,
         tokens: Sequence[int] | None = None,
         own_embedding: int = 0,
-        depth: int = 6,
+        depth: int = DEPTH,
         target: str = "",
         beta: list[float] | None = None,
         coupling: list[float] | None = None,
@@ -64,7 +69,17 @@ class MsdDrafter(RecurrentDrafter):
         super().__init__(target, depth, beta, coupling, greedy, tokens)
         self.decoupled = decoupled
         rope = rope or {"rope_type": "default", "rope_theta": rope_theta}
-        config = layer_config(hidden_size, intermediate_size, heads, kv_heads, hidden_size // heads, eps, rope, layer)
+        self.shape: dict = {
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "head_dim": hidden_size // heads,
+            "eps": eps,
+            "rope": rope,
+            "kind": layer,
+        }
+        config = layer_config(**self.shape)
         self.fc = nn.Linear(2 * hidden_size, hidden_size, bias=bias)
         self.layers = nn.ModuleList([plain_layer(config, layer, 0)])
         self.layers[0].input_layernorm = nn.Identity()
@@ -142,6 +157,35 @@ class MsdDrafter(RecurrentDrafter):
     def released_options(cls, files: Files) -> dict:
         """Further arguments of the constructor that published files decide."""
         return {}
+
+    def to_released(self, target: Target, verifier: Verifier) -> Release:
+        """The layout of EAGLE's authors: a flat configuration, and vectors of all ids."""
+        table = target.model.get_input_embeddings()
+        tensors = dict(self.state_dict())
+        if self.embed_tokens is None:
+            tensors["embed_tokens.weight"] = table(torch.arange(verifier.vocabulary, device=target.device))
+        kind = self.shape["kind"]
+        vocabulary = len(tensors["embed_tokens.weight"])
+        config = layer_settings(self.shape, 1, vocabulary, verifier.positions) | {
+            "architectures": [f"{kind.capitalize()}ForCausalLM"],
+            "bias": self.fc.bias is not None,
+            "qkv_bias": kind == "qwen2",
+            "base_model_name_or_path": verifier.name,
+        }
+        return Release(config, tensors, self.uncarried(vocabulary))
+
+    def uncarried(self, vocabulary: int) -> list[str]:
+        """What EAGLE's layout has no place for."""
+        lost = self.uncalibrated()
+        if self.decoupled:
+            lost.append("the decoupled path of pictures: EAGLE reads them through fc, as text, and not by themselves")
+        if self.tokens is not None:
+            lost.append(f"the drafting vocabulary of {len(self.tokens)} tokens: EAGLE drafts from all {vocabulary} ids")
+        if self.depth != DEPTH:
+            lost.append(f"the depth of its trees in mmspec, {self.depth}: {DEPTH} is taken for this layout")
+        if self.fc.bias is not None:
+            lost.append("fc.bias in vLLM, whose EAGLE has none (that of SGLang and of its authors has)")
+        return lost
 
     @classmethod
     def build(cls, target: Target, **options: object) -> "MsdDrafter":

@@ -48,6 +48,17 @@ TABLE = {
     "msd": Entry("mmspec.drafters.msd:MsdDrafter", trained=True),
 }
 
+# The kinds of folders that hold what was read from a public layout and saved anew: no name stands for these.
+RELEASED = {
+    "dflash": Entry("mmspec.drafters.dflash:DFlashDrafter"),
+    "dspark": Entry("mmspec.drafters.dspark:DSparkDrafter"),
+    "eagle": Entry("mmspec.drafters.eagle:EagleDrafter"),
+    "eagle3": Entry("mmspec.drafters.eagle3:Eagle3Drafter"),
+    "peagle": Entry("mmspec.drafters.peagle:PEagleDrafter"),
+    "public-medusa": Entry("mmspec.drafters.medusa:PublicMedusaDrafter"),
+    "vispec": Entry("mmspec.drafters.vispec:ViSpecDrafter"),
+}
+
 
 def names() -> dict[str, Entry]:
     """Built-in drafters and those that other packages register under `mmspec.drafters`."""

@@ -60,6 +60,10 @@ class TreeDrafter(TrainedDrafter):
         self.depth, self.greedy = depth, greedy or [1.0] * depth
         self.register_buffer("tokens", None if tokens is None else torch.tensor(tokens), persistent=False)
 
+    def constructor_arguments(self) -> dict:
+        tokens = None if self.tokens is None else self.tokens.tolist()
+        return super().constructor_arguments() | {"greedy": self.greedy, "tokens": tokens}
+
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         if state.branches > 1:
             raise MmspecError(

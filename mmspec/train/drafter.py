@@ -1,6 +1,5 @@
 """Training of drafters for a target: one routine for every class that has a loss and predictions."""
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -184,8 +183,5 @@ def train_drafter(
 
 
 def save_drafter(drafter: TrainedDrafter, kind: str, folder: Path) -> None:
-    """Write a drafter in bfloat16, with a configuration that names its kind."""
-    config = {"kind": kind} | drafter.constructor_arguments()
-    drafter.bfloat16().save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    """Write a drafter in bfloat16, as the `kind` that it is registered by."""
+    drafter.bfloat16().save_pretrained(folder, config={"kind": kind})
