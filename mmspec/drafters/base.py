@@ -6,6 +6,7 @@ from typing import Any, ClassVar, cast
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from mmspec.drafters.examples import DepthPredictions, Example
 from mmspec.drafters.layouts import Files
@@ -136,3 +137,10 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
     def from_released(cls, files: Files, target: Target) -> "TrainedDrafter":
         """For a target, from the files of a layout that others publish, for the classes that read one."""
         raise MmspecError(f"{files.folder} holds a drafter in a layout that {cls.__name__} does not read")
+
+    @classmethod
+    def misfit(cls, files: Files, config: PreTrainedConfig) -> str:
+        """Why files of a layout that others publish do not fit a target of this text configuration; "" where nothing
+        speaks against it. No weights are read.
+        """
+        return ""

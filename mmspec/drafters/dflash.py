@@ -9,11 +9,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, rotate_half
 
 from mmspec.drafters.eagle3 import read_vocabulary
 from mmspec.drafters.layouts import Files
-from mmspec.drafters.shapes import Rotary, check_layers, check_size, layer_config, layer_shape, plain_layer
+from mmspec.drafters.shapes import (
+    Rotary,
+    check_layers,
+    check_size,
+    layer_config,
+    layer_shape,
+    layers_misfit,
+    plain_layer,
+)
 from mmspec.drafters.tree_drafter import Scores, TreeDrafter
 from mmspec.engine.accept import Committed
 from mmspec.engine.cache import TreeCache, cache_kwarg
@@ -197,6 +206,10 @@ class DFlashDrafter(TreeDrafter):
         if drafter.lm_head is not None and rows is not None:
             drafter.keep_rows(rows)
         return drafter
+
+    @classmethod
+    def misfit(cls, files: Files, config: PreTrainedConfig) -> str:
+        return layers_misfit(read_numbers(files, files.config.get("dflash_config") or {}), config)
 
     def keep_rows(self, rows: list[int]) -> None:
         """Draft from these rows of the output matrix alone."""
