@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from mmspec.drafters.card import drafter_card
 from mmspec.drafters.examples import DepthPredictions, Example
@@ -173,3 +174,10 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter, library_name="mms
         """What is lost with calibrated values, in words: public formats have no place for them."""
         calibrated = {value for values in (self.beta, self.coupling, self.greedy) for value in values} - {1.0}
         return ["the calibration (beta, coupling, greedy), by which mmspec ranks candidates"] * bool(calibrated)
+
+    @classmethod
+    def misfit(cls, files: Files, config: PreTrainedConfig) -> str:
+        """Why files of a layout that others publish do not fit a target of this text configuration; "" where nothing
+        speaks against it. No weights are read.
+        """
+        return ""

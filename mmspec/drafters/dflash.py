@@ -9,11 +9,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, rotate_half
 
 from mmspec.drafters.eagle3 import read_vocabulary
 from mmspec.drafters.layouts import Files
-from mmspec.drafters.shapes import Rotary, check_layers, check_size, layer_config, layer_shape, plain_layer
+from mmspec.drafters.shapes import (
+    Rotary,
+    check_layers,
+    check_size,
+    layer_config,
+    layer_shape,
+    layers_misfit,
+    plain_layer,
+)
 from mmspec.drafters.speculators import SpeculatorsDrafter
 from mmspec.drafters.tree_drafter import Scores
 from mmspec.engine.accept import Committed
@@ -207,6 +216,10 @@ class DFlashDrafter(SpeculatorsDrafter):
             "aux_hidden_state_layer_ids": list(self.feature_layers),
             "sample_from_anchor": self.from_anchor,
         }
+
+    @classmethod
+    def misfit(cls, files: Files, config: PreTrainedConfig) -> str:
+        return layers_misfit(read_numbers(files, files.config.get("dflash_config") or {}), config)
 
     def keep_rows(self, rows: list[int]) -> None:
         """Draft from these rows of the output matrix alone."""

@@ -19,12 +19,12 @@ from mmspec.drafters.shapes import (
     drafted_tokens,
     layer_config,
     layer_shape,
+    layers_misfit,
     plain_layer,
 )
 from mmspec.drafters.speculators import SpeculatorsDrafter
 from mmspec.drafters.tree_drafter import RecurrentDrafter
 from mmspec.engine.cache import cache_kwarg
-from mmspec.engine.state import State
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Target
 
@@ -171,15 +171,6 @@ class Eagle3Drafter(RecurrentDrafter, SpeculatorsDrafter):
         logits = self.target.logits(normed) if self.lm_head is None else self.lm_head(normed)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def prompt_inputs(
-        self, state: State, row: int
-    ) -> tuple[Float[Tensor, "read twice"], Int[Tensor, "*axis read"], int]:
-        inputs, positions, shift = super().prompt_inputs(state, row)
-        if not self.axes:
-            return inputs, positions, shift
-        prompt = state.prompt_hidden[row][0]
-        return inputs, prompt.position_ids[..., :-1].expand(*self.axes, -1), prompt.position_shift
-
     @classmethod
     def from_released(cls, files: Files, target: Target) -> "Eagle3Drafter":
         """See `Eagle3Drafter`. Raises MmspecError for settings, tensors and vocabularies that are not understood."""
@@ -190,10 +181,7 @@ class Eagle3Drafter(RecurrentDrafter, SpeculatorsDrafter):
         shape = layer_shape(config, names, files.folder)
         target_size = files.config.get("target_hidden_size") or shape["hidden_size"]
         check_size(files.folder, target, target_hidden_size=target_size)
-        aux = files.config.get("eagle_aux_hidden_state_layer_ids")
-        aux = aux or (files.config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
-        count = target.model.config.get_text_config().num_hidden_layers
-        numbers = check_layers(files.folder, target, aux or (2, count // 2, count - 3))
+        numbers = check_layers(files.folder, target, read_numbers(files, target.model.config.get_text_config()))
         tensors = {spelled(name): value for name, value in files.tensors.items()}
         own_head = len(tensors["lm_head.weight"]) if "lm_head.weight" in tensors else 0
         rows, tokens = read_vocabulary(files, tensors, target, own_head)
@@ -221,6 +209,10 @@ class Eagle3Drafter(RecurrentDrafter, SpeculatorsDrafter):
         return super().uncarried() + [deep] * (self.depth != DEPTH)
 
     @classmethod
+    def misfit(cls, files: Files, config: PreTrainedConfig) -> str:
+        return layers_misfit(read_numbers(files, config), config)
+
+    @classmethod
     def known_keys(cls) -> tuple[str, ...]:
         """Further keys of configurations that this class reads."""
         return ()
@@ -235,6 +227,13 @@ def spelled(name: str) -> str:
     """The name of a tensor here: `midlayer.` is layer 0, and `model.` says nothing."""
     name = name.removeprefix("model.")
     return f"layers.0.{name.removeprefix('midlayer.')}" if name.startswith("midlayer.") else name
+
+
+def read_numbers(files: Files, config: PreTrainedConfig) -> Sequence[int]:
+    """The layers of a target whose inputs are read: those that are named, or the authors' of its number of layers."""
+    key, count = "eagle_aux_hidden_state_layer_ids", config.num_hidden_layers
+    named = files.config.get(key) or (files.config.get("eagle_config") or {}).get(key)
+    return named or (2, count // 2, count - 3)
 
 
 def read_flags(files: Files) -> dict[str, bool]:

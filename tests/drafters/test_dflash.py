@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import vlm_families
 from tiny import text_target
 from tiny_layouts import (
     D,
@@ -18,11 +19,13 @@ from tiny_layouts import (
     rms,
     write,
 )
+from tiny_qwen import qwen_target
 from tiny_released import BLOCK, LAYERS, MARKOV, MASK, QWEN3, RANK, SPECULATORS_DFLASH, ZLAB, dflash_weights
 from tiny_vlm import asked, model
 
 from mmspec.drafters.registry import by_name
 from mmspec.errors import MmspecError
+from mmspec.targets.registry import target_of
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
 
 
@@ -71,6 +74,30 @@ def test_of_its_authors(tmp_path: Path) -> None:
     check_equal(target, folder)
 
 
+# What the files for Qwen3.5 say besides.
+FOR_QWEN35 = {
+    "num_target_layers": 4,
+    "dflash_config": {"target_layer_ids": [0, 2], "mask_token_id": MASK},
+    "auto_map": {"AutoModel": "dflash.DFlashDraftModel"},
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "max_window_layers": LAYERS,
+    "rope_scaling": None,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+}
+
+
+def test_on_a_recurrent_target(tmp_path: Path) -> None:
+    """As published for Qwen3.5: what leaves layers is read row by row, and drafts become chains."""
+    target, weights = qwen_target("Qwen3_5"), dflash_weights()
+    folder = write(tmp_path / "d", ZLAB | FOR_QWEN35, weights)
+    check_trees(target, folder, weights, dflash(target, (1, 3)))
+    check_equal(target, folder)
+    check_joining(target, folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("anchored", [False, True])
 def test_speculators(tmp_path: Path, anchored: bool) -> None:
@@ -109,6 +136,14 @@ def test_pictures(tmp_path: Path) -> None:
     """They reach the block by the target's states alone."""
     target = VisionLanguageTarget(model("qwen2_5_vl"))
     given = VisualPrompts.of([asked("qwen2_5_vl", [(32, 32)], 1), asked("qwen2_5_vl", [], 2)])
+    check_equal(target, write(tmp_path / "d", ZLAB, dflash_weights()), given)
+
+
+@pytest.mark.slow
+def test_pictures_of_a_recurrent_target(tmp_path: Path) -> None:
+    """Qwen3.5 as it is published reads pictures."""
+    target = target_of(vlm_families.model("qwen3_5"))
+    given = VisualPrompts.of([vlm_families.asked("qwen3_5", sizes, 1) for sizes in ([(2, 3)], [], [(1, 2), (3, 2)])])
     check_equal(target, write(tmp_path / "d", ZLAB, dflash_weights()), given)
 
 
