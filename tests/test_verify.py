@@ -4,10 +4,11 @@ import pytest
 import torch
 from tiny import CODES, OFFSET, TEXTS, llama, plain, prompts, text_target
 from tiny_vlm import asked, model
+from transformers import SuppressTokensLogitsProcessor
 
 from mmspec.engine.loop import Stop
 from mmspec.engine.sampling import SamplingOptions
-from mmspec.targets.base import Grid
+from mmspec.targets.base import Grid, Prompts
 from mmspec.targets.causal import CausalTarget
 from mmspec.targets.image import ImageTarget
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
@@ -55,6 +56,21 @@ def test_answers_are_those_of_generate(penalty: float) -> None:
     for stop in (Stop(16), Stop(16, frozenset(range(3, 12))), Stop(16, when=lambda row, tokens: len(tokens) == 5)):
         decoded = [decode_plainly(target, row, sampling, 0, stop) for row in rows]
         assert compare_with_generate(target, rows, decoded, sampling, stop) == ([], "")
+
+
+def test_processors_are_those_of_generate() -> None:
+    """equality: what a model never says, `generate` does not say either, though it keeps one processor of a class."""
+    target, stop, row = CausalTarget(llama()), Stop(16), Prompts([[1, 2, 3]])
+    free = decode_plainly(target, row, GREEDY, 0, stop)
+    never = SuppressTokensLogitsProcessor(sorted(set(free.tokens)), device="cpu")
+    target.model.generation_config.suppress_tokens = sorted(set(free.tokens))
+    sampling = SamplingOptions(0.0, logits_processor=[never])
+    decoded = decode_plainly(target, row, sampling, 0, stop)
+    assert not set(decoded.tokens) & set(free.tokens)
+    assert compare_with_generate(target, [row], [decoded], sampling, stop) == ([], "")
+    codes = open_image_target()
+    _, skipped = compare_with_generate(codes, [prompts(TEXTS[:1], 1.0)], [decoded], sampling, stop)
+    assert skipped == "logits processors of tokens that are no ids"
 
 
 def test_a_difference_is_found() -> None:

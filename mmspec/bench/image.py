@@ -92,6 +92,11 @@ def draw(
     return generate(target, prompts, rows, Stop(length), drafter, sampling=sampling, seeds=seed, rule=rule).stats
 
 
+def draw_by_transformers(model: TransformersBaseline, prompts: Prompts, length: int, seed: int) -> GenerationStats:
+    """The same by `transformers.generate`."""
+    return model(prompts, length, seed).stats
+
+
 def run_setting(
     folder: Path,
     dtype: str,
@@ -102,30 +107,33 @@ def run_setting(
     cases: Sequence[Case],
     choice: Choice = Choice(),
 ) -> list[dict]:
-    """All cases on the same prompts and seeds."""
+    """All cases on the same prompts and seeds, at temperature 1 if no other is chosen."""
     pipe = TextToImagePipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     target, guidance = pipe.target, pipe.config.guidance_scale
     lines = [line["prompt"] for line in choice.prompts] or example_prompts(folder) or PROMPTS
-    temperature = 1.0 if choice.temperature is None else choice.temperature
 
     def job(turn: int) -> tuple[Prompts, int]:
         texts = [lines[(turn * batch + i) % len(lines)] for i in range(batch)]
         return pipe.encode(texts, guidance), target.grid.tokens
 
     choose_min_query_len(target, *job(0))
-    entrants = build_runners(cases, folder, target, *job(0), partial(draw, target, SamplingOptions(temperature)))
-    if batch == 1 and cases is not ABLATIONS and not target.why_not_comparable(guidance, 1.0):
-        transformers = TransformersBaseline(target, temperature=temperature)
-        entrants.insert(1, (transformers.label, lambda *arguments: transformers(*arguments).stats))
-    title, rows = (
-        f"{dtype}, batch {batch}, guidance {guidance:g}, T = {temperature:g}, passes of {target.min_query_len} nodes "
-        "or more",
-        [],
-    )
-    for label, runs in run_in_turns(entrants, job, repeats, batch, seed, title).items():
-        seconds = sum(stats.total for stats in runs) / sum(len(stats.runs) for stats in runs)
-        rows.append(result_row(label, title, runs, dtype, device, batch, guidance) | {"seconds_per_image": seconds})
-    return compare(rows)
+    results: list[dict] = []
+    for temperature in choice.temperatures or (1.0,):
+        entrants = build_runners(cases, folder, target, *job(0), partial(draw, target, SamplingOptions(temperature)))
+        if batch == 1 and cases is not ABLATIONS and not target.why_not_comparable(guidance, 1.0):
+            plain = TransformersBaseline(target, temperature=temperature)
+            entrants.insert(1, (plain.label, partial(draw_by_transformers, plain)))
+        title = (
+            f"{dtype}, batch {batch}, guidance {guidance:g}, T = {temperature:g}, passes of {target.min_query_len} "
+            "nodes or more"
+        )
+        rows = []
+        for label, runs in run_in_turns(entrants, job, repeats, batch, seed, title).items():
+            seconds = sum(stats.total for stats in runs) / sum(len(stats.runs) for stats in runs)
+            fields = {"temperature": temperature, "seconds_per_image": seconds}
+            rows.append(result_row(label, title, runs, dtype, device, batch, guidance) | fields)
+        results += compare(rows)
+    return results
 
 
 def growth(folder: Path, device: str, sides: tuple[int, ...] = (16, 24, 32)) -> list[dict]:

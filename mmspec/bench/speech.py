@@ -161,7 +161,7 @@ def speech_fields(label: str, runs: Sequence[SpeechRun]) -> dict:
     """
     audio = sum(run.audio for run in runs)
     if not audio:
-        raise MmspecError(f"{label}: the model said nothing; give more --prompts or another --seed")
+        raise MmspecError(f"{label}: the model said nothing; give more prompts or another --seed")
     return {
         "audio_seconds": audio,
         "decoding_seconds": sum(run.decoding for run in runs),
@@ -196,8 +196,7 @@ def run_setting(
 
     choose_min_query_len(pipe.target, *job(0))
     usable, results = [case for case in cases if fits(case, folder)], []
-    temperatures = (1.0, pipe.temperature) if choice.temperature is None else (choice.temperature,)
-    for temperature in dict.fromkeys(temperatures):
+    for temperature in dict.fromkeys(choice.temperatures or (1.0, pipe.temperature)):
         entrants = build_runners(
             usable, folder, pipe.target, *job(0), partial(speak, pipe, SamplingOptions(temperature))
         )

@@ -29,12 +29,16 @@ Runner = Callable[[Prompts, int, int], Result]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table: a drafter with its settings, and an acceptance rule."""
+    """One line of the table: a drafter with its settings, and an acceptance rule.
+
+    A case that is not `required` is left out where a model has no such drafter.
+    """
 
     label: str
     drafter: str
     rule: str = "exact"
     options: dict = field(default_factory=dict)
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +47,14 @@ class Choice:
 
     prompts: tuple[dict, ...] = ()
     drafters: tuple[str, ...] = ()
-    temperature: float | None = None
+    temperatures: tuple[float, ...] = ()
 
     def cases(self, own: Sequence[Case]) -> tuple[Case, ...]:
         """Plain decoding and the chosen drafters by name; a suite's own cases if none are chosen."""
         if not self.drafters:
             return tuple(own)
         plain = next(case for case in own if case.drafter == "none")
-        return (plain, *(Case(name, name) for name in self.drafters if name != "none"))
+        return (plain, *(Case(name, name, required=True) for name in self.drafters if name != "none"))
 
 
 NOT_SAMPLED: dict = dict(do_sample=False)
@@ -122,14 +126,14 @@ def build_runners(
     length: int,
     run: Callable[[Drafter, str, Prompts, int, int], Result],
 ) -> list[tuple[str, Runner[Result]]]:
-    """(label, runner) of each case whose drafter needs no training or has weights in `folder`.
+    """(label, runner) of each case that is required, or whose drafter needs no training or has weights in `folder`.
 
     A runner is `run` with the case's drafter and acceptance rule as its first two arguments. `prompts` and `length` are
     those after which the cost of a target pass is measured.
     """
     usable: list[tuple[str, Runner[Result]]] = []
     for case in cases:
-        if case.drafter in drafters.usable(folder):
+        if case.required or case.drafter in drafters.usable(folder):
             drafter = drafters.load(case.drafter, folder, target, prompts, length, **case.options)
             usable.append((case.label, partial(run, drafter, case.rule)))
     return usable

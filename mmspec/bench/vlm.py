@@ -155,7 +155,7 @@ def run_setting(
     encoded = [pipe.encode_examples([line])[0] for line in lines[:repeats]]
     choose_min_query_len(pipe.target, encoded[0], pipe.max_new_tokens)
     results = []
-    for temperature in TEMPERATURES if choice.temperature is None else (choice.temperature,):
+    for temperature in choice.temperatures or TEMPERATURES:
         sampling = SamplingOptions(temperature)
         entrants = build_runners(
             cases, folder, pipe.target, encoded[0], pipe.max_new_tokens, partial(answer, pipe, sampling)

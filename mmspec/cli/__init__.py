@@ -130,7 +130,7 @@ def run_parser(kind: Any, prog: str, arguments: list[str], **options: Any) -> An
         if end.code in (0, None):
             print(wrap_help(screen.getvalue(), shutil.get_terminal_size().columns))
             raise
-        raise MmspecError(f"{plainly(first_paragraph(errors.getvalue()))}; {prog} --help says more") from None
+        raise MmspecError(f"{first_paragraph(errors.getvalue())}; {prog} --help says more") from None
 
 
 class Screen(io.StringIO):
@@ -165,15 +165,6 @@ def first_paragraph(box: str) -> str:
             continue
         text.append(line)
     return re.sub(r"\s+", " ", " ".join(text)).replace("Error parsing ", "").rstrip(".") or "wrong arguments"
-
-
-def plainly(message: str) -> str:
-    """What the parser says of a choice that is missing, as in "say what to measure: image, speech or vlm"."""
-    missing = re.fullmatch(r"Missing from .*?: \{([\w,-]+)\} (.*?)\.? \(required\)", message)
-    if missing is None:
-        return message
-    *names, last = missing[1].split(",")
-    return f"say {missing[2][:1].lower()}{missing[2][1:]}: {', '.join(names)} or {last}"
 
 
 def check_options(command: str, arguments: list[str]) -> None:

@@ -246,7 +246,10 @@ class CsmTarget(CausalTarget):
         inputs, length = options.pop("inputs"), cast(int, options.pop("max_new_tokens"))
         options = {key: value for key, value in options.items() if key not in ("eos_token_id", "pad_token_id")}
         frames = -(-length // self.codebooks)
-        codes = self.model.generate(input_ids=inputs, max_new_tokens=frames, depth_decoder_do_sample=False, **options)
+        # The decoder of the other codebooks samples as the backbone does.
+        sampled = ("do_sample", "temperature", "top_k", "top_p", "min_p")
+        depth = {f"depth_decoder_{name}": options[name] for name in sampled if name in options}
+        codes = self.model.generate(input_ids=inputs, max_new_tokens=frames, **options, **depth)
         return codes.flatten(1)
 
     def why_not_comparable(self, guidance: float, penalty: float) -> str:

@@ -94,7 +94,7 @@ class JanusTarget(ImageTarget):
         config = deepcopy(self.model.generation_config)
         config.generation_kwargs = {"boi_token_id": int(inputs[0, -1])}
         config.guidance_scale = options["guidance_scale"]
-        for name in ("do_sample", "temperature", "top_k"):
+        for name in ("do_sample", "temperature", "top_k", "top_p"):
             setattr(config, name, options.get(name))
         config.max_length, config.max_new_tokens = inputs.shape[1] + self.grid.tokens, None
         return self.model.generate(

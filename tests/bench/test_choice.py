@@ -21,7 +21,7 @@ CASES = (Case("AR, our loop", "none"), Case("jacobi", "jacobi"))
 def test_cases() -> None:
     """Plain decoding is always among them; without a choice they are the suite's."""
     assert Choice().cases(CASES) == CASES
-    assert Choice(drafters=("none", "mine")).cases(CASES) == (CASES[0], Case("mine", "mine"))
+    assert Choice(drafters=("none", "mine")).cases(CASES) == (CASES[0], Case("mine", "mine", required=True))
 
 
 @pytest.mark.slow
@@ -41,9 +41,7 @@ def test_bench(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     Path("prompts.txt").write_text("a red heart\na cat face\n")
-    arguments = (
-        "--prompts-file prompts.txt --drafters repeat lookup --temperature 0 --dtype fp32 --device cpu --out found"
-    )
+    arguments = "--prompts prompts.txt --drafters repeat lookup --temperature 0 --dtype fp32 --device cpu --out found"
     with pytest.raises(SystemExit) as end:
         cli.main(["bench", "image", "--model", str(model_folder), *arguments.split(), "--out", "found"])
     assert not end.value.code, capfd.readouterr().err

@@ -69,7 +69,7 @@ def test_every_entrant(run, model: Path, tmp_path: Path) -> None:
     """Every entrant has a row with all fields, in JSON, table and plot; lossless ones in fp64 say what plain decoding
     says.
     """
-    code, out, err = run("speech", "--model", model, "--prompts", 2, "--dtype", "fp64", "--out", "found")
+    code, out, err = run("speech", "--model", model, "--count", 2, "--dtype", "fp64", "--out", "found")
     assert code == 0 and json.loads(out.splitlines()[-1])["written"] == "found"
     results = json.loads((tmp_path / "found" / "results.json").read_text())
     rows = {row["label"]: row for row in results["rows"]}
@@ -93,7 +93,7 @@ def test_every_entrant(run, model: Path, tmp_path: Path) -> None:
 
 def test_quick_and_batches(run, model: Path, tmp_path: Path) -> None:
     """--quick has five entrants beside transformers, in bf16; batches have a table each and leave transformers out."""
-    assert run("speech", "--quick", "--model", model, "--batch", 1, 3, "--prompts", 3)[0] == 0
+    assert run("speech", "--quick", "--model", model, "--batch", 1, 3, "--count", 3)[0] == 0
     rows = json.loads((tmp_path / "results" / "results.json").read_text())["rows"]
     assert [row["label"] for row in rows if row["batch"] == 3] == list(speech.QUICK)
     assert len(rows) == 2 * len(speech.QUICK) + 1 and {row["dtype"] for row in rows} == {"bf16"}
@@ -106,7 +106,7 @@ def test_image_suite(run, model_folder: Path, tmp_path: Path) -> None:
     assert run("image", "--quick", "--model", model_folder)[0] == 0
     rows = json.loads((tmp_path / "results" / "results.json").read_text())["rows"]
     assert [row["label"] for row in rows] == ["AR, our loop", TransformersBaseline.label, "jacobi"]
-    assert all(row.keys() == FIELDS | {"seconds_per_image"} for row in rows)
+    assert all(row.keys() == FIELDS | {"temperature", "seconds_per_image"} for row in rows)
     text = (tmp_path / "results" / "results.md").read_text()
     assert ", guidance " in text and "real-time factor" not in text
 
@@ -125,7 +125,7 @@ def test_entrants_that_do_not_fit(model: Path, tmp_path: Path) -> None:
     ("arguments", "text"),
     [
         (["speech", "--model", "wren-34"], "unknown model 'wren-34'"),
-        (["speech", "--prompts", "0"], "must be 1 or more"),
+        (["speech", "--count", "0"], "must be 1 or more"),
         (["speech", "--dtype", "fp61"], "unknown dtype 'fp61'"),
     ],
 )
@@ -160,7 +160,5 @@ def test_plain_decoding_at_its_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No audio at all is an error and no real-time factor."""
     monkeypatch.setattr(speech, "decode_audio", lambda pipe, tokens: (0.0, 0.0))
-    with pytest.raises(
-        MmspecError, match="AR, our loop: the model said nothing; give more --prompts or another --seed"
-    ):
+    with pytest.raises(MmspecError, match="AR, our loop: the model said nothing; give more prompts or another --seed"):
         speech.run_setting(model, "fp32", "cpu", 1, 1, 0, speech.CASES[:1])

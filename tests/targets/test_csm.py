@@ -82,6 +82,18 @@ def test_greedy_equals_generate(target: CsmTarget, heard: bool) -> None:
         assert reference.greedy_ids(target, given, Stop(COUNT), SamplingOptions(0.0)) == wanted[0]
 
 
+def test_sampled_by_generate(target: CsmTarget) -> None:
+    """The model's own `generate` samples all codebooks of a frame, and none where one code alone is allowed (fp64)."""
+
+    def frame(seed: int, **options: int) -> tuple[int, ...]:
+        torch.manual_seed(seed)
+        return tuple(reference.own_ids(target, prompts([1]), Stop(BOOKS), SamplingOptions(1.0, **options)))
+
+    frames = {frame(seed) for seed in range(12)}
+    assert len(frames) > len({codes[0] for codes in frames}), "one first code always had the same others"
+    assert {frame(seed, top_k=1) for seed in range(3)} == {tuple(said(target, [1], False, 0.0)[0][:BOOKS])}
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("heard", [False, pytest.param(True, marks=pytest.mark.sweep)])
 def test_drafts_and_batches(target: CsmTarget, heard: bool, temperature: float) -> None:
