@@ -54,7 +54,7 @@ class OutputHead(nn.Module):
     def differentiable(
         self, hidden: Float[Tensor, "*shape width"], tokens: Int[Tensor, "drafted"] | None = None
     ) -> Float[Tensor, "*shape drafted"]:
-        """Logits in the dtype of `hidden`, or of autocast, with a gradient; of some `tokens` alone if they are given."""
+        """Logits with a gradient, in the dtype of `hidden` or of autocast; of some `tokens` alone if they are given."""
         weight = self.weight if tokens is None else self.weight[tokens]
         if not torch.is_autocast_enabled(hidden.device.type):
             weight = weight.to(hidden.dtype)
