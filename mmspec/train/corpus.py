@@ -216,7 +216,9 @@ class Corpus:
     def share(
         self, title: str, jobs: Sequence[Job], file: Callable[[Job], Path], work: Callable[[Job, Path], None]
     ) -> None:
-        """Do the jobs whose file is not there, each written whole or not at all; processes take turns."""
+        """Do the jobs whose file is not there, each written whole or not at all; processes share all jobs, and wait for
+        each other.
+        """
         state = PartialState()
         mine = jobs[state.process_index :: state.num_processes]
         missing = [job for job in mine if not file(job).exists()]
@@ -227,7 +229,8 @@ class Corpus:
                 for job in missing:
                     write_atomically(file(job), lambda path, job=job: work(job, path))  # type: ignore[misc]
                     bar.advance(task)
-        state.wait_for_everyone()
+        if jobs is self.jobs:
+            state.wait_for_everyone()
 
     def sequences(self, split: Split) -> list[SequenceFacts]:
         """What there is to learn from, or to calibrate by."""

@@ -175,7 +175,7 @@ def test_two_processes_learn_as_one(kind: str, model_folder: Path, vision_folder
         *("--work", str(tmp_path / "two" / "work"), "--out", str(tmp_path / "two" / "out")),
     ]
     result = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.returncode == 0, result.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
