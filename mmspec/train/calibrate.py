@@ -29,9 +29,11 @@ def cross_entropy(scores: Tensor, sampled: Tensor) -> Tensor:
 
 
 def fit_pair(log_q: Tensor, noise: Tensor, sampled: Tensor, iterations: int = 12) -> tuple[float, float]:
-    """The pair (lambda, beta), within `BOUNDS`, with the least cross entropy of softmax(beta (log q + lambda g)).
+    """The pair (lambda, beta), lambda from 0 to 1 and beta within `BOUNDS`, with the least cross entropy of
+    softmax(beta (log q + lambda g)).
 
-    Newton's method on beta and beta lambda, in which it is convex; steps are halved until they help.
+    It is convex in beta and beta lambda. Newton's method finds its minimum, steps being halved until they help; where
+    that is beyond the bounds, the least value within them is on an edge.
     """
     features = torch.stack([log_q.clamp(min=IMPOSSIBLE), noise])
     right = features[:, torch.arange(len(sampled)), sampled].sum(1)
@@ -51,9 +53,26 @@ def fit_pair(log_q: Tensor, noise: Tensor, sampled: Tensor, iterations: int = 12
             step = step / 2
         else:
             break
+    least, most = BOUNDS
+    if not (least <= weights[0] <= most and 0 <= weights[1] <= weights[0]):
+        corners = features.new_tensor([[least, 0], [most, 0], [most, most], [least, least]])
+        edges = [least_between(features, right, *edge) for edge in zip(corners, corners.roll(-1, 0), strict=True)]
+        weights = min(edges, key=lambda edge: float(cross_entropy(torch.tensordot(edge, features, 1), sampled)))
     beta, product = weights.tolist()
-    share = min(1.0, max(0.0, product / beta)) if beta > 0 else 0.0
-    return share, min(BOUNDS[1], max(BOUNDS[0], beta))
+    return product / beta, beta
+
+
+def least_between(features: Tensor, right: Tensor, first: Tensor, last: Tensor, halvings: int = 14) -> Tensor:
+    """The weights between two with the least cross entropy, by bisection of its slope; `right` is the sum of the
+    features of what was sampled.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        probs = torch.softmax(torch.tensordot(torch.lerp(first, last, middle), features, 1), -1)
+        slope = ((probs * features).sum((1, 2)) - right) @ (last - first)
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return torch.lerp(first, last, low if low == 0 else high)
 
 
 def fit_calibration(drafter: TrainedDrafter, depths: Sequence[Sequence[Observations]]) -> list[list[float]]:
