@@ -121,7 +121,9 @@ class Pipeline(ABC, Generic[AnyTarget]):
 
     def encode_answer(self, answer: str) -> list[int]:
         """The tokens of an answer that training data bring, its end included."""
-        raise MmspecError(f"answers of {self.article} model cannot be given as text: give their tokens, or leave them out")
+        raise MmspecError(
+            f"answers of {self.article} model cannot be given as text: give their tokens, or leave them out"
+        )
 
     @property
     def default_guidance(self) -> float:
