@@ -92,6 +92,7 @@ class Corpus:
 
     def __init__(self, pipe: Pipeline, rows: Sequence[dict], settings: CorpusSettings, work: Path, greedy: bool = True):
         self.pipe, self.settings, self.greedy = pipe, settings, greedy
+        pipe.target.min_query_len = 1  # the answers need not be those of wide passes to the last bit
         self.rows = list({json.dumps(row, sort_keys=True): row for row in rows}.values())
         self.options = pipe.read_options(settings.options)[0]
         origin = [pipe.target.weights_hash, str(pipe.dtype), self.rows, asdict(settings)]

@@ -150,7 +150,7 @@ def test_disk_is_as_planned(model_folder: Path, tmp_path: Path, capsys: pytest.C
     train("medusa", model_folder, tmp_path, "--plan", count=30)
     assert not (tmp_path / "out").exists()
     (planned,) = (path for path in (tmp_path / "work").glob("*/plan-medusa-*.json"))
-    assert {"generate", "capture", "step", "evaluate"} == json.loads(planned.read_text()).keys()
+    assert {"generate", "capture", "step", "evaluate"} <= json.loads(planned.read_text()).keys()
     said = capsys.readouterr().err
     assert "features on disk" in said and "tokens" in said
 
