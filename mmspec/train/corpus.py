@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from accelerate import PartialState
+from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save_file
 
@@ -225,11 +226,13 @@ class Corpus:
         missing = [job for job in mine if not file(job).exists()]
         if missing:
             file(missing[0]).parent.mkdir(parents=True, exist_ok=True)
-            with Progress(disable=not state.is_main_process) as bar:
+            with Progress(console=Console(stderr=True), disable=not state.is_main_process) as bar:
                 task = bar.add_task(title, total=len(mine), completed=len(mine) - len(missing))
                 for job in missing:
                     write_atomically(file(job), lambda path, job=job: work(job, path))  # type: ignore[misc]
                     bar.advance(task)
+                    if not bar.console.is_terminal:
+                        bar.console.print(f"{title} {round(bar.tasks[task].completed)} of {len(mine)}")
         if jobs is self.jobs:
             state.wait_for_everyone()
 
