@@ -1,4 +1,4 @@
-"""`mmspec train DRAFTER`: prompts become a drafter, for every kind and family; what is killed goes on and ends alike."""
+"""`mmspec train DRAFTER`: prompts become a drafter, for every kind and family; what is killed goes on."""
 
 import json
 import os
