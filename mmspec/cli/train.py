@@ -146,6 +146,8 @@ class Train:
         training = self._load()
         from mmspec.train.plan import make_plan, steps_in
 
+        if training.is_main:
+            say("measuring on the first prompts what this takes here")
         plan = make_plan(training)
         if self.minutes is not None:
             training = training.with_steps(steps_in(training, self.minutes))

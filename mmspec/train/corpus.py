@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from accelerate import PartialState
+from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save_file
 
@@ -92,6 +93,7 @@ class Corpus:
 
     def __init__(self, pipe: Pipeline, rows: Sequence[dict], settings: CorpusSettings, work: Path, greedy: bool = True):
         self.pipe, self.settings, self.greedy = pipe, settings, greedy
+        pipe.target.min_query_len = 1  # the answers need not be those of wide passes to the last bit
         self.rows = list({json.dumps(row, sort_keys=True): row for row in rows}.values())
         self.options = pipe.read_options(settings.options)[0]
         origin = [pipe.target.weights_hash, str(pipe.dtype), self.rows, asdict(settings)]
@@ -224,11 +226,13 @@ class Corpus:
         missing = [job for job in mine if not file(job).exists()]
         if missing:
             file(missing[0]).parent.mkdir(parents=True, exist_ok=True)
-            with Progress(disable=not state.is_main_process) as bar:
+            with Progress(console=Console(stderr=True), disable=not state.is_main_process) as bar:
                 task = bar.add_task(title, total=len(mine), completed=len(mine) - len(missing))
                 for job in missing:
                     write_atomically(file(job), lambda path, job=job: work(job, path))  # type: ignore[misc]
                     bar.advance(task)
+                    if not bar.console.is_terminal:
+                        bar.console.print(f"{title} {round(bar.tasks[task].completed)} of {len(mine)}")
         if jobs is self.jobs:
             state.wait_for_everyone()
 

@@ -136,8 +136,6 @@ def train_drafters(run: Run, rows: Callable[[Run, Any], list[dict]], only: str |
     folder = run.out.absolute()
     dtype = "bf16" if has_fast_bf16(device_of(run.device)) else "fp32"
     pipe = pipeline(task_of(folder), folder, device=run.device, dtype=dtype)
-    # Answers come sooner; what narrow and wide passes round differently does not matter to training.
-    pipe.target.min_query_len = 1
     prompts = rows(run, pipe)
     for name, stage in run.recipe["drafters"].items():
         if only in (None, name):
