@@ -1,5 +1,6 @@
 """The training loop: it ends at its budget, resumes, and follows its schedule."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,68 @@ def test_fit_stops_at_its_budget_and_resumes(tmp_path: Path) -> None:
     started = run(2, tmp_path / "fresh.pt", 0)
     other = run(5, tmp_path / "other.pt", 1)
     assert (resumed.weight - started.weight).abs().max() < 0.1 < (resumed.weight - other.weight).abs().max()
+
+
+def noisy_loss(model: torch.nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A loss that draws random numbers."""
+    return {"loss": torch.nn.functional.dropout(model(batch), 0.5).square().mean()}
+
+
+def numbered(step: int) -> Iterator[torch.Tensor]:
+    """A batch for each step."""
+    for number in range(step, 100):
+        yield torch.full((2, 4), 1.0 + number % 3)
+
+
+def test_an_interruption_changes_nothing(tmp_path: Path) -> None:
+    """Weights and log of a run that died, and lost a step that no checkpoint has, are those of one that did not."""
+    seen = []
+
+    def run(path: Path, dies: int | None = None) -> torch.nn.Module:
+        def loss(model: torch.nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            seen.append(len(seen))
+            if len(seen) == dies:
+                raise KeyboardInterrupt
+            return noisy_loss(model, batch)
+
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 4)
+        seen.clear()
+        measured: dict = dict(
+            every=2, log=path.with_suffix(".jsonl"), on_checkpoint=lambda step, model: {"length": step}
+        )
+        return fit("linear", model, numbered, loss, optimizers(model, 1e-2), Budget(7), path, "cpu", **measured)
+
+    def lines(path: Path) -> list[dict]:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+    whole = run(tmp_path / "whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed.pt", dies=6)
+    assert torch.load(tmp_path / "killed.pt", weights_only=True)["step"] == 4
+    assert torch.equal(run(tmp_path / "killed.pt").weight, whole.weight) and len(seen) == 3
+    assert lines(tmp_path / "killed.jsonl") == lines(tmp_path / "whole.jsonl")
+    assert [row["length"] for row in lines(tmp_path / "whole.jsonl")] == [2, 4, 6, 7]
+
+
+def test_accumulated_batches_are_one(tmp_path: Path) -> None:
+    """Two batches a step learn what their union does, and batches are counted by steps."""
+    rows = torch.arange(1.0, 13.0)[:, None].expand(12, 4)
+
+    def run(accumulation: int) -> torch.nn.Module:
+        def batches(step: int) -> Iterator[torch.Tensor]:
+            return iter(rows[4 * step :].split(4 // accumulation))
+
+        def loss(model: torch.nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": model(batch).square().mean()}
+
+        torch.manual_seed(0)
+        model, path = torch.nn.Linear(4, 4), tmp_path / f"{accumulation}.pt"
+        learnt = optimizers(model, 1e-2)
+        return fit("linear", model, batches, loss, learnt, Budget(3), path, "cpu", accumulation=accumulation)
+
+    torch.testing.assert_close(run(2).weight, run(1).weight)
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.03, 0.5, 1.0])
