@@ -69,7 +69,7 @@ def test_training_of_a_drafter(model_folder: Path, tmp_path: Path, monkeypatch: 
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("a red heart\na cat face, flat style\n" * 10)
-    code = re.search(r"<!-- train -->\n```python\n(.*?)```", (DOCS / "adding-a-drafter.md").read_text(), re.S)
+    code = re.search(r"<!-- train -->\n```python\n(.*?)```", (DOCS / "train-a-drafter.md").read_text(), re.S)
     assert code is not None
     small = code[1].replace("path/to/model", str(folder)).replace("Budget(1500)", "Budget(5)")
     exec(compile(small, "adding-a-drafter.md", "exec"), {"__name__": "page"})
