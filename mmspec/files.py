@@ -19,6 +19,11 @@ def read_text(file: Path) -> str:
         raise MmspecError(f"cannot read {source}: {error.strerror or error}; give a text file") from None
 
 
+def cache_folder() -> Path:
+    """Where mmspec keeps what it can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmspec"
+
+
 def check_output(path: Path, kinds: dict[str, str]) -> None:
     """The file can be written and its kind is known; raised before any work is done."""
     if path.suffix.lower() not in kinds:

@@ -70,3 +70,10 @@ def check_pair(device: "torch.device", dtype: "torch.dtype") -> None:
 
     if device.type == "mps" and dtype == torch.float64:
         raise MmspecError("fp64 does not run on mps: use --device cpu, or fp32")
+
+
+def has_fast_bf16(device: "torch.device") -> bool:
+    """Whether 16-bit products are faster than those in float32: on GPUs, and on x86 CPUs with AVX-512."""
+    import torch
+
+    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -204,6 +204,24 @@ def check_weights(path: Path) -> None:
         ) from None
 
 
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """The file of each tensor of a model or drafter as transformers lays it out: in model.safetensors, or in several
+    files, by their index or by what they hold. Pickles without an index are not looked into.
+
+    Raises OSError, ValueError or SafetensorError for damaged files.
+    """
+    paths = [path for path in [folder / "model.safetensors"] if path.is_file()]
+    if not paths:
+        for index in [*folder.glob("*.safetensors.index.json"), *folder.glob("pytorch_model.bin.index.json")]:
+            return {name: folder / file for name, file in json.loads(index.read_text()).get("weight_map", {}).items()}
+        paths = sorted(folder.glob("model-*-of-*.safetensors"))
+    files: dict[str, Path] = {}
+    for path in paths:
+        with safe_open(path, framework="numpy") as file:
+            files |= dict.fromkeys(file.keys(), path)
+    return files
+
+
 def load_component(folder: Path, name: str, kind: type, *, foreign: bool = False, **options: Any) -> Any:
     """`kind.from_pretrained` of one subfolder, refusing weights that are damaged or belong to another model.
 

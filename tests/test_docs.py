@@ -68,11 +68,11 @@ def test_training_of_a_drafter(model_folder: Path, tmp_path: Path, monkeypatch: 
 
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
     monkeypatch.chdir(tmp_path)
-    Path("prompts.txt").write_text("a red heart\na cat face, flat style\n" * 10)
-    code = re.search(r"<!-- train -->\n```python\n(.*?)```", (DOCS / "adding-a-drafter.md").read_text(), re.S)
+    Path("prompts.txt").write_text("".join(f"a red heart, {number}\n" for number in range(12)))
+    code = re.search(r"<!-- train -->\n```python\n(.*?)```", (DOCS / "train-a-drafter.md").read_text(), re.S)
     assert code is not None
-    small = code[1].replace("path/to/model", str(folder)).replace("Budget(1500)", "Budget(5)")
-    exec(compile(small, "adding-a-drafter.md", "exec"), {"__name__": "page"})
+    small = code[1].replace("path/to/model", str(folder)).replace("steps=1000", "steps=5")
+    exec(compile(small, "train-a-drafter.md", "exec"), {"__name__": "page"})
     pipe = mmspec.pipeline("text-to-image", folder, device="cpu", dtype="fp64")
     pipe.set_progress_bar_config(disable=True)
     plain, drafted = (pipe("a red heart", seed=3, drafter=drafter) for drafter in ("none", "medusa"))

@@ -1,5 +1,6 @@
 """Files with prompts of one's own: lines of text or JSON, pictures beside the file, and what is wrong with others."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,45 @@ def test_pictures_of_a_chat(file: Path) -> None:
     assert [part["image"].getpixel((0, 0)) for part in (blue, red)] == [(0, 0, 255), (255, 0, 0)]
     assert [part["type"] for part in single[0]["content"]] == ["image", "text"]
     assert [part["type"] for part in none[0]["content"]] == ["text"]
+
+
+def test_chats(file: Path) -> None:
+    """The last message is the prompt, or the answer to it; system messages and pictures stay."""
+    system, question = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What?"}
+    answer = {"role": "assistant", "content": "A cat."}
+    chats = [
+        {"messages": [system, question]},
+        {"messages": [question, answer, question, answer], "image": "a.png"},
+    ]
+    file.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    first, second = read_prompts(file)
+    assert first == {"messages": [system, question], "prompt": "What?"}
+    assert second["messages"] == [question, answer, question] and second["answer"] == "A cat."
+    roles = [(message["role"], len(message["content"])) for message in example_chat(second, Path())]
+    assert roles == [("user", 2), ("assistant", 1), ("user", 1)]
+    for wrong in ([], "hello", [answer], [{"role": "user", "content": [{"type": "image"}]}]):
+        file.write_text(json.dumps({"messages": wrong}))
+        with pytest.raises(MmspecError, match="messages is a list|the chat asks nothing"):
+            read_prompts(file)
+
+
+def test_datasets(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns are as the keys of lines; pictures go to files."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file.parent / "cache"))
+    picture = Image.open(file.parent / "a.png")
+    rows = {"prompt": ["what?", "who?"], "image": [picture, None], "answer": [None, "you"]}
+    features = {"prompt": datasets.Value("string"), "image": datasets.Image(), "answer": datasets.Value("string")}
+    dataset = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    dataset.save_to_disk(str(file.parent / "data"))
+    first, second = read_prompts(file.parent / "data")
+    assert Image.open(first["image"]).getpixel((0, 0)) == (255, 0, 0) and first["prompt"] == "what?"
+    assert second == {"prompt": "who?", "answer": "you"}
+    datasets.DatasetDict({"train": dataset}).save_to_disk(str(file.parent / "splits"))
+    with pytest.raises(MmspecError, match="has the splits train: give the folder of one"):
+        read_prompts(file.parent / "splits")
+
+
+def test_folders_that_are_no_datasets(tmp_path: Path) -> None:
+    with pytest.raises(MmspecError, match="the library datasets"):
+        read_prompts(tmp_path)

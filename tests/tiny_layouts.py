@@ -175,18 +175,30 @@ def check_trees(target: CausalTarget, folder: Path, weights: Weights, reference:
     assert deepest > 2
 
 
-def check_equal(target: CausalTarget, folder: Path, given: Prompts | None = None, beside: Path | None = None) -> None:
-    """A batch drafted for says what plain decoding says, greedy and sampled (fp64); drafting never reads the device."""
-    given = given or prompts([[1, 3, 4, 2], [1, 5, 9, 11, 7, 2]])
+def check_equal(
+    target: CausalTarget,
+    folder: Path,
+    given: Prompts | None = None,
+    beside: Path | None = None,
+    name: str | None = None,
+    reads: int = 0,
+) -> None:
+    """A batch drafted for, and its first row alone, say what plain decoding says, greedy and sampled (fp64).
+
+    Drafting reads the device `reads` times in four rounds. The drafter is that in `folder`, or the one of that `name`.
+    """
+    given = given or prompts([[1, 3, 4, 2], [1, 5, 9, 11, 7, 2], [1, 2]])
+    name, rows = name or str(folder), len(given.conditional)
     for temperature in (0.0, 1.0):
-        sampling = SamplingOptions(temperature)
-        drafter = by_name(str(folder), beside, target)
+        options: dict = dict(sampling=SamplingOptions(temperature), seeds=4)
         whole, drafted = (
-            generate(target, given, 2, Stop(14), each, sampling=sampling, seeds=4) for each in (None, drafter)
+            generate(target, given, rows, Stop(14), by_name(each, beside, target), **options) for each in ("none", name)
         )
         assert drafted.tokens == whole.tokens
-    counts, drafting = count_reads(target, by_name(str(folder), beside, target), given, 2, Stop(14))
-    assert max(counts) <= 2 and not drafting
+        alone = generate(target, given.select(slice(1), 1.0), 1, Stop(14), by_name(name, beside, target), **options)
+        assert alone.tokens == whole.tokens[:1]
+    counts, drafting = count_reads(target, by_name(name, beside, target), given, rows, Stop(14))
+    assert drafting <= reads and max(counts) <= 2 + reads
 
 
 def check_joining(target: CausalTarget, folder: Path, beside: Path | None = None) -> None:

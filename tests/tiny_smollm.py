@@ -74,18 +74,19 @@ def recipe() -> dict:
         "patch_size": 32,
     }
     learning = {"lr": 1e-3, "budget": BUDGET}
-    msd = learning | {"batch": 2, "steps": 2, "noise": 0.05, "vocabulary": 60}
+    msd = {"kind": "msd", "lr": 1e-3, "batch": 2, "steps": 2, "evaluations": 1, "vocabulary": 60}
+    msd |= {"stages": 2, "loss": {"steps": 2, "noise": 0.05}}
     return {
         "module": "recipes.magpie_135.stages",
         "data": {"pictures": {"words": 2, "categories": ["Animals & Nature", "Smileys & Emotion"]}, "held_out": 5},
         "vision": learning | {"batch": 2, "model": vision, "align": {"budget": BUDGET}},
         "target": learning
         | {"batch": 2, "rank": 2, "text": 6, "text_share": 0.2, "turns": 3, "tower": 0.2, "width": 32},
-        "capture": {"pictured": 40, "text": 8, "batch": 4},
+        "capture": {"pictured": 16, "text": 2, "batch": 4, "length": 12, "held_out": 2},
         "drafters": {
             "msd": msd | {"model": {"depth": 3}},
             "eagle-2": msd | {"stages": 1, "model": {"depth": 3, "decoupled": False}},
-            "msd-data": msd | {"own_answers": False, "model": {"depth": 3}},
+            "msd-data": msd | {"answers": "data", "model": {"depth": 3}},
         },
         "pipeline": {"drafter": "msd", "temperature": 0.0, "max_new_tokens": 12},
     }

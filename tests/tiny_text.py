@@ -13,8 +13,8 @@ TEMPLATE = (
 )
 
 
-def save_chat_model(path: Path) -> Path:
-    """Save the model and the tokenizer, which has a chat template."""
+def save_tokenizer(path: Path) -> int:
+    """Save the tokenizer, which has a chat template; how many tokens it has."""
     letters = ["<pad>", "<end>", "<user>", "<assistant>", *"abcdefghijklmnopqrstuvwxyzHW .,!?'", "<unk>"]
     words = Tokenizer(models.WordLevel({token: i for i, token in enumerate(letters)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex("<[a-z]+>|."), "isolated")
@@ -22,6 +22,11 @@ def save_chat_model(path: Path) -> Path:
     text = PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="<end>", unk_token="<unk>", chat_template=TEMPLATE
     )
-    llama(len(text), torch.float32).save_pretrained(path)
     text.save_pretrained(path)
+    return len(text)
+
+
+def save_chat_model(path: Path) -> Path:
+    """Save the model and the tokenizer."""
+    llama(save_tokenizer(path), torch.float32).save_pretrained(path)
     return path

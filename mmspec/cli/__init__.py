@@ -1,4 +1,4 @@
-"""The command line: `mmspec image · speak · ask · chat · verify · bench · train · info · serve · demo`.
+"""The command line: `mmspec image · speak · ask · chat · verify · bench · train · info · export · serve · demo`.
 
 Exit codes, for every command: 0 done, 1 a check failed, 2 wrong input (what is wrong and what to do, on standard error,
 no traceback), 130 interrupted.
@@ -25,6 +25,7 @@ from mmspec.cli.bench import Bench
 from mmspec.cli.chat import Chat
 from mmspec.cli.common import console
 from mmspec.cli.demo import Demo
+from mmspec.cli.export import Export
 from mmspec.cli.image import Image
 from mmspec.cli.info import Info
 from mmspec.cli.serve import Serve
@@ -42,6 +43,7 @@ COMMANDS: dict[str, type] = {
     "bench": Bench,
     "train": Train,
     "info": Info,
+    "export": Export,
     "demo": Demo,
     "serve": Serve,
 }

@@ -52,7 +52,7 @@ class Info:
         from mmspec import zoo
         from mmspec.drafters.facts import drafter_facts, is_drafter
 
-        if not is_drafter(folder):
+        if not is_drafter(folder, within=self.target is not None):
             return None
         return drafter_facts(folder, zoo.resolve(self.target, allow_transformers=True) if self.target else None)
 

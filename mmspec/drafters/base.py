@@ -1,14 +1,19 @@
 """What the loop asks of a drafter."""
 
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
+from mmspec.drafters.card import drafter_card
 from mmspec.drafters.examples import DepthPredictions, Example
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.release import Release, Verifier
 from mmspec.engine.accept import Committed
 from mmspec.engine.cost import Cost
 from mmspec.engine.noise import Noise
@@ -54,7 +59,7 @@ class Drafter:
         """What was committed, and log p + g of every node (`row node vocab`)."""
 
 
-class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
+class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter, library_name="mmspec"):
     """What drafters with weights share.
 
     `coupled` ranks candidates by log q + lambda g, with the noise that the target's sample will use, else by q alone. A
@@ -65,6 +70,10 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
     """
 
     needs_features = True
+    # What `config.json` calls this class: its name, unless that is another's.
+    kind: ClassVar[str] = ""
+    # The public format that `to_released` writes, if there is one.
+    format: ClassVar[str] = ""
 
     def __init__(
         self, target: str, depth: int, beta: list[float] | None, coupling: list[float] | None, beam: int, ranks: int
@@ -82,14 +91,12 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
         return Candidates(children, (best - scores.logsumexp(2, keepdim=True)).exp().float())
 
     # Training: whether sequences come with their prompts, whether those of a batch have similar lengths, whether greedy
-    # sequences are calibrated for, how many sequences calibrate, how many must have been sampled, and options of
-    # `loss`.
+    # sequences are calibrated for, options of `loss`, and what `mmspec train` does where nothing else is said.
     needs_prompt: ClassVar[bool] = False
     similar_lengths: ClassVar[bool] = False
     calibrates_greedy: ClassVar[bool] = False
-    held_out: ClassVar[int] = 16
-    min_sampled: ClassVar[int] = 17
     loss_options: ClassVar[tuple[str, ...]] = ()
+    recipe: ClassVar[dict[str, float]] = {"steps": 1000, "batch": 4, "lr": 1e-3, "muon_lr": 3e-3}
 
     @classmethod
     def build(cls, target: Target, **options: Any) -> "TrainedDrafter":
@@ -118,10 +125,32 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
         """`accuracies[depth][rank]` is how often that candidate was right: to be kept by drafters that use it."""
 
     def constructor_arguments(self) -> dict:
-        """What the saved config.json holds beside the kind: the constructor's arguments, calibrated values included."""
+        """The constructor's arguments as data, calibrated values included."""
         arguments: dict = dict(cast(dict, self._hub_mixin_config or {}))
-        present = {"beta", "coupling", "greedy", "accuracies"} & arguments.keys()
-        return arguments | {name: getattr(self, name) for name in present} | {"target": self.target_hash}
+        calibrated = {"beta", "coupling", *({"greedy", "accuracies"} & arguments.keys())}
+        return arguments | {name: getattr(self, name) for name in calibrated} | {"target": self.target_hash}
+
+    def save_pretrained(self, save_directory: str | Path, *, config: dict | None = None, **options: Any) -> str | None:  # type: ignore[override]
+        """Write a folder that `--drafter` and `from_pretrained` load, whatever it is called: weights, `config.json`
+        with the kind and the constructor's arguments (and what `config` adds), and a card unless there is one.
+
+        `push_to_hub` pushes the same. `model_card_kwargs` are metadata of the card, such as base_model or license; the
+        other options are those of huggingface_hub's `PyTorchModelHubMixin`.
+        """
+        about = {"kind": self.kind or self.name} | self.constructor_arguments() | (config or {})
+        return super().save_pretrained(save_directory, config=about, **options)
+
+    def generate_model_card(self, **metadata: Any) -> ModelCard:
+        """A card that says what this drafter is, which target it is for, and how it is used."""
+        return drafter_card(
+            self.kind or self.name, self.target_hash, sum(weight.numel() for weight in self.parameters()), metadata
+        )
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> "TrainedDrafter":
+        options.pop("kind", None)  # reaches constructors that take any option
+        with redirect_stdout(None):  # the mixin prints, and standard output may be a pipe for sound
+            return super()._from_pretrained(strict=strict, **options)
 
     def configure(self, **options: object) -> "TrainedDrafter":
         """The drafter with attributes set. Raises MmspecError for one that it does not have."""
@@ -136,3 +165,19 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter):
     def from_released(cls, files: Files, target: Target) -> "TrainedDrafter":
         """For a target, from the files of a layout that others publish, for the classes that read one."""
         raise MmspecError(f"{files.folder} holds a drafter in a layout that {cls.__name__} does not read")
+
+    def to_released(self, target: Target, verifier: Verifier) -> Release:
+        """The files of a public layout, for the classes that have a `format`: what `from_released` reads."""
+        raise MmspecError(f"{type(self).__name__} has no format that other engines read")
+
+    def uncalibrated(self) -> list[str]:
+        """What is lost with calibrated values, in words: public formats have no place for them."""
+        calibrated = {value for values in (self.beta, self.coupling, self.greedy) for value in values} - {1.0}
+        return ["the calibration (beta, coupling, greedy), by which mmspec ranks candidates"] * bool(calibrated)
+
+    @classmethod
+    def misfit(cls, files: Files, config: PreTrainedConfig) -> str:
+        """Why files of a layout that others publish do not fit a target of this text configuration; "" where nothing
+        speaks against it. No weights are read.
+        """
+        return ""

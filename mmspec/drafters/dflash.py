@@ -9,12 +9,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, rotate_half
 
 from mmspec.drafters.eagle3 import read_vocabulary
 from mmspec.drafters.layouts import Files
-from mmspec.drafters.shapes import Rotary, check_layers, check_size, layer_config, layer_shape, plain_layer
-from mmspec.drafters.tree_drafter import Scores, TreeDrafter
+from mmspec.drafters.shapes import (
+    Rotary,
+    check_layers,
+    check_size,
+    layer_config,
+    layer_shape,
+    layers_misfit,
+    plain_layer,
+)
+from mmspec.drafters.speculators import SpeculatorsDrafter
+from mmspec.drafters.tree_drafter import Scores
 from mmspec.engine.accept import Committed
 from mmspec.engine.cache import TreeCache, cache_kwarg
 from mmspec.engine.noise import Noise
@@ -35,7 +45,7 @@ KNOWN = (
 IDLE = ("d2t", "t2d", "verifier_norm.weight", "verifier_lm_head.weight")
 
 
-class DFlashDrafter(TreeDrafter):
+class DFlashDrafter(SpeculatorsDrafter):
     """Layers of Qwen3 over a block: the last committed token and `block - 1` mask tokens, which see each other both
     ways and the context, the target's states at all positions before the block.
 
@@ -47,6 +57,7 @@ class DFlashDrafter(TreeDrafter):
     """
 
     name = "dflash"
+    architecture = "DFlashDraftModel"
 
     def __init__(
         self,
@@ -182,9 +193,9 @@ class DFlashDrafter(TreeDrafter):
         if not 0 <= mask_token < embedded:
             raise MmspecError(f"{folder}: mask_token_id is {mask_token}, and there are vectors of {embedded} ids")
         drafter = cls(
-            shape,
-            check_layers(folder, target, numbers),
-            mask_token,
+            shape=shape,
+            feature_layers=check_layers(folder, target, numbers),
+            mask_token=mask_token,
             block=int(str(files.get("block_size", of={**own, **config}))),
             layers=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers.")),
             target_size=size,
@@ -197,6 +208,18 @@ class DFlashDrafter(TreeDrafter):
         if drafter.lm_head is not None and rows is not None:
             drafter.keep_rows(rows)
         return drafter
+
+    def settings(self) -> dict:
+        return {
+            "block_size": self.depth if self.from_anchor else self.depth + 1,
+            "mask_token_id": self.mask_token,
+            "aux_hidden_state_layer_ids": list(self.feature_layers),
+            "sample_from_anchor": self.from_anchor,
+        }
+
+    @classmethod
+    def misfit(cls, files: Files, config: PreTrainedConfig) -> str:
+        return layers_misfit(read_numbers(files, files.config.get("dflash_config") or {}), config)
 
     def keep_rows(self, rows: list[int]) -> None:
         """Draft from these rows of the output matrix alone."""

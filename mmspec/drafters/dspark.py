@@ -57,9 +57,10 @@ class DSparkDrafter(DFlashDrafter):
     """
 
     name = "dspark"
+    architecture = "DSparkDraftModel"
 
-    def __init__(self, *args: Any, markov: str, markov_ids: int, rank: int, **options: Any):
-        super().__init__(*args, **options)
+    def __init__(self, *, markov: str, markov_ids: int, rank: int, **options: Any):
+        super().__init__(**options)
         width, drafted = self.fc.out_features, options.get("own_head") or markov_ids
         self.markov_head = MarkovHead(markov, markov_ids, drafted, rank, width)
 
@@ -80,6 +81,13 @@ class DSparkDrafter(DFlashDrafter):
             return self.sampling.scores(logits[:, depth + first, None] + bias.to(logits.dtype))
 
         return scores
+
+    def settings(self) -> dict:
+        markov = {"markov_rank": self.markov_head.markov_w1.embedding_dim, "markov_head_type": self.markov_head.kind}
+        return super().settings() | markov | {"enable_confidence_head": False}
+
+    def uncarried(self) -> list[str]:
+        return [*super().uncarried(), "a head of confidence, if there was one: mmspec does not read it"]
 
     def keep_rows(self, rows: list[int]) -> None:
         super().keep_rows(rows)

@@ -19,11 +19,12 @@ from mmspec.drafters.shapes import (
     drafted_tokens,
     layer_config,
     layer_shape,
+    layers_misfit,
     plain_layer,
 )
+from mmspec.drafters.speculators import SpeculatorsDrafter
 from mmspec.drafters.tree_drafter import RecurrentDrafter
 from mmspec.engine.cache import cache_kwarg
-from mmspec.engine.state import State
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Target
 
@@ -36,6 +37,9 @@ KNOWN = (
     *("embed_requires_grad", "num_aux_hidden_states", "transformer_layer_config", "has_no_defaults_at_init"),
 )
 
+
+# How deep trees are, at most, where nothing is said.
+DEPTH = 6
 
 # In published files, and not needed to draft.
 IDLE = ("d2t", "t2d", "verifier_norm.weight", "verifier_lm_head.weight", "layers.0.self_attn.rotary_emb.inv_freq")
@@ -78,7 +82,7 @@ class FusedLayer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
-class Eagle3Drafter(RecurrentDrafter):
+class Eagle3Drafter(RecurrentDrafter, SpeculatorsDrafter):
     """Position t reads token t + 1 and what enters `feature_layers` of the target at t, which `fc` makes one hidden
     state, or the hidden state that it gave at t itself, before its norm (after it with `norm_output`), and predicts
     token t + 2.
@@ -90,6 +94,7 @@ class Eagle3Drafter(RecurrentDrafter):
     """
 
     name = "eagle3"
+    architecture = "Eagle3DraftModel"
 
     def __init__(
         self,
@@ -104,7 +109,7 @@ class Eagle3Drafter(RecurrentDrafter):
         fc_norm: bool = False,
         norm_output: bool = False,
         tokens: Sequence[int] | None = None,
-        depth: int = 6,
+        depth: int = DEPTH,
         target: str = "",
         beta: list[float] | None = None,
         coupling: list[float] | None = None,
@@ -166,15 +171,6 @@ class Eagle3Drafter(RecurrentDrafter):
         logits = self.target.logits(normed) if self.lm_head is None else self.lm_head(normed)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def prompt_inputs(
-        self, state: State, row: int
-    ) -> tuple[Float[Tensor, "read twice"], Int[Tensor, "*axis read"], int]:
-        inputs, positions, shift = super().prompt_inputs(state, row)
-        if not self.axes:
-            return inputs, positions, shift
-        prompt = state.prompt_hidden[row][0]
-        return inputs, prompt.position_ids[..., :-1].expand(*self.axes, -1), prompt.position_shift
-
     @classmethod
     def from_released(cls, files: Files, target: Target) -> "Eagle3Drafter":
         """See `Eagle3Drafter`. Raises MmspecError for settings, tensors and vocabularies that are not understood."""
@@ -185,10 +181,7 @@ class Eagle3Drafter(RecurrentDrafter):
         shape = layer_shape(config, names, files.folder)
         target_size = files.config.get("target_hidden_size") or shape["hidden_size"]
         check_size(files.folder, target, target_hidden_size=target_size)
-        aux = files.config.get("eagle_aux_hidden_state_layer_ids")
-        aux = aux or (files.config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
-        count = target.model.config.get_text_config().num_hidden_layers
-        numbers = check_layers(files.folder, target, aux or (2, count // 2, count - 3))
+        numbers = check_layers(files.folder, target, read_numbers(files, target.model.config.get_text_config()))
         tensors = {spelled(name): value for name, value in files.tensors.items()}
         own_head = len(tensors["lm_head.weight"]) if "lm_head.weight" in tensors else 0
         rows, tokens = read_vocabulary(files, tensors, target, own_head)
@@ -199,11 +192,25 @@ class Eagle3Drafter(RecurrentDrafter):
             **read_flags(files),
             **cls.released_options(files, shape["hidden_size"]),
         )
-        drafter = cls(shape, target_size, numbers, own_head=own_head, **options)
+        drafter = cls(shape=shape, target_size=target_size, feature_layers=numbers, own_head=own_head, **options)
         drafter.load_state_dict(files.read(drafter.state_dict(), cls.name.upper(), IDLE, spelled))
         if drafter.lm_head is not None and rows is not None:
             drafter.lm_head.weight = nn.Parameter(drafter.lm_head.weight[rows])
         return drafter
+
+    def settings(self) -> dict:
+        own = self.constructor_arguments()
+        return {flag: own.get(flag, False) for flag in FLAGS} | {
+            "eagle_aux_hidden_state_layer_ids": list(self.feature_layers)
+        }
+
+    def uncarried(self) -> list[str]:
+        deep = f"the depth of its trees in mmspec, {self.depth}: {DEPTH} is taken for this layout"
+        return super().uncarried() + [deep] * (self.depth != DEPTH)
+
+    @classmethod
+    def misfit(cls, files: Files, config: PreTrainedConfig) -> str:
+        return layers_misfit(read_numbers(files, config), config)
 
     @classmethod
     def known_keys(cls) -> tuple[str, ...]:
@@ -220,6 +227,13 @@ def spelled(name: str) -> str:
     """The name of a tensor here: `midlayer.` is layer 0, and `model.` says nothing."""
     name = name.removeprefix("model.")
     return f"layers.0.{name.removeprefix('midlayer.')}" if name.startswith("midlayer.") else name
+
+
+def read_numbers(files: Files, config: PreTrainedConfig) -> Sequence[int]:
+    """The layers of a target whose inputs are read: those that are named, or the authors' of its number of layers."""
+    key, count = "eagle_aux_hidden_state_layer_ids", config.num_hidden_layers
+    named = files.config.get(key) or (files.config.get("eagle_config") or {}).get(key)
+    return named or (2, count // 2, count - 3)
 
 
 def read_flags(files: Files) -> dict[str, bool]:

@@ -27,16 +27,23 @@ class PromptFeatures:
 class Example:
     """One sequence: its tokens, and the hidden states that predicted each of them in every CFG branch.
 
-    `seed` is that of the sampling noise, -1 for a sequence that was not sampled; `greedy` marks one that was decoded
-    greedily. `prompt` is there for drafters that read it.
+    `seed` is that of the sampling noise, -1 for a sequence that the target did not sample, and `temperature` what it
+    was sampled at, 0 for a greedy one. `prompt` is there for drafters that read it. `draw` is a seed for what a loss
+    draws for this sequence, so that it does not depend on the rest of its batch.
     """
 
     tokens: Int[Tensor, "token"]
     features: Float[Tensor, "branch token width"]
     seed: int = -1
-    greedy: bool = False
+    temperature: float = 1.0
     guidance: float = 1.0
     prompt: PromptFeatures | None = None
+    draw: int = 0
+
+    @property
+    def length(self) -> int:
+        """Positions, those of the prompt included if it is there."""
+        return len(self.tokens) + (len(self.prompt.ids) if self.prompt else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +88,35 @@ def cross_entropy(logits: Tensor, probs: Tensor) -> Tensor:
     return -(probs * torch.log_softmax(logits.float(), -1)).sum(-1)
 
 
+def divergence(logits: Tensor, probs: Tensor, tv: float = 0.0) -> Tensor:
+    """(1 - tv) cross entropy + tv total variation of softmax(logits) from soft labels, one number per position.
+
+    1 - total variation is the chance that a sample of the drafter is accepted by speculative sampling.
+    """
+    errors = cross_entropy(logits, probs)
+    if not tv:
+        return errors
+    distance = 0.5 * (torch.softmax(logits.float(), -1) - probs).abs().sum(-1)
+    return (1 - tv) * errors + tv * distance
+
+
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """The mean over the positions that are `valid`."""
-    return (values * valid).sum() / valid.sum().clamp(min=1)
+    """The mean over the positions that are `valid`.
+
+    Where several processes share a batch, the mean of their results is the mean over all of their positions.
+    """
+    count = valid.sum().float()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    # Less than one position, as a share of a process, is possible; none at all makes the sum 0 as well.
+    return (values * valid).sum() / count.clamp(min=1e-3)
+
+
+def uniform(examples: Sequence[Example], *shape: int, device: torch.device) -> Float[Tensor, "row *shape"]:
+    """Uniform numbers in [0, 1) for each sequence, which its `draw` alone decides."""
+    rows = [torch.rand(shape, generator=torch.Generator().manual_seed(example.draw)) for example in examples]
+    return torch.stack(rows).to(device)
 
 
 def guide(logits: Float[Tensor, "row branch *shape"], guidance: Float[Tensor, "row"]) -> Float[Tensor, "row *shape"]:

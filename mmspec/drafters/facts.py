@@ -2,16 +2,24 @@
 
 from pathlib import Path
 
-from mmspec.drafters.layouts import Files, find
+from mmspec.drafters.layouts import Files, Layout, find
 from mmspec.errors import MmspecError
 
 
-def is_drafter(folder: Path) -> bool:
-    """Whether a folder holds a drafter and not a model: a file of mmspec's, or a published layout but "a model"."""
+def is_drafter(folder: Path, within: bool = False) -> bool:
+    """Whether a folder holds a drafter and not a model: a file of mmspec's, or a published layout but "a model".
+
+    A model with a drafter `within` counts only if that is asked for.
+    """
     if "kind" in Files(folder).config:
         return True
     found = find(folder)
-    return found is not None and found[0].name != "a model"
+    return found is not None and found[0].name != "a model" and (within or not in_model(*found))
+
+
+def in_model(layout: Layout, files: Files) -> bool:
+    """Whether a drafter is a part of the files of a model."""
+    return bool(layout.within) and any(not name.startswith(layout.within) for name in files.names)
 
 
 def drafter_facts(folder: Path, model: Path | None = None) -> dict:
@@ -28,12 +36,15 @@ def drafter_facts(folder: Path, model: Path | None = None) -> dict:
         "drafter": str(folder),
         "layout": f"mmspec, {own}" if found is None else found[0].name,
         "read": found is None or bool(found[0].path),
-        "for": target_name(config) or "not said",
-        "hidden_size": config.get("target_hidden_size") or layer.get("hidden_size") or width_of(files),
+        "for": target_name(config) or ("the model in its folder" if found and in_model(*found) else "not said"),
+        "hidden_size": config.get("target_hidden_size")
+        or config.get("backbone_hidden_size")
+        or (layer.get("text_config") or layer).get("hidden_size")
+        or width_of(files),
         "megabytes": round(sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6, 1),
     }
     if model is not None:
-        reason = why_not(facts, config, model)
+        reason = why_not(files, found[0] if found else None, facts["hidden_size"], model)
         facts |= {"model": str(model), "fits": not reason, "why": reason}
     return facts
 
@@ -57,25 +68,20 @@ def width_of(files: Files) -> int | None:
     return files.tensors[name].shape[1] if name else None
 
 
-def why_not(facts: dict, config: dict, model: Path) -> str:
+def why_not(files: Files, layout: Layout | None, width: int | None, model: Path) -> str:
     """Why a drafter does not fit a model, by both configurations; "" where nothing speaks against it."""
-    from mmspec.drafters.dflash import read_numbers
     from mmspec.pipelines.transformer import describe
     from mmspec.zoo import weights_hash
 
     text = describe(model)[1].get_text_config()
-    if not facts["read"]:
-        return f"drafters of the kind {facts['layout']} are not read"
-    if facts["hidden_size"] not in (None, text.hidden_size):
-        return f"it reads hidden states of {facts['hidden_size']} numbers, the model has {text.hidden_size}"
-    if facts["layout"] in ("DFlash", "DSpark"):
-        numbers = read_numbers(Files(Path(facts["drafter"])), config.get("dflash_config") or {})
-    else:
-        numbers = config.get("eagle_aux_hidden_state_layer_ids") or []
-    if numbers and max(numbers) > text.num_hidden_layers:
-        return f"it reads hidden states {numbers}, the model has 0 to {text.num_hidden_layers}"
-    if facts["layout"].startswith("mmspec") and config.get("target"):
+    if layout is not None and not layout.path:
+        return f"drafters of the kind {layout.name} are not read"
+    if width not in (None, text.hidden_size):
+        return f"it reads hidden states of {width} numbers, the model has {text.hidden_size}"
+    if layout is not None:
+        return layout.load().misfit(files, text)
+    if files.config.get("target"):
         folder = model / "transformer" if (model / "transformer").is_dir() else model
-        if config["target"] != weights_hash(folder):
+        if files.config["target"] != weights_hash(folder):
             return "it was trained on other weights: exact, but slow"
     return ""

@@ -1,6 +1,8 @@
 """Hawk: horizontal and vertical heads over the target's grid (arXiv 2510.25739)."""
 
 from mmspec.drafters.heads import HeadDrafter
+from mmspec.errors import MmspecError
+from mmspec.targets.base import Target
 
 
 class HawkDrafter(HeadDrafter):
@@ -9,3 +11,12 @@ class HawkDrafter(HeadDrafter):
     """
 
     name = "hawk"
+
+    @classmethod
+    def default_options(cls, target: Target) -> dict:
+        if target.grid is None:
+            raise MmspecError(
+                "hawk drafts pictures, by the row above: this model's tokens fill no grid, so train hawk-path, "
+                "medusa or vadusa"
+            )
+        return {"neighbours": [[0, 2], [0, 3], [0, 4], [0, 5], [1, 0]]}

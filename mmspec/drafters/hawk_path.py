@@ -14,10 +14,11 @@ from mmspec.drafters.examples import (
     Batch,
     DepthPredictions,
     Example,
-    cross_entropy,
+    divergence,
     guide,
     masked_mean,
     pad,
+    uniform,
 )
 from mmspec.drafters.stale import StaleScores
 from mmspec.drafters.trees import DepthPlan, sample_tree
@@ -55,7 +56,8 @@ class HawkPathDrafter(TrainedDrafter):
     """
 
     name = "hawk-path"
-    loss_options = ("anchors",)
+    loss_options = ("anchors", "tv")
+    recipe = {"steps": 2000, "batch": 8, "lr": 1.5e-3, "muon_lr": 1.5e-3}
 
     def __init__(
         self,
@@ -193,8 +195,9 @@ class HawkPathDrafter(TrainedDrafter):
 
     @classmethod
     def build(cls, target: Target, **options: Any) -> "HawkPathDrafter":
-        """A drafter that begins with the target's output head where it fits."""
+        """A drafter that begins with the target's output head where it fits; on a grid it reads the positions above."""
         grid = target.grid
+        options.setdefault("neighbours", [[1, 0], [1, 1], [1, -1]] if grid else [])
         drafter = cls(
             target.hidden_size,
             target.vocabulary_size,
@@ -240,20 +243,22 @@ class HawkPathDrafter(TrainedDrafter):
             hidden, logits = self.step(hidden, inputs, context)
             yield positions, valid, logits
 
-    def loss(self, target: Target, examples: Sequence[Example], anchors: int = 48, **options: Any) -> dict[str, Tensor]:
-        """Cross entropy with the target's guided distribution as soft labels; depth k = 0, 1, ... has weight `DECAY`^k.
+    def loss(
+        self, target: Target, examples: Sequence[Example], anchors: int = 48, tv: float = 0.0, **options: Any
+    ) -> dict[str, Tensor]:
+        """`divergence` from the target's guided distribution; depth k = 0, 1, ... has weight `DECAY`^k.
 
         `anchors` is the number of random draft positions per sequence. "first" and "last" are the losses of the first
         and the last depth.
         """
         batch = pad(examples, target.device)
-        share = torch.rand(len(examples), anchors, device=target.device)
+        share = uniform(examples, anchors, device=target.device)
         chosen = 1 + (share * (batch.lengths[:, None] - 1)).long()
         probs = guide(target.logits(batch.features), batch.guidance).softmax(-1)
         row = torch.arange(len(examples), device=target.device)[:, None]
         terms = []
         for positions, valid, logits in self.unroll(batch, chosen):
-            errors = cross_entropy(guide(logits, batch.guidance), probs[row, positions])
+            errors = divergence(guide(logits, batch.guidance), probs[row, positions], tv)
             terms.append(masked_mean(errors, valid))
         weights = DECAY ** torch.arange(len(terms), device=target.device)
         total = (weights * torch.stack(terms)).sum() / weights.sum()

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmspec.drafters.base import TrainedDrafter
-from mmspec.drafters.examples import DepthPredictions, Example, cross_entropy, guide, masked_mean, pad
+from mmspec.drafters.examples import DepthPredictions, Example, divergence, guide, masked_mean, pad
 from mmspec.engine.accept import Committed
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
@@ -49,6 +49,7 @@ class HeadDrafter(TrainedDrafter):
     """
 
     name = "heads"
+    loss_options = ("tv",)
 
     def __init__(
         self,
@@ -202,8 +203,14 @@ class HeadDrafter(TrainedDrafter):
 
     @classmethod
     def build(cls, target: Target, **options: Any) -> "HeadDrafter":
+        options = cls.default_options(target) | options
         stride = target.grid.stride if target.grid else 0
         return cls(hidden_size=target.hidden_size, stride=stride, target=target.weights_hash, **options)
+
+    @classmethod
+    def default_options(cls, target: Target) -> dict:
+        """Options of the constructor where nothing else is said."""
+        return {"neighbours": [[0, right] for right in range(2, 7)]}
 
     def load_initial(self, weights: dict[str, Tensor]) -> None:
         """Heads that were trained with the target, by number."""
@@ -217,24 +224,23 @@ class HeadDrafter(TrainedDrafter):
         start = max(first, self.offsets[head] - 1)
         return torch.arange(start, max(start, length), device=device), [head, *self.vertical]
 
-    def loss(self, target: Target, examples: Sequence[Example], **options: Any) -> dict[str, Tensor]:
-        """Soft cross entropy against the target's guided distribution.
+    def loss(self, target: Target, examples: Sequence[Example], tv: float = 0.0, **options: Any) -> dict[str, Tensor]:
+        """`divergence` from the target's guided distribution.
 
         It is summed over heads with weight `DECAY`^(k-1), at the positions that each head reaches, and over depths for
         the pool.
         """
         batch = pad(examples, target.device)
-        head = target.head.weight.to(batch.features.dtype)
         probs = guide(target.logits(batch.features), batch.guidance).softmax(-1)
         length = batch.tokens.shape[1]
         horizontal = [self.offsets[i] for i in self.horizontal]
         terms, guided = [], []
         for offset, layer in zip(self.offsets, self.heads, strict=True):
             hidden = layer(batch.features[:, :, : max(0, length + 1 - offset)])
-            logits = guide(nn.functional.linear(hidden, head), batch.guidance).float()
+            logits = guide(target.head.differentiable(hidden), batch.guidance).float()
             guided.append(logits)
             order = horizontal.index(offset) if offset in horizontal else 0
-            errors = cross_entropy(logits, probs[:, offset - 1 :])
+            errors = divergence(logits, probs[:, offset - 1 :], tv)
             terms.append(DECAY**order * masked_mean(errors, batch.valid[:, offset - 1 :]))
         pooled = []
         for depth in range(len(self.horizontal)):
@@ -242,7 +248,7 @@ class HeadDrafter(TrainedDrafter):
             parts = [torch.log_softmax(guided[k][:, positions + 1 - self.offsets[k]].detach(), -1) for k in heads]
             weights = self.weights[depth].softmax(0)
             logits = sum(weight * part for weight, part in zip(weights, parts, strict=True))
-            errors = cross_entropy(torch.as_tensor(logits), probs[:, positions])
+            errors = divergence(torch.as_tensor(logits), probs[:, positions], tv)
             pooled.append(masked_mean(errors, batch.valid[:, positions]))
         return {
             "loss": torch.stack(terms).sum() + torch.stack(pooled).sum(),

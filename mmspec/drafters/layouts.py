@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
+from mmspec import zoo
 from mmspec.errors import MmspecError
 
 if TYPE_CHECKING:
@@ -34,11 +34,12 @@ HARMLESS = set(
 class Files:
     """The folder of a drafter that others published: its configuration and its tensors, which are read when needed.
 
-    `model` is the folder of the target's model, if it has one.
+    `model` is the folder of the target's model, if it has one. Tensors whose names begin otherwise than with `prefix`
+    are not there.
     """
 
-    def __init__(self, folder: Path, model: Path | None = None):
-        self.folder, self.model = folder, model
+    def __init__(self, folder: Path, model: Path | None = None, prefix: str = ""):
+        self.folder, self.model, self.prefix = folder, model, prefix
         try:
             self.config: dict = json.loads((folder / "config.json").read_text())
         except (OSError, ValueError) as error:
@@ -48,11 +49,16 @@ class Files:
         if not isinstance(self.config, dict):
             raise MmspecError(f"{folder / 'config.json'} holds no object: restore it")
 
+    def part(self, prefix: str) -> "Files":
+        """The same folder, of which only tensors are read whose names begin so."""
+        return Files(self.folder, self.model, prefix)
+
     @property
     def _paths(self) -> list[Path]:
-        shards = sorted(self.folder.glob("model-*-of-*.safetensors")) or sorted(self.folder.glob("pytorch_model-*.bin"))
         if path := next((self.folder / name for name in WEIGHTS if (self.folder / name).is_file()), None):
             return [path]
+        files = zoo.tensor_files(self.folder).items()
+        shards = sorted({path for name, path in files if name.startswith(self.prefix)})
         if not shards:
             raise MmspecError(
                 f"{self.folder} has neither model.safetensors nor pytorch_model.bin nor medusa_lm_head.pt: "
@@ -63,16 +69,11 @@ class Files:
     @cached_property
     def names(self) -> set[str]:
         """The names of the tensors."""
-        index = [*self.folder.glob("*.safetensors.index.json"), *self.folder.glob("pytorch_model.bin.index.json")]
-        if index:
-            return set(json.loads(index[0].read_text()).get("weight_map", {}))
-        paths = self._paths
-        if paths[0].suffix != ".safetensors":
-            return set(self.tensors)
         try:
-            return set().union(*(safe_open(path, "pt").keys() for path in paths))
-        except (SafetensorError, OSError) as error:
-            raise _damaged(paths[0], error) from None
+            names = zoo.tensor_files(self.folder).keys()
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged(self.folder / WEIGHTS[0], error) from None
+        return {name for name in names or self.tensors if name.startswith(self.prefix)}
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -81,9 +82,12 @@ class Files:
         for path in self._paths:
             try:
                 if path.suffix == ".safetensors":
-                    tensors |= load_file(path)
+                    with safe_open(path, "pt") as file:
+                        names = file.keys()
+                        tensors |= {name: file.get_tensor(name) for name in names if name.startswith(self.prefix)}
                 else:
-                    tensors |= torch.load(path, map_location="cpu", weights_only=True)
+                    pickled = torch.load(path, map_location="cpu", weights_only=True)
+                    tensors |= {name: value for name, value in pickled.items() if name.startswith(self.prefix)}
             except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, TypeError) as error:
                 raise _damaged(path, error) from None
         return tensors
@@ -122,13 +126,15 @@ class Files:
         what: str,
         idle: Collection[str] = (),
         rename: Callable[[str], str] = str,
+        tensors: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The tensors of the names and shapes that are `expected`, after `rename`.
+        """The tensors of the names and shapes that are `expected`, after `rename`; of `tensors`, if they are given.
 
         Missing, unexpected and mismatched tensors are errors; those without effect, `idle`, are passed over.
         """
-        tensors = {rename(name): value for name, value in self.tensors.items()}
-        in_file = {rename(name): name for name in self.tensors}
+        given = self.tensors if tensors is None else tensors
+        tensors = {rename(name): value for name, value in given.items()}
+        in_file = {rename(name): name for name in given}
         missing = sorted(expected.keys() - tensors.keys())
         foreign = sorted(tensors.keys() - expected.keys() - set(idle))
         for problem, names in (("lacks", missing), ("has unexpected", foreign)):
@@ -154,12 +160,14 @@ class Layout:
     """A published layout: its name, where the class is that reads it, and what tells it.
 
     `settings` is given the configuration, `tensors` the names of the tensors. A layout without a class is refused.
+    Tensors of a drafter that comes `within` a model's own files begin so.
     """
 
     name: str
     path: str
     settings: Callable[[dict], bool]
     tensors: Callable[[set[str]], bool] = lambda names: True
+    within: str = ""
 
     def load(self) -> "type[TrainedDrafter]":
         """The class. Raises MmspecError for a layout that is known and not read."""
@@ -192,6 +200,7 @@ LAYOUTS = (
     Layout("DSpark", "dspark:DSparkDrafter", _speculators("dspark")),
     Layout("DFlash", "dflash:DFlashDrafter", _speculators("dflash")),
     Layout("speculators, other than EAGLE-3, P-EAGLE, DFlash, DSpark", "", lambda c: "speculators_model_type" in c),
+    Layout("MTP", "mtp:MtpDrafter", _transformer, lambda names: any(name.startswith("mtp.") for name in names), "mtp."),
     Layout("Medusa", "medusa:PublicMedusaDrafter", lambda config: "medusa_num_heads" in config),
     Layout("Gemma-4 assistant", "", lambda config: config.get("model_type") == "gemma4_assistant"),
     Layout("DFlash2", "", _architecture("DFlash2")),
@@ -204,7 +213,6 @@ LAYOUTS = (
     Layout("EAGLE-3", "eagle3:Eagle3Drafter", _architecture("agle3")),
     Layout("EAGLE-3", "eagle3:Eagle3Drafter", _transformer, lambda names: any("hidden_norm" in name for name in names)),
     Layout("ViSpec", "vispec:ViSpecDrafter", _transformer, lambda names: any("imadpt." in name for name in names)),
-    Layout("MTP", "", _transformer, lambda names: any(name.startswith("mtp.") for name in names)),
     Layout(
         "MSD",
         "msd:MsdDrafter",

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mmspec.drafters.heads import HeadDrafter, ResidualHead
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.release import Release, Verifier
 from mmspec.drafters.shapes import check_size
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
@@ -16,7 +17,27 @@ from mmspec.targets.base import Target
 class MedusaDrafter(HeadDrafter):
     """Head k predicts the token k places after the one that the target is about to emit."""
 
-    name = "medusa"
+    name, format = "medusa", "medusa"
+
+    def to_released(self, target: Target, verifier: Verifier) -> Release:
+        """Every head has one residual layer, and the target's output matrix as its own."""
+        output, heads = target.model.get_output_embeddings(), [self.heads[i] for i in self.horizontal]
+        tensors: dict[str, Tensor] = {}
+        for k, head in enumerate(heads):
+            tensors |= {f"{k}.0.{name}": value for name, value in head.state_dict().items()}
+            tensors[f"{k}.1.weight"] = output.weight
+        config = {
+            "medusa_num_heads": len(heads),
+            "medusa_num_layers": 1,
+            "base_model_name_or_path": verifier.name,
+            "vocab_size": len(output.weight),
+        }
+        lost = self.uncalibrated()
+        if self.vertical:
+            lost.append(f"the {len(self.vertical)} heads for the rows below: Medusa's are for the tokens that follow")
+        if output.bias is not None or target.head.scale != 1.0 or target.head.softcap is not None:
+            lost.append("the bias, scale or soft cap of the target's logits: Medusa's heads end with a matrix")
+        return Release(config, tensors, lost, "medusa_lm_head.safetensors")
 
 
 class PublicMedusaDrafter(HeadDrafter):
@@ -24,7 +45,7 @@ class PublicMedusaDrafter(HeadDrafter):
     matrix of its own.
     """
 
-    name = "medusa"
+    name, kind = "medusa", "public-medusa"
 
     def __init__(self, hidden_size: int, vocabulary: int, heads: int, layers: int, target: str = ""):
         super().__init__(hidden_size, 0, [(0, k + 2) for k in range(heads)], target)
@@ -32,6 +53,10 @@ class PublicMedusaDrafter(HeadDrafter):
         self.heads = nn.ModuleList(
             nn.Sequential(*part, nn.Linear(hidden_size, vocabulary, bias=False)) for part in residual
         )
+
+    def constructor_arguments(self) -> dict:
+        *_, output = self.heads[0].parameters()  # without the ids that the target lacks
+        return super().constructor_arguments() | {"vocabulary": len(output)}
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         super(HeadDrafter, self).start(target, state, sampling, needs_draft_probs)

@@ -16,6 +16,7 @@ from mmspec.engine.state import State
 from mmspec.errors import MmspecError, short
 from mmspec.targets.base import Target
 from mmspec.targets.causal import windows_of
+from mmspec.targets.probe import is_recurrent
 from mmspec.targets.registry import target_of
 
 
@@ -47,14 +48,23 @@ class ModelDrafter(RecurrentDrafter):
     @classmethod
     def from_released(cls, files: Files, target: Target) -> "ModelDrafter":
         """A folder of transformers. Raises MmspecError for a model that is not read or that has another vocabulary."""
-        from mmspec.pipelines.transformer import load_transformer  # a room above this one, needed for models alone
+        from mmspec.pipelines.transformer import describe, load_transformer  # a room above this one, for models alone
 
+        kind, config = describe(files.folder)
+        if is_recurrent(config):
+            raise MmspecError(
+                f"the model in {files.folder}, a {kind.__name__}, has recurrent layers, whose states a drafter cannot "
+                "cut back: use a small model with attention alone"
+            )
         loaded = Path(target.model.name_or_path or "/dev/null")  # of a target of its own, without a pipeline
         check_vocabulary(files.folder, files.model or (loaded if loaded.is_dir() else None))
         model = load_transformer(files.folder, target.dtype).to(target.device)
         rows, tokens = drafted_tokens(target, torch.arange(len(model.get_output_embeddings().weight)))
         whole = rows == tokens == list(range(target.vocabulary_size)) and len(rows) == target.vocabulary_size
         return cls(model, None if whole else rows, None if whole else tokens)
+
+    def constructor_arguments(self) -> dict:
+        raise MmspecError("a small model as drafter is saved by its own save_pretrained: drafter.model.save_pretrained")
 
     def _vectors(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
         table = self.model.get_input_embeddings()

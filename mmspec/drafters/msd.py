@@ -2,8 +2,9 @@
 of text.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,14 +12,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache
 
-from mmspec.drafters.examples import DepthPredictions, Example, cross_entropy, masked_mean
+from mmspec.drafters.examples import DepthPredictions, Example, divergence, masked_mean, uniform
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.release import Release, Verifier, layer_settings
 from mmspec.drafters.shapes import Rotary, check_size, layer_config, layer_shape, plain_layer
 from mmspec.drafters.tree_drafter import RecurrentDrafter
 from mmspec.engine.cache import cache_kwarg
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.targets.base import Target
+
+# How deep trees are, at most, where nothing is said.
+DEPTH = 6
 
 # In published files, but without effect: recomputed, or not in use in the first layer.
 IDLE = ("layers.0.input_layernorm.weight", "layers.0.self_attn.rotary_emb.inv_freq")
@@ -35,11 +40,11 @@ class MsdDrafter(RecurrentDrafter):
     """
 
     name = "msd"
+    format = "eagle"
     similar_lengths = True
     calibrates_greedy = True
-    held_out = 24
-    min_sampled = 1
-    loss_options = ("steps", "noise", "feature", "soft")
+    loss_options = ("steps", "noise", "feature", "soft", "tv")
+    recipe = {"steps": 600, "batch": 8, "lr": 1e-3, "muon_lr": 1e-3, "weight_decay": 0.0, "vocabulary": 8192}
 
     def __init__(
         self,
@@ -54,7 +59,7 @@ class MsdDrafter(RecurrentDrafter):
         decoupled: bool = True,
         tokens: Sequence[int] | None = None,
         own_embedding: int = 0,
-        depth: int = 6,
+        depth: int = DEPTH,
         target: str = "",
         beta: list[float] | None = None,
         coupling: list[float] | None = None,
@@ -64,7 +69,17 @@ class MsdDrafter(RecurrentDrafter):
         super().__init__(target, depth, beta, coupling, greedy, tokens)
         self.decoupled = decoupled
         rope = rope or {"rope_type": "default", "rope_theta": rope_theta}
-        config = layer_config(hidden_size, intermediate_size, heads, kv_heads, hidden_size // heads, eps, rope, layer)
+        self.shape: dict = {
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "head_dim": hidden_size // heads,
+            "eps": eps,
+            "rope": rope,
+            "kind": layer,
+        }
+        config = layer_config(**self.shape)
         self.fc = nn.Linear(2 * hidden_size, hidden_size, bias=bias)
         self.layers = nn.ModuleList([plain_layer(config, layer, 0)])
         self.layers[0].input_layernorm = nn.Identity()
@@ -110,17 +125,18 @@ class MsdDrafter(RecurrentDrafter):
         return weight if self.tokens is None else weight[self.tokens]
 
     def logits(
-        self, head: Float[Tensor, "drafted width"], features: Float[Tensor, "*shape width"]
+        self, target: Target, head: Float[Tensor, "drafted width"], features: Float[Tensor, "*shape width"]
     ) -> Float[Tensor, "*shape drafted"]:
-        """Logits of predicted features."""
-        return nn.functional.linear(features.to(head.dtype), head)
+        """Logits of predicted features, by rows of the target's output head (`head`)."""
+        products = nn.functional.linear(features.to(head.dtype), head)
+        return target.head.finish(products, slice(len(head)) if self.tokens is None else self.tokens)
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         super().start(target, state, sampling, needs_draft_probs)
         self._head = self.head(target).to(self.fc.weight.dtype)
 
     def drafted_logits(self, hidden: Float[Tensor, "row node width"]) -> Float[Tensor, "row node drafted"]:
-        return self.logits(self._head, hidden)
+        return self.logits(self.target, self._head, hidden)
 
     @classmethod
     def from_released(cls, files: Files, target: Target) -> "MsdDrafter":
@@ -142,16 +158,49 @@ class MsdDrafter(RecurrentDrafter):
         """Further arguments of the constructor that published files decide."""
         return {}
 
+    def to_released(self, target: Target, verifier: Verifier) -> Release:
+        """The layout of EAGLE's authors: a flat configuration, and vectors of all ids."""
+        table = target.model.get_input_embeddings()
+        tensors = dict(self.state_dict())
+        if self.embed_tokens is None:
+            tensors["embed_tokens.weight"] = table(torch.arange(verifier.vocabulary, device=target.device))
+        kind = self.shape["kind"]
+        vocabulary = len(tensors["embed_tokens.weight"])
+        config = layer_settings(self.shape, 1, vocabulary, verifier.positions) | {
+            "architectures": [f"{kind.capitalize()}ForCausalLM"],
+            "bias": self.fc.bias is not None,
+            "qkv_bias": kind == "qwen2",
+            "base_model_name_or_path": verifier.name,
+        }
+        return Release(config, tensors, self.uncarried(vocabulary))
+
+    def uncarried(self, vocabulary: int) -> list[str]:
+        """What EAGLE's layout has no place for."""
+        lost = self.uncalibrated()
+        if self.decoupled:
+            lost.append("the decoupled path of pictures: EAGLE reads them through fc, as text, and not by themselves")
+        if self.tokens is not None:
+            lost.append(f"the drafting vocabulary of {len(self.tokens)} tokens: EAGLE drafts from all {vocabulary} ids")
+        if self.depth != DEPTH:
+            lost.append(f"the depth of its trees in mmspec, {self.depth}: {DEPTH} is taken for this layout")
+        if self.fc.bias is not None:
+            lost.append("fc.bias in vLLM, whose EAGLE has none (that of SGLang and of its authors has)")
+        return lost
+
     @classmethod
     def build(cls, target: Target, **options: object) -> "MsdDrafter":
-        """A drafter whose layer has the shape of the target's."""
-        text = target.model.config.get_text_config()
-        shape = {
-            "hidden_size": target.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "heads": text.num_attention_heads,
-            "kv_heads": text.num_key_value_heads,
-            "eps": text.rms_norm_eps,
+        """A drafter whose layer has about the shape of the target's."""
+        text, width = target.model.config.get_text_config(), target.hidden_size
+        most = getattr(text, "num_attention_heads", 1)
+        heads = next(heads for heads in range(most, 0, -1) if width % (2 * heads) == 0)
+        kv_heads = getattr(text, "num_key_value_heads", None) or heads
+        inner = getattr(text, "intermediate_size", None)
+        shape: dict = {
+            "hidden_size": width,
+            "intermediate_size": inner if isinstance(inner, int) else 3 * width,  # a list in Gemma 3n
+            "heads": heads,
+            "kv_heads": kv_heads if heads % kv_heads == 0 else heads,
+            "eps": getattr(text, "rms_norm_eps", 1e-5),
         }
         return cls(**shape | options, target=target.weights_hash)
 
@@ -166,39 +215,51 @@ class MsdDrafter(RecurrentDrafter):
         noise: float = 0.05,
         feature: float = 1.0,
         soft: float = 0.1,
+        tv: float = 0.0,
         **options: object,
     ) -> dict[str, Tensor]:
-        """SmoothL1 of the predicted features and soft cross entropy of their distributions, where they predict answers.
+        """SmoothL1 of the predicted features and `divergence` of their distributions, where they predict answers.
 
         Step k reads, for its last k positions, what the drafter itself predicted in the steps before (HASS, EAGLE-3);
         all earlier ones are the target's. `noise` is the amplitude of uniform noise on the true ones, as a share of
-        their root mean square (MSD's 0.2 * 512 / length suits long chats, and drowns short ones). Weights of the two
-        terms are MSD's; distributions are over the drafting vocabulary.
+        their root mean square in a sequence (MSD's 0.2 * 512 / length suits long chats, and drowns short ones). Weights
+        of the two terms are MSD's; distributions are over the drafting vocabulary.
         """
-        head = self.head(target).bfloat16()
-        return self.unrolled_loss(head, ChatBatch.pack(target, examples), steps, noise, feature, soft)
+        head, batch = self.head(target).bfloat16(), ChatBatch.pack(target, examples)
+        if noise:
+            lengths = torch.tensor([example.length - 2 for example in examples], device=head.device)
+            amplitudes = 2 * noise * (batch.before.square().mean(-1).sum(1) / lengths).sqrt()
+            # As many numbers for a sequence in any batch: those of its own length.
+            width = target.hidden_size
+            parts = [uniform([row], row.length - 2, width, device=head.device)[0] - 0.5 for row in examples]
+            before = batch.before + amplitudes[:, None, None] * pad_sequence(parts, batch_first=True)
+            batch = replace(batch, before=before)
+        return self.unrolled_loss(partial(self.logits, target, head), batch, steps, feature, soft, tv)
 
     def unrolled_loss(
-        self, head: Tensor, batch: "ChatBatch", steps: int, noise: float, feature: float = 1.0, soft: float = 0.1
+        self,
+        logits_of: Callable[[Tensor], Tensor],
+        batch: "ChatBatch",
+        steps: int,
+        feature: float = 1.0,
+        soft: float = 0.1,
+        tv: float = 0.0,
     ) -> dict[str, Tensor]:
-        """See `loss`."""
+        """See `loss`; `logits_of` gives those of hidden states."""
         rows, length = batch.is_text.shape
-        probs = nn.functional.linear(batch.after.to(head.dtype), head).float().softmax(-1)
-        positions = torch.arange(length, device=head.device)
+        probs = logits_of(batch.after).float().softmax(-1)
+        positions = torch.arange(length, device=probs.device)
         cache, features = DynamicCache(), batch.before
-        if noise:
-            amplitude = 2 * noise * features.square().mean().sqrt()
-            features = features + (torch.rand_like(features) - 0.5) * amplitude
         terms: dict[str, list[Tensor]] = {"feature": [], "soft": [], "right": []}
         for step in range(steps):
             mask = path_mask(positions, step).expand(rows, 1, -1, -1)
             inputs = self.fuse(batch.vectors, features, batch.is_text)
             output = self.layer(inputs, mask, positions.expand(rows, -1), cache)
             valid = drafted_positions(batch.is_answer, step)
-            logits = nn.functional.linear(output.to(head.dtype), head).float()
+            logits = logits_of(output).float()
             errors = nn.functional.smooth_l1_loss(output.float(), batch.after.float(), reduction="none").mean(-1)
             terms["feature"].append(masked_mean(errors, valid))
-            terms["soft"].append(masked_mean(cross_entropy(logits, probs), valid))
+            terms["soft"].append(masked_mean(divergence(logits, probs, tv), valid))
             terms["right"].append(masked_mean((logits.argmax(-1) == probs.argmax(-1)).float(), valid))
             features = torch.cat([output[:, :1], output[:, :-1]], 1)
         total = sum(feature * a + soft * b for a, b in zip(terms["feature"], terms["soft"]))
@@ -215,7 +276,7 @@ class MsdDrafter(RecurrentDrafter):
             mask = path_mask(positions, depth)[None, None]
             output = self.layer(self.fuse(vectors, features, batch.is_text), mask, positions[None], cache)
             rows = drafted_positions(batch.is_answer, depth)[0].nonzero()[:, 0]
-            log_q = torch.log_softmax(self.logits(head, output[0, rows]).float(), -1)
+            log_q = torch.log_softmax(self.logits(target, head, output[0, rows]).float(), -1)
             predictions.append(DepthPredictions(rows + 2 - len(example.prompt.ids), log_q))
             features = torch.cat([output[:, :1], output[:, :-1]], 1)
         return predictions
@@ -244,11 +305,12 @@ class ChatBatch:
             prompt = example.prompt
             assert prompt is not None, "the example has no prompt"
             hidden = torch.cat([prompt.hidden, example.features[0]]).float()
-            ids = torch.cat([prompt.ids, target.model_ids(prompt.ids, example.tokens.to(target.device)).cpu()])
-            vectors = target.model.get_input_embeddings()(ids.to(target.device)).float().cpu()
+            text = prompt.ids.where(prompt.is_text, 0).to(target.device)
+            read = target.model.get_input_embeddings()(text).float().cpu()
+            read[~prompt.is_text] = prompt.visual.float()
+            vectors = torch.cat([read, target.embed(example.tokens.to(target.device)).float().cpu()])
             is_text = torch.cat([prompt.is_text, torch.ones(len(example.tokens), dtype=torch.bool)])
-            vectors[~is_text] = prompt.visual.float()
-            is_answer = torch.arange(len(ids)) >= len(prompt.ids)
+            is_answer = torch.arange(len(vectors)) >= len(prompt.ids)
             values = (vectors[1:-1], hidden[:-1], hidden[1:], is_text[1:-1], is_answer[2:])
             for part, value in zip(parts, values, strict=True):
                 part.append(value)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmspec.drafters.eagle3 import Eagle3Drafter
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.speculators import SpeculatorsDrafter
 from mmspec.engine.cache import causal
 from mmspec.engine.noise import Noise
 from mmspec.engine.state import State
@@ -21,9 +22,10 @@ class PEagleDrafter(Eagle3Drafter):
     """
 
     name = "peagle"
+    architecture = "PEagleDraftModel"
 
-    def __init__(self, *args: Any, mask_token: int, **options: Any):
-        super().__init__(*args, **options)
+    def __init__(self, *, mask_token: int, **options: Any):
+        super().__init__(**options)
         self.mask_token = mask_token
         self.mask_hidden = nn.Parameter(torch.zeros(1, 1, self.fc.in_features))
 
@@ -40,6 +42,12 @@ class PEagleDrafter(Eagle3Drafter):
             "mask_token": files.get("mask_token_id", "ptd_token_id"),
             "depth": files.config.get("para_depths") or 8,
         }
+
+    def settings(self) -> dict:
+        return super().settings() | {"mask_token_id": self.mask_token, "para_depths": self.depth}
+
+    def uncarried(self) -> list[str]:
+        return SpeculatorsDrafter.uncarried(self)  # the depth is carried
 
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:

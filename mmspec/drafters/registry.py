@@ -2,14 +2,17 @@
 
 import json
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from mmspec.drafters import layouts
 from mmspec.drafters.base import Drafter, TrainedDrafter
-from mmspec.drafters.table import TABLE, Entry, check_name, folder_of, names, usable, without_weights
+from mmspec.drafters.layouts import Files
+from mmspec.drafters.table import RELEASED, TABLE, Entry, check_name, folder_of, names, usable, without_weights
 from mmspec.engine.cost import measured
 from mmspec.errors import MmspecError, short
 from mmspec.targets.base import Prompts, Target
@@ -40,47 +43,79 @@ def load(
     return loaded
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A drafter by name, path or hub id, of which no weights are read yet: its class, its folder (None for one without
+    weights), its configuration, and its files where they are in a public layout.
+    """
+
+    name: str
+    cls: type[Drafter]
+    folder: Path | None
+    config: dict
+    files: Files | None = None
+
+    def read(self, target: Target) -> TrainedDrafter:
+        """The drafter, with its weights as they are stored. Raises MmspecError for one that does not fit the target."""
+        cls, folder, own = self.cls, self.folder, self.config.get("target")
+        assert issubclass(cls, TrainedDrafter) and folder is not None, f"{self.name} has no weights"
+        if self.files is not None:
+            with _named(folder):
+                return cls.from_released(self.files, target)
+        _check_shape(self.name, self.config, target)
+        drafter = _load_weights(self.name, folder, cls)
+        if own and target.weights_hash and own != target.weights_hash:
+            warnings.warn(
+                f"drafter {self.name!r} was trained on other weights of this target ({own} and not "
+                f"{target.weights_hash}): exact, but slow",
+                stacklevel=2,
+            )
+        return drafter
+
+
+def find(name: str, folder: Path | None) -> Stored:
+    """The drafter of that name, path or hub id; a name has its weights in the model's `folder`.
+
+    Raises MmspecError for one that is not known, that has no weights, or whose layout is not read.
+    """
+    check_name(name, folder)
+    path = folder_of(name, folder)
+    config = _read_config(name, path) if path else {}
+    if path and "kind" not in config:
+        with _named(path):
+            if (public := layouts.find(path, folder)) is not None:
+                return Stored(name, public[0].load(), path, config, public[1])
+    kind, kinds = config.get("kind", Path(name).name), names() | RELEASED
+    if kind not in kinds:
+        raise MmspecError(
+            f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are "
+            f"{', '.join(names())}, and the layouts {', '.join(layouts.read_layouts())}"
+        )
+    cls = kinds[kind].load()
+    if issubclass(cls, TrainedDrafter) and (path is None or not config):
+        raise without_weights(name, folder)
+    return Stored(name, cls, path, config)
+
+
 def by_name(name: str, folder: Path | None, target: Target, **options: object) -> Drafter:
     """The drafter of that name, path or hub id, with its weights if its kind has any, and `options` set.
 
     A name has its weights in the model's `folder`.
     """
-    check_name(name, folder)
-    path = folder_of(name, folder)
-    config = _read_config(name, path) if path else {}
-    if path and (public := _public(path, folder, target)) is not None:
-        return public.to(target.device, target.dtype).eval().configure(**options)
-    kind = config.get("kind", Path(name).name)
-    if kind not in names():
-        raise MmspecError(
-            f"drafter {name!r}: its config.json names no known kind ({config.get('kind')!r}): known are "
-            f"{', '.join(names())}, and the layouts {', '.join(layouts.read_layouts())}"
-        )
-    cls = names()[kind].load()
-    if not issubclass(cls, TrainedDrafter):
-        return cls(**options)
-    if path is None or not config:
-        raise without_weights(name, folder)
-    _check_shape(name, config, target)
-    drafter = _load_weights(name, path, cls)
-    if config.get("target") and target.weights_hash and config["target"] != target.weights_hash:
-        warnings.warn(
-            f"drafter {name!r} was trained on other weights of this target "
-            f"({config['target']} and not {target.weights_hash}): exact, but slow",
-            stacklevel=2,
-        )
-    drafter = drafter.to(target.device, target.dtype).eval()
-    return drafter.configure(**options)
+    stored = find(name, folder)
+    if not issubclass(stored.cls, TrainedDrafter):
+        return stored.cls(**options)
+    return stored.read(target).to(target.device, target.dtype).eval().configure(**options)
 
 
-def _public(path: Path, folder: Path | None, target: Target) -> TrainedDrafter | None:
-    """The drafter of a published layout in `path`, None if that holds none."""
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever numbers and words that others wrote lead to, as an error that names their folder."""
     try:
-        found = layouts.find(path, folder)
-        return found and found[0].load().from_released(found[1], target)
+        yield
     except MmspecError:
         raise
-    except Exception as error:  # whatever numbers and words that others wrote lead to
+    except Exception as error:
         raise MmspecError(
             f"drafter {str(path)!r}: {path / 'config.json'} and its tensors do not describe a drafter "
             f"({type(error).__name__}: {short(error)}): restore them from their source"
@@ -101,6 +136,7 @@ def _check_shape(name: str, config: dict, target: Target) -> None:
     """Raise MmspecError for a drafter of a target of another size."""
     shape = {
         "hidden_size": target.hidden_size,
+        "target_size": target.hidden_size,
         "vocabulary": target.vocabulary_size,
         "stride": target.grid.stride if target.grid else None,
     }
@@ -115,8 +151,7 @@ def _check_shape(name: str, config: dict, target: Target) -> None:
 
 def _load_weights(name: str, path: Path, cls: type[TrainedDrafter]) -> TrainedDrafter:
     try:
-        with redirect_stdout(None):  # the hub's mixin prints, and standard output may be a pipe for sound
-            return cls.from_pretrained(path, strict=True)
+        return cls.from_pretrained(path)
     except (SafetensorError, RuntimeError, OSError, TypeError) as error:
         raise MmspecError(
             f"drafter {name!r}: the files in {path} are truncated or foreign ({error}): restore them or train again"

@@ -173,12 +173,16 @@ def check_size(folder: Path, target: Target, **sizes: int) -> None:
             )
 
 
+def layers_misfit(numbers: Sequence[int], config: PreTrainedConfig) -> str:
+    """Why a target of this text configuration does not have the hidden states of these numbers; "" if it has."""
+    count = config.num_hidden_layers
+    if numbers and min(numbers) >= 0 and max(numbers) <= count:
+        return ""
+    return f"it reads hidden states {list(numbers)}, the model has 0 to {count}"
+
+
 def check_layers(folder: Path, target: Target, numbers: Sequence[int]) -> tuple[int, ...]:
     """The numbers of layers whose inputs a drafter reads. Raises MmspecError for those that the target has not."""
-    count = target.model.config.get_text_config().num_hidden_layers
-    if not numbers or min(numbers) < 0 or max(numbers) > count:
-        raise MmspecError(
-            f"drafter {str(folder)!r} reads hidden states {list(numbers)}, and this target has 0 to {count}: it is "
-            "another model's"
-        )
+    if reason := layers_misfit(numbers, target.model.config.get_text_config()):
+        raise MmspecError(f"drafter {str(folder)!r} is another model's: {reason}")
     return tuple(int(number) for number in numbers)

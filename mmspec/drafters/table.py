@@ -3,11 +3,14 @@
 This module imports no torch, so that a wrong name is refused at once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 from mmspec import zoo
 from mmspec.errors import MmspecError, unknown
@@ -18,10 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a drafter's class is (`module:Class`), and whether it is trained for a target."""
+    """Where a drafter's class is (`module:Class`), and whether it is trained for a target.
+
+    A drafter that comes `within` a model has its tensors among the model's own, whose names tell.
+    """
 
     path: str
     trained: bool = False
+    within: Callable[[set[str]], bool] | None = None
+
+    def usable(self, folder: Path | None) -> bool:
+        """Whether it can be had without files of its own."""
+        return not self.trained and (self.within is None or self.within(tensor_names(folder)))
 
     def load(self) -> "type[Drafter]":
         """The class. Raises MmspecError if there is none."""
@@ -37,6 +48,20 @@ class Entry:
         return kind
 
 
+def tensor_names(folder: Path | None) -> set[str]:
+    """The names of the tensors in a model's folder, none if it is damaged or has none."""
+    try:
+        return set(zoo.tensor_files(folder)) if folder else set()
+    except (OSError, ValueError, AttributeError, SafetensorError):
+        return set()
+
+
+def has_mtp(names: set[str]) -> bool:
+    """Whether there is an MTP of Qwen's that is not quantised."""
+    own = [name for name in names if name.startswith("mtp.")]
+    return "mtp.fc.weight" in own and all(name.endswith((".weight", ".gate_up_proj", ".down_proj")) for name in own)
+
+
 TABLE = {
     "none": Entry("mmspec.drafters.none:NoDrafter"),
     "lookup": Entry("mmspec.drafters.lookup:LookupDrafter"),
@@ -46,6 +71,18 @@ TABLE = {
     "hawk": Entry("mmspec.drafters.hawk:HawkDrafter", trained=True),
     "hawk-path": Entry("mmspec.drafters.hawk_path:HawkPathDrafter", trained=True),
     "msd": Entry("mmspec.drafters.msd:MsdDrafter", trained=True),
+    "mtp": Entry("mmspec.drafters.mtp:MtpDrafter", within=has_mtp),
+}
+
+# The kinds of folders that hold what was read from a public layout and saved anew: no name stands for these.
+RELEASED = {
+    "dflash": Entry("mmspec.drafters.dflash:DFlashDrafter"),
+    "dspark": Entry("mmspec.drafters.dspark:DSparkDrafter"),
+    "eagle": Entry("mmspec.drafters.eagle:EagleDrafter"),
+    "eagle3": Entry("mmspec.drafters.eagle3:Eagle3Drafter"),
+    "peagle": Entry("mmspec.drafters.peagle:PEagleDrafter"),
+    "public-medusa": Entry("mmspec.drafters.medusa:PublicMedusaDrafter"),
+    "vispec": Entry("mmspec.drafters.vispec:ViSpecDrafter"),
 }
 
 
@@ -62,16 +99,16 @@ def folder_of(name: str, folder: Path | None) -> Path | None:
     if folder and (folder / "drafters" / name / "config.json").is_file():
         return folder / "drafters" / name
     if name in names():
-        return None
+        return folder if names()[name].within else None
     if (path := Path(name).expanduser()).is_dir():
         return path
     return zoo.download(name) if zoo.HUB_ID.fullmatch(name) else None
 
 
 def usable(folder: Path | None) -> list[str]:
-    """Names that load for a model: drafters that need no training, and those that its folder has weights for."""
+    """Names that load for a model: drafters that need no weights, and those that its folder has weights for."""
     trained = zoo.drafters(folder) if folder else []
-    return [name for name, entry in names().items() if not entry.trained and name not in trained] + trained
+    return [name for name, entry in names().items() if entry.usable(folder) and name not in trained] + trained
 
 
 def check_name(name: str, folder: Path | None) -> None:
@@ -93,12 +130,17 @@ def check_name(name: str, folder: Path | None) -> None:
         raise MmspecError(f"no folder {elsewhere}: give a drafter's name, its folder, or a hub id such as owner/name")
     if name not in names() and name not in in_folder:
         raise unknown("drafter", name, {*usable(folder), *in_folder})
-    if name in TABLE and TABLE[name].trained and not (path and (path / name / "config.json").exists()):
+    if name in TABLE and not TABLE[name].usable(folder) and not (path and (path / name / "config.json").exists()):
         raise without_weights(name, folder)
 
 
 def without_weights(name: str, folder: Path | None) -> MmspecError:
     """The error for a trained drafter that the model has no weights for."""
+    if name in TABLE and TABLE[name].within:
+        return MmspecError(
+            f"drafter {name!r} comes within models, and the files of this one hold none that mmspec reads: use one of "
+            f"{', '.join(sorted(usable(folder)))}"
+        )
     recipe = "train it with `mmspec train`, or " if folder and (folder / "recipe.yaml").is_file() else ""
     return MmspecError(
         f"drafter {name!r} has no weights for this model: {recipe}use one of {', '.join(sorted(usable(folder)))}; "

@@ -60,6 +60,10 @@ class TreeDrafter(TrainedDrafter):
         self.depth, self.greedy = depth, greedy or [1.0] * depth
         self.register_buffer("tokens", None if tokens is None else torch.tensor(tokens), persistent=False)
 
+    def constructor_arguments(self) -> dict:
+        tokens = None if self.tokens is None else self.tokens.tolist()
+        return super().constructor_arguments() | {"greedy": self.greedy, "tokens": tokens}
+
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         if state.branches > 1:
             raise MmspecError(
@@ -147,7 +151,7 @@ class RecurrentDrafter(TreeDrafter):
 
     A subclass says what the first layer reads (`fuse`), what its layers make of it (`layer`), which logits a hidden
     state has (`drafted_logits`), how many layers keep keys and values (`cached_layers`), and which axes positions have
-    (`axes`, (3,) for M-RoPE).
+    (`axes`, (3,) for M-RoPE: a prompt is then read at the target's positions).
     """
 
     cached_layers = 1
@@ -193,6 +197,8 @@ class RecurrentDrafter(TreeDrafter):
         prompt, features = state.prompt_hidden[row]
         tokens = torch.tensor(state.prompt_ids[row][-len(prompt.is_text) :], device=self.target.device)
         inputs = self.fuse(self.read_prompt(prompt, tokens)[1:], self.project(features), prompt.is_text[1:])
+        if self.axes:
+            return inputs, prompt.position_ids[..., :-1].expand(*self.axes, -1), prompt.position_shift
         return inputs, torch.arange(len(inputs), device=inputs.device), 0
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:

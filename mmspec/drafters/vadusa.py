@@ -39,6 +39,10 @@ class VadusaDrafter(HeadDrafter):
         super().__init__(hidden_size, stride, [(0, k + 2) for k in range(heads)], target, beta, coupling)
         self.accuracies, self.sparse = accuracies, sparse
 
+    @classmethod
+    def default_options(cls, target: Target) -> dict:
+        return {}
+
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         if self.sparse and not self.accuracies:
             raise MmspecError(

@@ -37,7 +37,7 @@ class ViSpecDrafter(EagleDrafter):
     `img_fc([hidden; that vector])`, with zeros before the first picture.
     """
 
-    name = "vispec"
+    name, format = "vispec", ""
 
     def __init__(self, *, heads: int, hidden_size: int, queries: int = 2, adaptor_bias: bool = False, **options: Any):
         super().__init__(heads=heads, hidden_size=hidden_size, **options)

@@ -14,13 +14,14 @@ import torch
 
 from mmspec.engine.cache import KV_BLOCK
 from mmspec.engine.tree import DraftTree, chain
+from mmspec.files import cache_folder
 from mmspec.targets.base import Prompts, Target
 
 SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 def cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmspec" / "cost.json"
+    return cache_folder() / "cost.json"
 
 
 @dataclass(slots=True)

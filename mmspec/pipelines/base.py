@@ -119,6 +119,15 @@ class Pipeline(ABC, Generic[AnyTarget]):
     def encode_examples(self, rows: list[dict]) -> tuple[Prompts, Stop]:
         """Lines of `prompts.jsonl` as rows of one batch, and when a row ends."""
 
+    def encode_answer(self, answer: str) -> list[int]:
+        """The tokens of an answer that training data bring, its end included."""
+        raise MmspecError(f"answers of {self.article} cannot be given as text: give their tokens, or leave them out")
+
+    @property
+    def default_guidance(self) -> float:
+        """The guidance where nothing else is said; 1 is none."""
+        return 1.0
+
     @abstractmethod
     def stream(self, *args: Any, session: Session | None = None, **kwargs: Any) -> Iterator[Any]:
         """Generate round by round. Closing the iterator, or setting `interrupt`, ends it early."""

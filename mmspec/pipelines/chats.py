@@ -75,14 +75,19 @@ def _read_part(part: dict, pictures: list) -> dict:
 
 
 def example_chat(row: dict, folder: Path) -> Chat:
-    """A line of `prompts.jsonl`: turns before it, its question, and its picture or pictures in the first message."""
-    messages: list[dict] = [
-        {"role": role, "content": text}
-        for turn in row.get("before", [])
-        for role, text in zip(("user", "assistant"), turn)
-    ]
-    messages.append({"role": "user", "content": row["prompt"]})
+    """A line of `prompts.jsonl`: turns before it, its question, and its picture or pictures in the first message of the
+    user; or a chat as `messages`, which its question ends.
+    """
+    messages: list[dict] = [dict(message) for message in row.get("messages", ())]
+    if not messages:
+        messages = [
+            {"role": role, "content": text}
+            for turn in row.get("before", [])
+            for role, text in zip(("user", "assistant"), turn)
+        ]
+        messages.append({"role": "user", "content": row["prompt"]})
     if pictures := [row["image"]] if row.get("image") else row.get("images"):
-        text = {"type": "text", "text": messages[0]["content"]}
-        messages[0]["content"] = [*({"type": "image", "path": folder / path} for path in pictures), text]
+        first = next(message for message in messages if message["role"] == "user")
+        text = {"type": "text", "text": first["content"]}
+        first["content"] = [*({"type": "image", "path": folder / path} for path in pictures), text]
     return read_chat(messages, [])

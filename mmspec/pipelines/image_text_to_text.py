@@ -145,6 +145,12 @@ class ImageTextToTextPipeline(Pipeline[CausalTarget]):
         whole = self.processor.tokenizer.decode(said, skip_special_tokens=True)
         return whole if ended else whole.rstrip(UNFINISHED)
 
+    def encode_answer(self, answer: str) -> list[int]:
+        tokenizer = self.processor.tokenizer
+        end = tokenizer.eos_token_id if tokenizer.eos_token_id in self.ends else min(self.ends, default=None)
+        ids = tokenizer.encode(answer, add_special_tokens=False)
+        return self.target.tokens(ids if end is None else [*ids, end])
+
     def encode_examples(self, rows: list[dict]) -> tuple[VisualPrompts, Stop]:
         folder = self.folder or Path()
         return self.encode([example_chat(row, folder) for row in rows]), Stop(self.max_new_tokens, self.ends)

@@ -165,6 +165,10 @@ class TextToImagePipeline(Pipeline[ImageTarget], DiffusionPipeline):
         """See `Pipeline`; each row has its unconditional prompt."""
         return self.encode([row["prompt"] for row in rows], 0.0), Stop(self.grid.tokens)
 
+    @property
+    def default_guidance(self) -> float:
+        return self.config.guidance_scale
+
     def decode(
         self, codes: Int[Tensor, "row position"], request: ImageRequest | None = None, row: int = 0
     ) -> Float[Tensor, "row 3 y x"]:

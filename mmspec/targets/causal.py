@@ -296,11 +296,10 @@ class CausalTarget(OwnModel):
         """One pass over the tree; nothing is committed."""
         ids = self.node_ids(state, tree).repeat(state.branches, 1)
         ancestors, depths = tree.ancestors.repeat(state.branches, 1, 1), tree.depths.repeat(state.branches, 1)
-        with self.layer_inputs(state.feature_layers) as entered:
-            last = self.run(state.cache, ids, ancestors, depths, self.position_ids(state, tree.depths))
+        position_ids = self.position_ids(state, tree.depths)
         hidden, features = (
             rearrange(part, "(branch row) node width -> branch row node width", branch=state.branches)
-            for part in (last, entered.or_last(last))
+            for part in self.run(state.cache, ids, ancestors, depths, position_ids, state.feature_layers)
         )
         positions = torch.tensor(state.counts, device=self.device)[:, None] + tree.depths
         return Output(self.guide(state, self.logits(hidden, positions.expand(hidden.shape[:-1])), positions), features)
@@ -335,8 +334,10 @@ class CausalTarget(OwnModel):
         ancestors: Bool[Tensor, "sequence node node"],
         depths: Int[Tensor, "sequence node"],
         position_ids: Int[Tensor, "*axis sequence node"],
-    ) -> Float[Tensor, "sequence node width"]:
-        """Run the decoder on new nodes and return their last hidden states.
+        numbers: Sequence[int] = (),
+    ) -> tuple[Float[Tensor, "sequence node width"], Float[Tensor, "sequence node wide"]]:
+        """Run the decoder on new nodes; their last hidden states, and what entered the layers of these numbers side by
+        side (the last states again without any).
 
         Keys and values are written to the slots after the committed ones. The pass is padded to at least
         `min_query_len` nodes; the padding is not returned. `ancestors[b, i, j]` says that node i attends to node j, and
@@ -351,14 +352,16 @@ class CausalTarget(OwnModel):
             ancestors = F.pad(ancestors, (0, padding, 0, padding)) | own
         cache.open(width + padding)
         masks = masks_of(self.decoder, self._windows, cache, ancestors, depths)
-        output = self.decoder(
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            position_ids=position_ids,
-            use_cache=True,
-            **self.pass_inputs(cache, ids, depths),
-        )
+        with self.layer_inputs(numbers) as entered:
+            output = self.decoder(
+                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+                position_ids=position_ids,
+                use_cache=True,
+                **self.pass_inputs(cache, ids, depths),
+            )
         if not cache.layers[0].is_initialized:
             raise MmspecError(
                 f"{type(self.model).__name__} does not use the cache that it is given: use a transformer with attention"
             )
-        return output.last_hidden_state[:, :width]
+        last = output.last_hidden_state[:, :width]
+        return last, entered.or_last(last)

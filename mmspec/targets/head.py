@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -33,7 +33,8 @@ class OutputHead(nn.Module):
     - on CUDA with 16-bit operands and float32 sums and results;
     - elsewhere in chunks that are widened one after the other.
 
-    None of these has a gradient. Later changes of the weights in place are not followed by the first.
+    None of these has a gradient: see `differentiable`. Later changes of the weights in place are not followed by the
+    first.
     """
 
     def __init__(
@@ -48,9 +49,22 @@ class OutputHead(nn.Module):
         self._project = self._projection()
 
     def forward(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
-        logits = self._project(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1)
+        return self.finish(self._project(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1))
+
+    def differentiable(
+        self, hidden: Float[Tensor, "*shape width"], tokens: Int[Tensor, "drafted"] | None = None
+    ) -> Float[Tensor, "*shape drafted"]:
+        """Logits with a gradient, in the dtype of `hidden` or of autocast; of some `tokens` alone if they are given."""
+        weight = self.weight if tokens is None else self.weight[tokens]
+        if not torch.is_autocast_enabled(hidden.device.type):
+            weight = weight.to(hidden.dtype)
+        return self.finish(F.linear(hidden, weight), slice(None) if tokens is None else tokens)
+
+    def finish(self, products: Tensor, tokens: Tensor | slice = slice(None)) -> Tensor:
+        """Logits of products with the rows of some tokens: bias, scale and soft cap."""
+        logits = products
         if self.bias is not None:
-            logits = logits + self.bias.detach().to(logits.dtype)
+            logits = logits + self.bias.detach()[tokens].to(logits.dtype)
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
@@ -112,6 +126,16 @@ class LayeredHead(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape vocab"]:
         return self.last(self.between(self.first(hidden)))
+
+    def differentiable(
+        self, hidden: Float[Tensor, "*shape width"], tokens: Int[Tensor, "drafted"] | None = None
+    ) -> Float[Tensor, "*shape drafted"]:
+        """See `OutputHead`."""
+        return self.last.differentiable(self.between(self.first.differentiable(hidden)), tokens)
+
+    def finish(self, products: Tensor, tokens: Tensor | slice = slice(None)) -> Tensor:
+        """See `OutputHead`."""
+        return self.last.finish(products, tokens)
 
     @property
     def width(self) -> int:

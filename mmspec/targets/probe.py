@@ -185,9 +185,9 @@ def branching_error(target: "CausalTarget", slots: int) -> float:
     cache = target.tree_cache(max(slots, 2 * len(sequence)), min_visible=slots)
     ids = torch.tensor([prompt], device=device)
     positions = torch.arange(PROMPT, device=device)[None]
-    read = target.run(cache, ids, causal(1, PROMPT, device), positions, positions)
+    read, _ = target.run(cache, ids, causal(1, PROMPT, device), positions, positions)
     cache.advance([PROMPT - 1])  # the root's entry is in place, to be written anew
-    branched = target.run(cache, tree.tokens, tree.ancestors, depths, depths + PROMPT - 1)
+    branched, _ = target.run(cache, tree.tokens, tree.ancestors, depths, depths + PROMPT - 1)
     leaves = [path for node, path in enumerate(paths) if node not in PARENTS]
     whole = [torch.tensor([*prompt, *(drafted[node] for node in path[1:])], device=device) for path in leaves]
     # Padding comes after what is compared, and is never seen. Its mask keeps models that can attend both ways (such as

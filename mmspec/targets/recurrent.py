@@ -4,7 +4,7 @@ Their states cannot be cut back, so drafts are chains, read into copies of the m
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from inspect import signature
 from typing import ClassVar
@@ -18,7 +18,6 @@ from mmspec.engine.cache import RowCache, cache_kwarg, causal
 from mmspec.engine.replay import Nodes, ReplayCache
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget
-from mmspec.targets.hidden import LayerInputs
 from mmspec.targets.masks import as_attention_takes
 from mmspec.targets.probe import ATTENTION, PROMPT, RECURRENT, share_of_spread
 from mmspec.targets.registry import READERS
@@ -56,15 +55,6 @@ class RecurrentTarget(CausalTarget):
                 "at once: leave deterministic out"
             )
 
-    def layer_inputs(self, numbers: Sequence[int]) -> AbstractContextManager[LayerInputs]:
-        """Raises MmspecError for a drafter that reads states between layers: rows are read one after the other."""
-        if numbers:
-            raise MmspecError(
-                f"{type(self.model).__name__} has recurrent layers, and the drafter reads states between layers: use "
-                "one that reads the last ones alone"
-            )
-        return super().layer_inputs(numbers)
-
     def new_cache(self, length: int, inputs: Sequence[dict[str, Tensor]] = ({},)) -> ReplayCache:
         return ReplayCache(len(inputs), length, self.device)
 
@@ -85,14 +75,22 @@ class RecurrentTarget(CausalTarget):
         ancestors: Bool[Tensor, "sequence node node"],
         depths: Int[Tensor, "sequence node"],
         position_ids: Int[Tensor, "*axis sequence node"],
-    ) -> Float[Tensor, "sequence node width"]:
-        """Run the decoder on new chains, row by row, and return their last hidden states.
+        numbers: Sequence[int] = (),
+    ) -> tuple[Float[Tensor, "sequence node width"], Float[Tensor, "sequence node wide"]]:
+        """Run the decoder on new chains, row by row; see `CausalTarget.run`.
 
         What pads a row's chain comes after it, so that nothing sees it.
         """
         assert isinstance(cache, ReplayCache)
+
+        def read(own: Cache, nodes: Nodes) -> Float[Tensor, "1 node both"]:
+            with self.layer_inputs(numbers) as entered:
+                last = self._read(own, nodes)
+            return torch.cat([last, entered.or_last(last)], -1)
+
         chains = [Nodes(ids[row : row + 1], position_ids[..., row : row + 1, :]) for row in range(len(cache.rows))]
-        return torch.cat([row.verify(chain, self._read) for row, chain in zip(cache.rows, chains, strict=True)])
+        both = torch.cat([row.verify(chain, read) for row, chain in zip(cache.rows, chains, strict=True)])
+        return both[..., : self.hidden_size], both[..., self.hidden_size :]
 
     def _read(self, cache: Cache, nodes: Nodes) -> Float[Tensor, "1 node width"]:
         """Hidden states of nodes after what a cache holds, which then holds these too."""
@@ -129,7 +127,7 @@ class RecurrentTarget(CausalTarget):
             chain = sequence[place : place + accepted] + sequence[:rejected]
             ids = torch.tensor([chain], device=self.device)
             depths = torch.arange(len(chain), device=self.device)[None]
-            read = self.run(cache, ids, causal(1, len(chain), self.device), depths, place + depths)
+            read, _ = self.run(cache, ids, causal(1, len(chain), self.device), depths, place + depths)
             parts.append(read[0, :accepted])
             cache.commit([list(range(accepted))])
             place += accepted

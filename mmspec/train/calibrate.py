@@ -10,23 +10,50 @@ from mmspec.drafters.examples import Example
 from mmspec.engine.noise import Noise
 from mmspec.targets.base import Target
 
-# Pairs (lambda, beta) that calibration tries.
-CALIBRATION_GRID = torch.cartesian_prod(torch.linspace(0, 1, 11), torch.linspace(0.4, 2.0, 17))
+# The least and the largest beta.
+BOUNDS = 0.2, 2.0
+# Floor of a log probability.
+IMPOSSIBLE = -50.0
+
+# Numbers of one sequence at one depth, at most.
+ROOM = 2**20
 
 # One sequence at one depth: its number, roots, log q, noise there, and the tokens that were sampled, as numbers in the
 # drafting vocabulary (-1: none of it).
 Observations = tuple[int, Tensor, Tensor, Tensor, Tensor]
 
 
-def calibration_nll(log_q: Tensor, noise: Tensor, sampled: Tensor) -> Tensor:
-    """Cross entropy of softmax(beta (log q + lambda g)) against what was sampled, for every pair of
-    `CALIBRATION_GRID`.
+def cross_entropy(scores: Tensor, sampled: Tensor) -> Tensor:
+    """Cross entropy of softmax(scores) against what was sampled, summed."""
+    return torch.nn.functional.cross_entropy(scores, sampled, reduction="sum")
+
+
+def fit_pair(log_q: Tensor, noise: Tensor, sampled: Tensor, iterations: int = 12) -> tuple[float, float]:
+    """The pair (lambda, beta), within `BOUNDS`, with the least cross entropy of softmax(beta (log q + lambda g)).
+
+    Newton's method on beta and beta lambda, in which it is convex; steps are halved until they help.
     """
-    losses = [
-        -torch.log_softmax(beta * (log_q + share * noise), -1).gather(1, sampled[:, None]).sum()
-        for share, beta in CALIBRATION_GRID
-    ]
-    return torch.stack(losses).cpu()
+    features = torch.stack([log_q.clamp(min=IMPOSSIBLE), noise])
+    right = features[:, torch.arange(len(sampled)), sampled].sum(1)
+    weights = features.new_tensor([1.0, 0.5])
+    loss = cross_entropy(torch.tensordot(weights, features, 1), sampled)
+    for _ in range(iterations):
+        probs = torch.softmax(torch.tensordot(weights, features, 1), -1)
+        means = (probs * features).sum(2)
+        second = torch.einsum("rv,irv,jrv->ij", probs, features, features)
+        curvature = second - means @ means.T + 1e-3 * torch.eye(2).to(features)
+        step = torch.linalg.solve(curvature, means.sum(1) - right)
+        for _ in range(8):
+            changed = cross_entropy(torch.tensordot(weights - step, features, 1), sampled)
+            if changed < loss:
+                weights, loss = weights - step, changed
+                break
+            step = step / 2
+        else:
+            break
+    beta, product = weights.tolist()
+    share = min(1.0, max(0.0, product / beta)) if beta > 0 else 0.0
+    return share, min(BOUNDS[1], max(BOUNDS[0], beta))
 
 
 def fit_calibration(drafter: TrainedDrafter, depths: Sequence[Sequence[Observations]]) -> list[list[float]]:
@@ -37,19 +64,22 @@ def fit_calibration(drafter: TrainedDrafter, depths: Sequence[Sequence[Observati
     at all depths before, since no other path gets there; where no root is left, the pair of the depth before stands.
     """
     reachable: dict[int, set[int]] = {}
-    accuracies, best = [], len(CALIBRATION_GRID) - 1
+    accuracies, pair = [], (1.0, 1.0)
     for depth, observations in enumerate(depths):
-        losses, right, count = torch.zeros(len(CALIBRATION_GRID)), torch.zeros(drafter.ranks), 0
-        reached = []
+        right, count = torch.zeros(drafter.ranks), 0
+        reached, known = [], []
         for row, roots, log_q, noise, sampled in observations:
             mask = [not depth or root in reachable.get(row, ()) for root in roots.tolist()]
             counted = torch.tensor(mask, dtype=torch.bool, device=roots.device)
             log_q, noise, sampled = log_q[counted], noise[counted], sampled[counted]
             reached.append((row, roots[counted], log_q, noise, sampled))
             drafted = sampled >= 0
-            losses += calibration_nll(log_q[drafted], noise[drafted], sampled[drafted])
-        best = int(losses.argmin()) if losses.any() else best
-        drafter.coupling[depth], drafter.beta[depth] = (round(float(x), 3) for x in CALIBRATION_GRID[best])
+            if drafted.any():
+                known.append((log_q[drafted], noise[drafted], sampled[drafted]))
+        if known:
+            log_q, noise, sampled = (torch.cat(part) for part in zip(*known))
+            pair = fit_pair(log_q, noise, sampled)
+        drafter.coupling[depth], drafter.beta[depth] = (round(number, 3) for number in pair)
         reachable = {}
         for row, roots, log_q, noise, sampled in reached:
             scores = log_q + drafter.coupling[depth] * noise
@@ -63,19 +93,24 @@ def fit_calibration(drafter: TrainedDrafter, depths: Sequence[Sequence[Observati
 
 @torch.inference_mode()
 def observe(drafter: TrainedDrafter, target: Target, examples: Sequence[Example]) -> list[list[Observations]]:
-    """What the drafter predicts along sequences at each depth, with the noise that they were sampled with (none if
-    greedy).
+    """What the drafter predicts along sequences at each depth and their temperature, with the noise that they were
+    sampled with (none if greedy); with a large vocabulary, after every n-th of their tokens.
     """
     depths: list[list[Observations]] = [[] for _ in drafter.beta]
     drafted = drafter.drafted_tokens(target)
     index = torch.full((target.vocabulary_size,), -1, device=target.device)
     tokens = torch.arange(target.vocabulary_size, device=target.device) if drafted is None else drafted
     index[tokens] = torch.arange(len(tokens), device=target.device)
+    most = max(16, ROOM // len(tokens))
     for row, example in enumerate(examples):
+        every = -(-len(example.tokens) // most)
         noise = Noise([max(0, example.seed)], target.vocabulary_size).gumbel([0], len(example.tokens))[0]
         noise = noise.to(target.device) * (example.seed >= 0)
         for depth, predictions in enumerate(drafter.predictions(target, example)):
-            positions, log_q = predictions.positions, predictions.log_q
+            chosen = (predictions.positions - depth) % every == 0
+            positions, log_q = predictions.positions[chosen], predictions.log_q[chosen]
+            if example.seed >= 0 and example.temperature != 1:
+                log_q = torch.log_softmax(log_q / example.temperature, -1)
             gumbel = noise[positions][:, tokens[: log_q.shape[1]]]
             sampled = index[example.tokens.to(target.device)[positions]]
             depths[depth].append((row, positions - depth, log_q, gumbel, sampled))

@@ -1,91 +1,63 @@
 """Training of drafters for a target: one routine for every class that has a loss and predictions."""
 
-import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from mmspec import drafters
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.examples import Example
-from mmspec.errors import MmspecError
+from mmspec.errors import MmspecError, unknown
+from mmspec.files import write_atomically
+from mmspec.placement import has_fast_bf16
 from mmspec.targets.base import Target
-from mmspec.train.calibrate import calibrate
+from mmspec.train.corpus import SequenceFacts
+from mmspec.train.features import Load
 from mmspec.train.loop import Budget, fit, optimizers
-from mmspec.train.run import Run
 
 
-def is_pictured(example: Example) -> bool:
-    """Whether the prompt has positions that are not text."""
-    return example.prompt is not None and len(example.prompt.visual) > 0
+@dataclass(frozen=True, slots=True)
+class DrafterSettings:
+    """How a drafter is built and trained; what is left out is its class's own (`TrainedDrafter.recipe`).
 
-
-def random_batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Example]]:
-    """Endless batches; a sequence keeps the guidance that it was sampled with half of the time, else it is anything to
-    4.
+    `model` are options of `build`, `loss` those of the loss. It drafts from the `vocabulary` most frequent tokens, all
+    if 0. `evaluations` is how often its acceptance length is measured. With two `stages`, the first half is text alone,
+    and then the share of sequences with pictures rises to all (MSD).
     """
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        chosen = torch.randint(len(examples), (size,), generator=generator).tolist()
-        anything = (1 + 3 * torch.rand(size, generator=generator)).tolist()
-        own = (torch.rand(size, generator=generator) < 0.5).tolist()
-        yield [
-            examples[i] if keep else replace(examples[i], guidance=guidance)
-            for i, guidance, keep in zip(chosen, anything, own)
-        ]
 
+    kind: str
+    model: dict = field(default_factory=dict)
+    loss: dict = field(default_factory=dict)
+    steps: int = 1000
+    batch: int = 4
+    accumulation: int = 1
+    lr: float = 1e-3
+    muon_lr: float | None = None
+    weight_decay: float = 0.01
+    vocabulary: int = 0
+    stages: int = 1
+    evaluations: int = 5
+    seed: int = 0
 
-def similar_batches(
-    examples: Sequence[Example], size: int, budget: Budget, stages: int, seed: int
-) -> Iterator[list[Example]]:
-    """Endless batches of sequences of similar length.
-
-    With two stages the first half of the budget is text alone, and then the share of sequences with pictures rises to
-    all (MSD).
-    """
-    rng = random.Random(seed)
-
-    def length(example: Example) -> int:
-        return len(example.tokens) + (len(example.prompt.ids) if example.prompt else 0)
-
-    text = sorted((example for example in examples if not is_pictured(example)), key=length)
-    pictured = sorted((example for example in examples if is_pictured(example)), key=length)
-    while True:
-        share = 0.8 if stages == 1 else 2 * budget.progress - 1
-        pool = pictured if pictured and (not text or rng.random() < share) else text
-        start = rng.randrange(max(1, len(pool) - size + 1))
-        yield pool[start : start + size]
-
-
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """`count` of the examples, evenly over all."""
-    return list(examples[:: max(1, len(examples) // count)][:count])
-
-
-def held_out(kind: type[TrainedDrafter], examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """Sampled and greedy sequences that calibrate and are not trained on; with pictures, where there are any."""
-    pool = [example for example in examples if is_pictured(example)] or list(examples)
-    sampled = [example for example in pool if example.seed >= 0]
-    if len(sampled) < kind.min_sampled:
-        raise MmspecError(
-            f"{len(sampled)} sampled sequences were captured, and {kind.held_out} are kept for calibration: "
-            f"set capture.sampled to {2 * kind.held_out} or more"
-        )
-    greedy = [example for example in pool if example.greedy]
-    return spread(sampled, kind.held_out), spread(greedy, kind.held_out)
-
-
-def frequent_tokens(examples: Sequence[Example], count: int) -> list[int]:
-    """The tokens that sequences have most often, in order."""
-    counts: Counter[int] = Counter()
-    for example in examples:
-        counts.update(example.tokens.tolist())
-    return sorted(token for token, _ in counts.most_common(count))
+    @classmethod
+    def of(cls, kind: str, **given: object) -> "DrafterSettings":
+        """Those of a kind, with what is given. Raises MmspecError for options that it does not have."""
+        trained = drafter_class(kind)
+        settings = cls(kind, **trained.recipe | {name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        for name in settings.loss:
+            if name not in trained.loss_options:
+                raise unknown(f"option of the loss of {kind}", name, trained.loss_options)
+        for name in ("steps", "batch", "accumulation", "evaluations"):
+            if getattr(settings, name) < 1:
+                raise MmspecError(f"{name} must be 1 or more, not {getattr(settings, name)}")
+        return settings
 
 
 def drafter_class(kind: str) -> type[TrainedDrafter]:
@@ -99,84 +71,117 @@ def drafter_class(kind: str) -> type[TrainedDrafter]:
     return cls
 
 
-def train_drafter(
-    name: str,
-    stage: dict,
-    target: Target,
-    own: Sequence[Example],
-    data: Sequence[Example],
-    budget: Budget,
-    checkpoint: Path,
-    device: str | None = None,
-    initial: dict[str, Tensor] | None = None,
-) -> TrainedDrafter:
-    """Train one drafter on `data` and calibrate it on sequences of the target's `own` that it has not seen.
+def random_batch(sequences: Sequence[SequenceFacts], size: int, seed: int) -> list[SequenceFacts]:
+    """Any sequences."""
+    return random.Random(seed).choices(sequences, k=size)
 
-    Where the two differ, they are of the same prompts in the same order.
 
-    `stage` is the drafter's part of a recipe: kind, model (options of `build`), batch, lr, muon_lr, vocabulary (how
-    many
-    tokens it drafts from), stages, and the class's `loss_options`. It begins with `initial` weights if given.
+def similar_batch(
+    sequences: Sequence[SequenceFacts], size: int, seed: int, stages: int, progress: float
+) -> list[SequenceFacts]:
+    """Sequences of similar length, all with pictures or all without; see `DrafterSettings` for `stages`."""
+    rng = random.Random(seed)
+    text = sorted((one for one in sequences if not one.visual), key=lambda one: one.length)
+    pictured = sorted((one for one in sequences if one.visual), key=lambda one: one.length)
+    share = 0.8 if stages == 1 else 2 * progress - 1
+    pool = pictured if pictured and (not text or rng.random() < share) else text
+    if len(pool) < size:
+        return rng.choices(pool, k=size)
+    start = rng.randrange(len(pool) - size + 1)
+    return pool[start : start + size]
+
+
+def vary(example: Example, keep_guidance: bool, guidance: float, draw: int) -> Example:
+    """A sequence as a loss takes it: with the guidance that it was sampled with or another one, and a seed."""
+    return replace(example, guidance=example.guidance if keep_guidance else guidance, draw=draw)
+
+
+def frequent_tokens(sequences: Iterable[Sequence[int]], size: int, vocabulary: int) -> list[int]:
+    """The `size` tokens that sequences have most often, in order.
+
+    Where they have fewer, the first tokens of the vocabulary come beside them: tokenizers number frequent ones first.
     """
-    torch.manual_seed(stage.get("seed", 0))
-    kind = drafter_class(stage["kind"])
-    sampled, greedy = held_out(kind, own)
-    calibrates = {id(example) for example in (*sampled, *greedy)}
-    excluded = {index for index, example in enumerate(own) if id(example) in calibrates}
-    rows = [example for index, example in enumerate(data) if index not in excluded]
-    options = dict(stage["model"])
-    if "vocabulary" in stage:
-        options["tokens"] = frequent_tokens(own, stage["vocabulary"])
-    drafter = kind.build(target, **options)
+    counts: Counter[int] = Counter()
+    for tokens in sequences:
+        counts.update(tokens)
+    chosen = dict.fromkeys(token for token, _ in counts.most_common(size))
+    for token in range(vocabulary):
+        if len(chosen) >= size:
+            break
+        chosen.setdefault(token)
+    return sorted(chosen)
+
+
+def build_drafter(
+    settings: DrafterSettings, target: Target, answers: Iterable[Sequence[int]], initial: Path | None = None
+) -> TrainedDrafter:
+    """An untrained drafter, or one with `initial` weights; `answers` say which tokens are frequent."""
+    torch.manual_seed(settings.seed)
+    options, kind = dict(settings.model), drafter_class(settings.kind)
+    if 0 < settings.vocabulary < target.vocabulary_size:
+        options["tokens"] = frequent_tokens(answers, settings.vocabulary, target.vocabulary_size)
+    try:
+        drafter = kind.build(target, **options)
+    except TypeError as error:
+        raise MmspecError(f"{settings.kind} is not built so: {error}") from None
     if initial is not None:
-        drafter.load_initial(initial)
-    if budget.steps:
-        loss_options = {key: stage[key] for key in kind.loss_options if key in stage}
-
-        def batches(seed: int) -> Iterator[list[Example]]:
-            if kind.similar_lengths:
-                return similar_batches(rows, stage["batch"], budget, stage.get("stages", 2), seed)
-            return random_batches(rows, stage["batch"], seed)
-
-        def loss(drafter: TrainedDrafter, examples: list[Example]) -> dict[str, Tensor]:
-            return drafter.loss(target, examples, **loss_options)
-
-        decay = stage.get("weight_decay", 0.0 if kind.similar_lengths else 0.01)
-        chosen = optimizers(drafter, stage["lr"], decay, stage.get("muon_lr"))
-        drafter = fit(name, drafter, batches, loss, chosen, budget, checkpoint, device=device)
-    drafter = drafter.float().to(target.device).eval()
-    calibrate(drafter, target, sampled, greedy)
+        drafter.load_initial(torch.load(initial, map_location="cpu", weights_only=True))
     return drafter
 
 
-def save_drafter(drafter: TrainedDrafter, kind: str, folder: Path) -> None:
-    """Write a drafter in bfloat16, with a configuration that names its kind."""
-    config = {"kind": kind} | drafter.constructor_arguments()
-    drafter.bfloat16().save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def train_drafters(
-    run: Run,
+def train_drafter(
+    drafter: TrainedDrafter,
+    settings: DrafterSettings,
     target: Target,
-    examples: Callable[[bool], Sequence[Example]],
-    only: str | None = None,
-    origin: Callable[[dict], object] = lambda stage: stage["model"],
-) -> None:
-    """Every drafter of a recipe, or one, trained, calibrated and saved.
+    sequences: Sequence[SequenceFacts],
+    load: Load,
+    checkpoint: Path,
+    evaluate: Callable[[TrainedDrafter], float],
+    device: str | None = None,
+) -> TrainedDrafter:
+    """Train on sequences, and return the drafter as it was when `evaluate` gave the most, not yet calibrated.
 
-    `examples(own)` are sequences with the target's own answers, or with those of the data. Training goes on from a
-    checkpoint of the same target, name and `origin(stage)`.
+    Every process is given its part of each batch; half of the time a sequence keeps its guidance, else it has any from
+    1 to 4. Beside `checkpoint` there are the best weights (`best.pt`) and the log (`log.jsonl`).
     """
-    for name, stage in run.recipe["drafters"].items():
-        if only not in (None, name):
-            continue
-        own = examples(True)
-        data = own if stage.get("own_answers", True) else examples(False)
-        checkpoint = run.file(name, target.weights_hash, origin(stage))
-        budget = run.budget(stage) if "budget" in stage else Budget(0)
-        path = run.work / stage["initial"] if "initial" in stage else None
-        initial = torch.load(path, map_location="cpu", weights_only=True) if path else None
-        drafter = train_drafter(name, stage, target, own, data, budget, checkpoint, run.device, initial)
-        save_drafter(drafter, stage["kind"], run.out / "drafters" / name)
+    kind, state = type(drafter), PartialState()
+    if settings.batch % state.num_processes:
+        raise MmspecError(f"a batch of {settings.batch} cannot be shared by {state.num_processes} processes evenly")
+    budget, best = Budget(settings.steps), checkpoint.with_name("best.pt")
+
+    def batches(step: int) -> Iterator[list[Example]]:
+        for number in count(step * settings.accumulation):
+            seed = settings.seed * 1_000_003 + number
+            if kind.similar_lengths:
+                chosen = similar_batch(sequences, settings.batch, seed, settings.stages, budget.progress)
+            else:
+                chosen = random_batch(sequences, settings.batch, seed)
+            rng = random.Random(seed)
+            draws = [(rng.random() < 0.5, 1 + 3 * rng.random(), rng.randrange(2**31)) for _ in chosen]
+            part = slice(state.process_index, None, state.num_processes)
+            yield [vary(example, *draw) for example, draw in zip(load(chosen[part]), draws[part], strict=True)]
+
+    def loss(model: TrainedDrafter, examples: list[Example]) -> dict[str, Tensor]:
+        return model.loss(target, examples, **settings.loss)
+
+    def measure(step: int, model: TrainedDrafter) -> dict[str, float]:
+        length = evaluate(model)
+        if not best.exists() or length > torch.load(best, weights_only=True)["length"]:
+            weights = {"length": length, "step": step, "model": model.state_dict()}
+            write_atomically(best, lambda partial: torch.save(weights, partial))
+        return {"acceptance_length": length}
+
+    # Muon computes in bfloat16.
+    muon_lr = settings.muon_lr if has_fast_bf16(target.device) else None
+    chosen = optimizers(drafter, settings.lr, settings.weight_decay, muon_lr)
+    every = -(-settings.steps // settings.evaluations)
+    log = checkpoint.with_name("log.jsonl")
+    extra: dict = dict(every=every, accumulation=settings.accumulation, log=log, on_checkpoint=measure)
+    fit(settings.kind, drafter, batches, loss, chosen, budget, checkpoint, device, **extra)
+    drafter.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["model"])
+    return drafter.float().to(target.device).eval()
+
+
+def save_drafter(drafter: TrainedDrafter, kind: str, folder: Path) -> None:
+    """Write a drafter in bfloat16, as the `kind` that it is registered by."""
+    drafter.bfloat16().save_pretrained(folder, config={"kind": kind})

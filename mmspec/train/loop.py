@@ -1,21 +1,26 @@
-"""The one training loop: accelerate, a time or step budget, checkpoints that resume."""
+"""The one training loop: accelerate, a step or time budget, checkpoints that resume."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from mmspec.files import write_atomically
+from mmspec.placement import has_fast_bf16
 
 Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch")
+Loss = Callable[[Model, Batch], dict[str, Tensor]]
 
 
 @dataclass(slots=True)
@@ -26,7 +31,7 @@ class Budget:
     """
 
     steps: int
-    minutes: float = 150.0
+    minutes: float = math.inf
     warmup: float = 0.03
     progress: float = 0.0
 
@@ -35,6 +40,19 @@ class Budget:
         if progress < self.warmup:
             return progress / self.warmup
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+
+
+class Objective(nn.Module):
+    """A model and its loss as one module, which is what accelerate wraps: gradients of several processes are averaged
+    when its forward was called.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, object], dict[str, Tensor]]):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: object) -> dict[str, Tensor]:
+        return self.loss(self.model, batch)
 
 
 def optimizers(
@@ -62,42 +80,59 @@ def fit(
     name: str,
     model: Model,
     batches: Callable[[int], Iterable[Batch]],
-    loss: Callable[[Model, Batch], dict[str, Tensor]],
+    loss: Loss,
     optimizers: list[torch.optim.Optimizer],
     budget: Budget,
     checkpoint: Path,
     device: str | None = None,
     every: int = 100,
+    accumulation: int = 1,
+    log: Path | None = None,
+    on_checkpoint: Callable[[int, Model], dict[str, float]] | None = None,
 ) -> Model:
     """Train `model` in place and return it.
 
-    `batches(seed)` yields batches for ever; `loss(model, batch)` gives named terms of which "loss" is minimised.
-    A checkpoint is written every `every` steps to a temporary file and renamed; an existing one is resumed.
+    `batches(step)` yields the batches from that step on; each process is given its own part. `loss(model, batch)` gives
+    named terms of which "loss" is minimised, over `accumulation` batches a step. Random numbers depend on the step
+    alone, so that a run that is killed and started again ends as one that was not. A checkpoint is written every
+    `every` steps to a temporary file and renamed; an existing one is resumed. Before it is written,
+    `on_checkpoint(step, model)` measures what it likes; `log` gets a line of JSON for each of these, and for the mean
+    terms since the one before.
     """
-    accelerator = Accelerator(mixed_precision="bf16", cpu=device == "cpu")
+    on_cpu = device == "cpu"
+    precision = "bf16" if has_fast_bf16(PartialState(cpu=on_cpu).device) else "no"
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    step, elapsed = 0, 0.0
+    step, elapsed, lines = 0, 0.0, list[dict[str, float]]()
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        step, elapsed = saved["step"], saved["elapsed"]
-    prepared = accelerator.prepare(model)
+        step, elapsed, lines = saved["step"], saved["elapsed"], saved.get("log", [])
+    prepared = accelerator.prepare(Objective(model, loss))
     optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
 
     def save() -> None:
+        if on_checkpoint is not None and accelerator.is_main_process:
+            lines.append({"step": step, "seconds": elapsed} | means(sums) | on_checkpoint(step, model))
+            sums.clear()
         state = {
-            "model": accelerator.unwrap_model(prepared).state_dict(),
+            "model": model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "step": step,
             "elapsed": elapsed,
+            "log": lines,
         }
-        write_atomically(checkpoint, lambda partial: torch.save(state, partial))
+        if accelerator.is_main_process:
+            write_atomically(checkpoint, lambda partial: torch.save(state, partial))
+            if log is not None:
+                text = "".join(json.dumps(line) + "\n" for line in lines)
+                write_atomically(log, lambda partial: partial.write_text(text))
+        accelerator.wait_for_everyone()
 
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     source = iter(batches(step))
-    last = time.monotonic()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -105,34 +140,46 @@ def fit(
         TimeElapsedColumn(),
         TextColumn("{task.fields[terms]}"),
     )
-    with Progress(*columns) as bar:
+    sums: dict[str, list[float]] = {}
+    saved_at = step if checkpoint.exists() else -1
+    with Progress(*columns, disable=not accelerator.is_main_process) as bar:
         task = bar.add_task(name, total=budget.steps, completed=step, terms="")
         smooth: dict[str, float] = {}
         while step < budget.steps and elapsed < budget.minutes * 60:
+            began = time.monotonic()
             budget.progress = max(step / budget.steps, elapsed / (budget.minutes * 60))
             rate = budget.rate(budget.progress)
             for optimizer, rates in zip(optimizers, base, strict=True):
                 for group, lr in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = lr * rate
-            batch = next(source)
-            with accelerator.autocast():
-                terms = loss(prepared, batch)
-            accelerator.backward(terms["loss"])
+            torch.manual_seed(step)
+            for number, batch in enumerate(islice(source, accumulation), 1):
+                with accelerator.no_sync(prepared) if number < accumulation else nullcontext():
+                    with accelerator.autocast():
+                        terms = prepared(batch)
+                    accelerator.backward(terms["loss"] / accumulation)
             accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             step += 1
-            now = time.monotonic()
-            elapsed, last = elapsed + now - last, now
+            elapsed += time.monotonic() - began
             for key, value in terms.items():
-                number = float(value.detach())
-                smooth[key] = 0.95 * smooth.get(key, number) + 0.05 * number
+                mean = float(accelerator.reduce(value.detach().clone(), "mean"))
+                smooth[key] = 0.95 * smooth.get(key, mean) + 0.05 * mean
+                sums.setdefault(key, []).append(mean)
             text = " ".join(f"{key} {value:.4f}" for key, value in smooth.items())
             bar.update(task, completed=step, terms=text)
             if step % every == 0:
                 save()
+                saved_at = step
                 if not bar.console.is_terminal:
                     bar.console.print(f"{name} step {step} {elapsed:.0f} s {text}", soft_wrap=True)
-    save()
-    return accelerator.unwrap_model(prepared).eval()
+    if saved_at != step:
+        save()
+    return model.eval()
+
+
+def means(sums: dict[str, list[float]]) -> dict[str, float]:
+    """The mean of each term."""
+    return {key: sum(values) / len(values) for key, values in sums.items() if values}

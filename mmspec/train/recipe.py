@@ -2,17 +2,24 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import yaml
 from rich.console import Console
 
 from mmspec.errors import MmspecError, unknown
+from mmspec.pipelines import pipeline, task_of
+from mmspec.placement import device_of, has_fast_bf16
+from mmspec.train.corpus import Corpus, CorpusSettings
+from mmspec.train.drafter import DrafterSettings, drafter_class
 from mmspec.train.run import Run
+from mmspec.train.stages import STAGES, Training
 
 console = Console(stderr=True)
 
@@ -87,3 +94,55 @@ def train(
         shutil.copyfile(recipe, run.out / "recipe.yaml")
     console.print(f"model in {run.out}")
     return run.out
+
+
+def drafter_settings(stage: dict) -> DrafterSettings:
+    """The settings of a drafter in a recipe; `answers` and `initial` stand beside them."""
+    known = [field.name for field in fields(DrafterSettings)]
+    for key in stage:
+        if key not in (*known, "answers", "initial"):
+            raise MmspecError(
+                f"{key} is none of {', '.join(known)}, answers and initial: recipes of before had budget (write "
+                "steps: 1000), own_answers (write answers: own, or data) and options of the loss beside the others "
+                "(write loss: {noise: 0.05})"
+            )
+    if "kind" not in stage:
+        raise MmspecError("there is no kind: write kind: medusa, for example")
+    return DrafterSettings.of(**{key: value for key, value in stage.items() if key in known})
+
+
+def corpus_settings(capture: dict, stage: dict) -> CorpusSettings:
+    """How the target answers for a drafter of a recipe, whose section capture says what is the same for all."""
+    shared = {key: capture[key] for key in ("batch", "length", "held_out") if key in capture}
+    answers = stage.get("answers", "own")
+    return CorpusSettings(answers=answers, options={"temperature": capture.get("temperature")}, **shared)
+
+
+def check_drafters(settings: dict, path: Path) -> None:
+    """Raise MmspecError for a drafter of the recipe at `path` that cannot be trained as it is written."""
+    for name, stage in settings["drafters"].items():
+        try:
+            drafter_settings(stage)
+            corpus_settings(settings["capture"], stage)
+        except MmspecError as error:
+            raise MmspecError(f"{path}: drafters.{name}: {error}") from None
+
+
+def train_drafters(run: Run, rows: Callable[[Run, Any], list[dict]], only: str | None = None) -> None:
+    """Train the drafters of a recipe, or one, for the model that the run has made.
+
+    `rows(run, pipe)` gives prompts as `read_prompts` does, for the model's pipeline.
+    """
+    folder = run.out.absolute()
+    dtype = "bf16" if has_fast_bf16(device_of(run.device)) else "fp32"
+    pipe = pipeline(task_of(folder), folder, device=run.device, dtype=dtype)
+    # Answers come sooner; what narrow and wide passes round differently does not matter to training.
+    pipe.target.min_query_len = 1
+    prompts = rows(run, pipe)
+    for name, stage in run.recipe["drafters"].items():
+        if only in (None, name):
+            settings, answers = drafter_settings(stage), corpus_settings(run.recipe["capture"], stage)
+            corpus = Corpus(pipe, prompts, answers, run.work, drafter_class(settings.kind).calibrates_greedy)
+            initial = run.work / stage["initial"] if "initial" in stage else None
+            training = Training(corpus, settings, run.out / "drafters" / name, run.device, initial=initial)
+            training.run(STAGES[:-1])  # a model folder reports on all of its drafters at once

@@ -2,26 +2,20 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from mmspec.drafters.examples import Example
-from mmspec.engine.loop import Stop
 from mmspec.errors import MmspecError
 from mmspec.files import write_atomically
-from mmspec.pipelines.text_to_image import TextToImagePipeline
-from mmspec.targets.causal import Prompts
-from mmspec.train.capture import capture
-from mmspec.train.drafter import train_drafters
+from mmspec.pipelines.base import Pipeline
+from mmspec.train.recipe import check_drafters, train_drafters
 from mmspec.train.run import Run
 from mmspec.zoo import VOCABULARY
 from recipes.emoji_64.data import BACKGROUNDS, CATEGORIES, PACKAGES, Picture, build, caption
-from recipes.emoji_64.target import CodeSet, encode_pictures, train_target, train_text_tokenizer
+from recipes.emoji_64.target import encode_pictures, train_target, train_text_tokenizer
 from recipes.emoji_64.tokenizer import learn_codebook, train_tokenizer
 
 console = Console(stderr=True)
@@ -39,11 +33,6 @@ def pictures(run: Run, held_out: bool, **changes: object) -> tuple[np.ndarray, l
     rgba, all_pictures = build(run.work / "data", **run.recipe["data"] | changes)
     index = [i for i, picture in enumerate(all_pictures) if picture.held_out == held_out]
     return rgba[index], [all_pictures[i] for i in index]
-
-
-def pipeline(run: Run) -> TextToImagePipeline:
-    """The pipeline of the model that the run has made so far."""
-    return TextToImagePipeline.from_pretrained(run.out.absolute(), torch_dtype=torch.bfloat16).to(run.device or "cpu")
 
 
 def data(run: Run) -> None:
@@ -115,62 +104,31 @@ def target(run: Run) -> None:
     (run.out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def prompts_to_sample(
-    data: CodeSet, encode: Callable[[str], list[int]], count: int, batch: int
-) -> Iterator[tuple[Prompts, bool]]:
-    """Prompts as users write them, each guidance in turn: any training name, style and background; all are sampled."""
-    empty = encode("")
-    for start in range(0, count, batch):
-        rng = random.Random(start)
-        rows = []
-        for _ in range(min(batch, count - start)):
-            picture = rng.choice(data.pictures)
-            colour = "white" if rng.random() < 0.6 else rng.choice(list(BACKGROUNDS))
-            rows.append(encode(caption(picture.name, picture.style, colour)))
-        yield Prompts(rows, [empty] * len(rows), GUIDANCES[start // batch % len(GUIDANCES)]), True
-
-
-def training_pictures(
-    data: CodeSet, encode: Callable[[str], list[int]], count: int, batch: int
-) -> Iterator[tuple[Prompts, list[torch.Tensor]]]:
-    """Training pictures and their prompts."""
-    rng, empty = random.Random(0), encode("")
-    for start in range(0, count, batch):
-        chosen = [
-            (rng.randrange(len(data.pictures)), rng.randrange(data.codes.shape[1]))
-            for _ in range(min(batch, count - start))
-        ]
-        rows = [
-            encode(caption(data.pictures[i].name, data.pictures[i].style, data.backgrounds[i][variant]))
-            for i, variant in chosen
-        ]
-        yield Prompts(rows, [empty] * len(rows)), [data.codes[i, variant].long() for i, variant in chosen]
-
-
-def captured(run: Run) -> list[Example]:
-    """Features of sampled and of true sequences, made once for all drafters."""
-    stage = run.recipe["capture"]
-    text, data = code_set(run)
-    target = pipeline(run).target
-    target.min_query_len = 1
-
-    def encode(prompt: str) -> list[int]:
-        return text(prompt).input_ids
-
-    sampled = prompts_to_sample(data, encode, stage["sampled"], stage["batch"])
-    pictures = training_pictures(data, encode, stage["taken"], stage["batch"])
-    path = run.file("examples", target.weights_hash, stage)
-    return capture(target, sampled, Stop(target.grid.tokens), pictures, path)
+def prompts(run: Run, pipe: Pipeline) -> list[dict]:
+    """Prompts as users write them, each guidance in turn, and training pictures with their codes."""
+    stage, data, rng = run.recipe["capture"], code_set(run)[1], random.Random(0)
+    order = rng.sample(data.pictures, len(data.pictures))
+    rows: list[dict] = []
+    for number in range(stage["sampled"]):
+        picture = order[number % len(order)]
+        colour = "white" if rng.random() < 0.6 else rng.choice(list(BACKGROUNDS))
+        prompt = caption(picture.name, picture.style, colour)
+        rows.append({"prompt": prompt, "guidance": GUIDANCES[number % len(GUIDANCES)]})
+    variants = [(i, variant) for i in range(len(data.pictures)) for variant in range(data.codes.shape[1])]
+    for i, variant in rng.sample(variants, min(stage["taken"], len(variants))):
+        prompt = caption(data.pictures[i].name, data.pictures[i].style, data.backgrounds[i][variant])
+        rows.append({"prompt": prompt, "guidance": 1.0, "tokens": data.codes[i, variant].tolist()})
+    return rows
 
 
 def drafters(run: Run, only: str | None = None) -> None:
     """Train the drafters and calibrate them."""
-    examples = cache(lambda own: captured(run))
-    train_drafters(run, pipeline(run).target, examples, only)
+    train_drafters(run, prompts, only)
 
 
 def check(settings: dict, path: Path) -> None:
     """Raise MmspecError for settings that these stages do not support."""
+    check_drafters(settings, path)
     if settings["pipeline"].get("end_of_row"):
         raise MmspecError(f"{path}: training makes no end-of-row tokens: set pipeline.end_of_row to false")
 

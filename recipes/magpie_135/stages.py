@@ -2,8 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,14 +10,11 @@ from gguf import GGMLQuantizationType, quants
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, SiglipVisionConfig
 
-from mmspec.drafters.examples import Example
-from mmspec.engine.loop import Stop
 from mmspec.pipelines import quantized as blocks
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
-from mmspec.targets.vision_language import VisualPrompts
-from mmspec.train.capture import capture
-from mmspec.train.drafter import train_drafters
+from mmspec.placement import device_of, has_fast_bf16
 from mmspec.train.loop import fit, optimizers
+from mmspec.train.recipe import check_drafters, train_drafters
 from mmspec.train.run import Run
 from recipes.emoji_64.data import build
 from recipes.magpie_135 import smollm
@@ -28,12 +24,6 @@ from recipes.magpie_135.questions import Studio
 from recipes.magpie_135.scenes import SIZE
 from recipes.magpie_135.text import text_chats
 from recipes.magpie_135.vision import align, pixels, train_tower
-
-# Questions and answers in turn, the picture, and whether the last answer came to its end.
-Chat = tuple[tuple[tuple[str, str], ...], Tensor | None, bool]
-
-# Tokens of the longest answer that is captured.
-LONGEST_ANSWER = 160
 
 
 def studio(run: Run) -> Studio:
@@ -82,7 +72,9 @@ def part_file(run: Run, name: str) -> Path:
 
 
 def untrained_model(run: Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """SmolLM2 in bfloat16, the tower, and the projector, which is random before it is trained; and the processor."""
+    """SmolLM2, in bfloat16 where `fit` computes so, the tower, and the projector, which is random before it is trained;
+    and the processor.
+    """
     shape = run.recipe["vision"]["model"]
     processor = make_processor(smollm.tokenizer(run.work / "data"), shape["patch_size"], run.out / "processor")
     config = LlavaConfig(
@@ -100,7 +92,8 @@ def untrained_model(run: Run) -> tuple[LlavaForConditionalGeneration, LlavaProce
     model.model.vision_tower.load_state_dict(torch.load(part_file(run, "tower"), weights_only=True))
     if part_file(run, "projector").exists():
         model.model.multi_modal_projector.load_state_dict(torch.load(part_file(run, "projector"), weights_only=True))
-    model.model.language_model.bfloat16()
+    if has_fast_bf16(device_of(run.device)):
+        model.model.language_model.bfloat16()
     model.generation_config = smollm.generation()
     return model, processor
 
@@ -174,72 +167,31 @@ def save(run: Run, learner: Learner) -> None:
     (run.out / "model_index.json").write_text(json.dumps(index | run.recipe["pipeline"], indent=2) + "\n")
 
 
-def pipeline(run: Run) -> ImageTextToTextPipeline:
-    """The pipeline of the model that the run has made so far."""
-    return ImageTextToTextPipeline.from_pretrained(run.out.absolute(), torch_dtype=torch.bfloat16).to(
-        run.device or "cpu"
-    )
-
-
-def captured(run: Run, pipe: ImageTextToTextPipeline, own: bool) -> list[Example]:
-    """Chats with the target's own answers, or with those of the data, and its features; made once for all drafters."""
+def prompts(run: Run, pipe: ImageTextToTextPipeline) -> list[dict]:
+    """Chats with pictures and without, and their answers; they are answered greedily and at T = 1 in turn."""
     stage, scenes, rng = run.recipe["capture"], studio(run), random.Random(3)
-    processor, text = pipe.processor, text_chats(run, pipe.processor, scenes.names)
+    text = text_chats(run, pipe.processor, scenes.names)
     rng.shuffle(text)
-    chats: list[Chat] = []
-    for number in range(stage["pictured"] + stage["text"]):
-        if number < stage["text"]:
-            question, answer, ended = text[number % len(text)]
-            chats.append((((question, answer),), None, ended))
-        else:
-            scene = scenes.scene(rng, False)
-            chats.append((tuple(scenes.talk(scene, rng, 2)), pixels([scenes.draw(scene, rng)])[0], True))
-    rng.shuffle(chats)
-    parts = [chats[start : start + stage["batch"]] for start in range(0, len(chats), stage["batch"])]
-    pipe.target.min_query_len = 1
-    prompts = [encode_questions(processor, part) for part in parts]
-    return capture(
-        pipe.target,
-        [(batch, number % 2 == 1) for number, batch in enumerate(prompts)] if own else [],
-        Stop(LONGEST_ANSWER, pipe.ends),
-        [] if own else [(batch, encode_answers(processor, part, batch)) for batch, part in zip(prompts, parts)],
-        run.file("examples", pipe.target.weights_hash, stage, own),
-        with_prompts=True,
-    )
-
-
-def encode_questions(processor: LlavaProcessor, chats: Sequence[Chat]) -> VisualPrompts:
-    """Chats up to their last answer."""
-    images = [{} if picture is None else {"pixel_values": picture[None]} for _, picture, _ in chats]
-    rows = [encode(processor, [*turns[:-1], (turns[-1][0], "")], picture is not None) for turns, picture, _ in chats]
-    return VisualPrompts([row.ids for row in rows], images=images)
-
-
-def encode_answers(processor: LlavaProcessor, chats: Sequence[Chat], questions: VisualPrompts) -> list[Tensor]:
-    """The data's last answers; a newline that follows the end of an answer is left out."""
-    answers = []
-    for (turns, picture, ended), prompt in zip(chats, questions.conditional, strict=True):
-        ids = encode(processor, turns, picture is not None, ended).ids
-        answers.append(torch.tensor(ids[len(prompt) : -1 if ended else None]))
-    return answers
+    rows: list[dict] = []
+    for question, answer, ended in text[: stage["text"]]:
+        ids = pipe.processor.tokenizer.encode(answer, add_special_tokens=False)
+        rows.append({"prompt": question} | ({"answer": answer} if ended else {"tokens": ids}))
+    folder = run.file("scenes", run.recipe["data"], stage).with_suffix("").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(stage["pictured"]):
+        scene, image = scenes.scene(rng, False), folder / f"{number:05}.png"
+        *before, (question, answer) = scenes.talk(scene, rng, 2)
+        scenes.draw(scene, rng).save(image)
+        rows.append({"prompt": question, "before": before, "image": str(image), "answer": answer})
+    rng.shuffle(rows)
+    return [row | {"temperature": float(number % 2)} for number, row in enumerate(rows)]
 
 
 def drafters(run: Run, only: str | None = None) -> None:
     """Train MSD and its ablations."""
-    pipe = pipeline(run)
-    train_drafters(run, pipe.target, cache(partial(captured, run, pipe)), only, checkpoint_settings)
+    train_drafters(run, prompts, only)
 
 
-def checkpoint_settings(stage: dict) -> dict:
-    """The settings that a checkpoint is of: all but the budget, which may grow, and the kind, which is always msd."""
-    return {key: value for key, value in stage.items() if key not in ("budget", "kind")}
-
-
-def check(settings: dict, path: Path) -> None:
-    """All settings are supported. Drafters are of kind msd in recipes of before."""
-    for stage in settings["drafters"].values():
-        stage.setdefault("kind", "msd")
-
-
+check = check_drafters
 STAGES = {"data": data, "vision": vision, "target": target, "drafters": drafters}
 NEEDED = ("data", "vision", "target", "capture", "drafters", "pipeline")

@@ -3,8 +3,7 @@
 import json
 import random
 from collections import Counter
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -13,12 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from mmspec import zoo
 from mmspec.codecs.mel import HOP, RATE, MelCodec
-from mmspec.drafters.examples import Example
 from mmspec.files import write_atomically
-from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
-from mmspec.targets.causal import Prompts
-from mmspec.train.capture import capture
-from mmspec.train.drafter import train_drafters
+from mmspec.pipelines.base import Pipeline
+from mmspec.train.recipe import check_drafters, train_drafters
 from mmspec.train.run import Run
 from recipes.wren_86.codec import encode_utterances, mels, train_codec
 from recipes.wren_86.data import Utterance, build
@@ -140,58 +136,35 @@ def silent_codes(run: Run, quieter: float = 3.0) -> list[int]:
     return torch.nonzero(level.isfinite() & (level <= level.min() + quieter)).flatten().tolist()
 
 
-def pipeline(run: Run) -> TextToSpeechPipeline:
-    """The pipeline of the model that the run has made so far."""
-    return TextToSpeechPipeline.from_pretrained(run.out.absolute(), torch_dtype=torch.bfloat16).to(run.device or "cpu")
-
-
 def spliced(rng: random.Random, texts: list[str]) -> str:
     """The first half of one text and the second half of another, cut between words."""
     first, second = (rng.choice(texts).split(" ") for _ in range(2))
     return " ".join([*first[: (len(first) + 1) // 2], *second[(len(second) + 1) // 2 :]])
 
 
-def captured(run: Run) -> list[Example]:
-    """Features of sampled and of true sequences, made once for all drafters.
-
-    Samples follow texts that the target has not seen, as those of its users will be: it is surer of the ones that it
-    has.
+def prompts(run: Run, pipe: Pipeline) -> list[dict]:
+    """Texts that the target has not seen, as those of its users will be (it is surer of the ones that it has), and
+    training texts with their tokens. Rows of a batch end at about the same time.
     """
-    stage, pipe = run.recipe["capture"], pipeline(run)
-    pipe.target.min_query_len = 1
-    rng = random.Random(0)
+    stage, rng = run.recipe["capture"], random.Random(0)
     training = [(utterance, sequence) for utterance, sequence in speech_sequences(run)[0] if not utterance.held_out]
-    phonemes = [utterance.phonemes for utterance, _ in training]
-    texts = sorted((spliced(rng, phonemes) for _ in range(stage["sampled"])), key=len)
-    taken = sorted((rng.choice(training)[1] for _ in range(stage["taken"])), key=lambda row: len(row.tokens))
-
-    def batches(rows: list) -> list[list]:
-        """Rows of a batch end at about the same time."""
-        parts = [rows[start : start + stage["batch"]] for start in range(0, len(rows), stage["batch"])]
-        rng.shuffle(parts)
-        return parts
-
-    sampled = [
-        (Prompts([pipe.encode([text], rng.choice(pipe.voices)).conditional[0] for text in part]), True)
-        for part in batches(texts)
-    ]
-    data = [(Prompts([row.prompt for row in part]), [row.tokens.long() for row in part]) for part in batches(taken)]
-    stop = pipe.stop(max(len(sequence.tokens) for _, sequence in training))
-    return capture(pipe.target, sampled, stop, data, run.file("examples", pipe.target.weights_hash, stage))
+    texts = [utterance.text for utterance, _ in training]
+    unseen = sorted((spliced(rng, texts) for _ in range(stage["sampled"])), key=len)
+    rows: list[dict] = [{"prompt": text, "voice": rng.choice(pipe.voices)} for text in unseen]
+    taken = rng.sample(training, min(stage["taken"], len(training)))
+    for utterance, sequence in sorted(taken, key=lambda pair: len(pair[1].tokens)):
+        row = {"prompt": utterance.text, "voice": utterance.voice, "tokens": sequence.tokens.tolist()}
+        # The synthesiser may have left out a phoneme that it does not know.
+        if pipe.encode_examples([row])[0].conditional == [sequence.prompt]:
+            rows.append(row)
+    return rows
 
 
 def drafters(run: Run, only: str | None = None) -> None:
-    """Train the drafters and calibrate them; VADUSA's heads come from the target's own training."""
-    examples = cache(lambda own: captured(run))
-    train_drafters(run, pipeline(run).target, examples, only)
+    """Train the drafters and calibrate them."""
+    train_drafters(run, prompts, only)
 
 
-def check(settings: dict, path: Path) -> None:
-    """All settings are supported. VADUSA begins with the heads of the target in recipes of before, too."""
-    for stage in settings["drafters"].values():
-        if stage.get("kind") == "vadusa":
-            stage.setdefault("initial", "heads.pt")
-
-
+check = check_drafters
 STAGES = {"data": data, "codec": codec, "target": target, "drafters": drafters}
 NEEDED = ("data", "codec", "target", "capture", "drafters", "pipeline")

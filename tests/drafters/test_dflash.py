@@ -6,75 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
+import vlm_families
 from tiny import text_target
 from tiny_layouts import (
-    LAYER_CONFIG,
     D,
     V,
     attend,
     check_equal,
     check_joining,
     check_trees,
-    draw,
     feed,
-    layer_shapes,
     rms,
     write,
 )
+from tiny_qwen import qwen_target
+from tiny_released import BLOCK, LAYERS, MARKOV, MASK, QWEN3, RANK, SPECULATORS_DFLASH, ZLAB, dflash_weights
 from tiny_vlm import asked, model
-from torch import Tensor
 
 from mmspec.drafters.registry import by_name
 from mmspec.errors import MmspecError
+from mmspec.targets.registry import target_of
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
-
-LAYERS, BLOCK, MASK, RANK = 2, 5, 38, 6
-QWEN3 = LAYER_CONFIG | {"model_type": "qwen3", "head_dim": 16, "num_hidden_layers": LAYERS}
-ZLAB = QWEN3 | {
-    "architectures": ["DFlashDraftModel"],
-    "block_size": BLOCK,
-    "num_target_layers": 2,
-    "layer_types": ["full_attention"] * LAYERS,
-    "dflash_config": {"target_layer_ids": [0, 1], "mask_token_id": MASK},
-}
-SPECULATORS = {
-    "speculators_model_type": "dflash",
-    "transformer_layer_config": QWEN3,
-    "block_size": BLOCK,
-    "draft_vocab_size": 12,
-    "mask_token_id": MASK,
-    "aux_hidden_state_layer_ids": [0, 1],
-    "sample_from_anchor": False,
-    "projector_type": "dflash",
-    "emb_dim": 256,
-    "speculators_config": {"algorithm": "dflash", "verifier": {"name_or_path": "some/model"}},
-}
-MARKOV = {"markov_rank": RANK, "enable_confidence_head": True, "confidence_head_with_markov": True}
-
-
-def weights_of(drafted: int = 0, markov: str = "") -> dict[str, Tensor]:
-    shapes: dict = {"fc.weight": (D, 2 * D), "hidden_norm.weight": (D,), "norm.weight": (D,)}
-    for number in range(LAYERS):
-        shapes |= layer_shapes(f"layers.{number}.", head=16) | {f"layers.{number}.input_layernorm.weight": (D,)}
-        shapes |= {f"layers.{number}.self_attn.{part}_norm.weight": (16,) for part in "qk"}
-    if drafted:
-        shapes |= {"embed_tokens.weight": (V, D), "lm_head.weight": (drafted, D)}
-    if markov:
-        shapes |= {"markov_head.markov_w1.weight": (V, RANK), "markov_head.markov_w2.weight": (drafted, RANK)}
-        shapes |= {"confidence_head.proj.weight": (1, D + RANK), "confidence_head.proj.bias": (1,)}
-    if markov == "gated":
-        shapes |= {"markov_head.gate_proj.weight": (RANK, D + RANK), "markov_head.gate_proj.bias": (RANK,)}
-    if markov == "rnn":
-        shapes |= {
-            "markov_head.joint_proj.weight": (3 * RANK, D + 2 * RANK),
-            "markov_head.joint_proj.bias": (3 * RANK,),
-        }
-    weights = draw(shapes)
-    if 0 < drafted < V:
-        ids = torch.arange(drafted) * 3 + 1
-        marks = torch.zeros(V, dtype=torch.bool).index_fill(0, ids, True)
-        weights |= {"d2t": ids - torch.arange(drafted), "t2d": marks}
-    return weights
 
 
 def dflash(target, numbers, anchored: bool = False, markov: str = ""):
@@ -116,18 +68,42 @@ def dflash(target, numbers, anchored: bool = False, markov: str = ""):
 
 def test_of_its_authors(tmp_path: Path) -> None:
     """Embedding and head are the target's; layer ids count what leaves: 0 and 1 are hidden states 1 and 2."""
-    target, weights = text_target(), weights_of()
+    target, weights = text_target(), dflash_weights()
     folder = write(tmp_path / "d", ZLAB, weights)
     check_trees(target, folder, weights, dflash(target, (1, 2)))
     check_equal(target, folder)
+
+
+# What the files for Qwen3.5 say besides.
+FOR_QWEN35 = {
+    "num_target_layers": 4,
+    "dflash_config": {"target_layer_ids": [0, 2], "mask_token_id": MASK},
+    "auto_map": {"AutoModel": "dflash.DFlashDraftModel"},
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "max_window_layers": LAYERS,
+    "rope_scaling": None,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+}
+
+
+def test_on_a_recurrent_target(tmp_path: Path) -> None:
+    """As published for Qwen3.5: what leaves layers is read row by row, and drafts become chains."""
+    target, weights = qwen_target("Qwen3_5"), dflash_weights()
+    folder = write(tmp_path / "d", ZLAB | FOR_QWEN35, weights)
+    check_trees(target, folder, weights, dflash(target, (1, 3)))
+    check_equal(target, folder)
+    check_joining(target, folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("anchored", [False, True])
 def test_speculators(tmp_path: Path, anchored: bool) -> None:
     """Layer ids count what enters; a small vocabulary; slots predict their own token, or the one after it."""
-    target, weights = text_target(), weights_of(12)
-    folder = write(tmp_path / "d", SPECULATORS | {"sample_from_anchor": anchored}, weights)
+    target, weights = text_target(), dflash_weights(12)
+    folder = write(tmp_path / "d", SPECULATORS_DFLASH | {"sample_from_anchor": anchored}, weights)
     check_trees(target, folder, weights, dflash(target, (0, 1), anchored))
     check_equal(target, folder)
 
@@ -136,8 +112,8 @@ def test_speculators(tmp_path: Path, anchored: bool) -> None:
 @pytest.mark.parametrize(("markov", "anchored"), [("vanilla", True), ("gated", True), ("rnn", True), ("rnn", False)])
 def test_dspark(tmp_path: Path, markov: str, anchored: bool) -> None:
     """The bias of each Markov head follows the path; the head of confidence is passed over."""
-    target, weights = text_target(), weights_of(12, markov)
-    config = SPECULATORS | MARKOV | {"speculators_model_type": "dspark", "markov_head_type": markov}
+    target, weights = text_target(), dflash_weights(12, markov)
+    config = SPECULATORS_DFLASH | MARKOV | {"speculators_model_type": "dspark", "markov_head_type": markov}
     folder = write(tmp_path / "d", config | {"sample_from_anchor": anchored}, weights)
     check_trees(target, folder, weights, dflash(target, (0, 1), anchored, markov))
     check_equal(target, folder)
@@ -146,7 +122,7 @@ def test_dspark(tmp_path: Path, markov: str, anchored: bool) -> None:
 @pytest.mark.slow
 def test_deepspec(tmp_path: Path) -> None:
     """A flat configuration, the whole vocabulary, ids that count what leaves (-1 is the embedding), old names."""
-    target, weights = text_target(), weights_of(V, "vanilla")
+    target, weights = text_target(), dflash_weights(V, "vanilla")
     config = QWEN3 | MARKOV | {"architectures": ["Qwen3DSparkModel"], "markov_head_type": "vanilla", "num_anchors": 9}
     config |= {"block_size": BLOCK, "mask_token_id": MASK, "target_layer_ids": [-1, 0]}
     old = {f"logit_head.{name}" if name.startswith(("markov", "conf")) else name: v for name, v in weights.items()}
@@ -160,11 +136,19 @@ def test_pictures(tmp_path: Path) -> None:
     """They reach the block by the target's states alone."""
     target = VisionLanguageTarget(model("qwen2_5_vl"))
     given = VisualPrompts.of([asked("qwen2_5_vl", [(32, 32)], 1), asked("qwen2_5_vl", [], 2)])
-    check_equal(target, write(tmp_path / "d", ZLAB, weights_of()), given)
+    check_equal(target, write(tmp_path / "d", ZLAB, dflash_weights()), given)
+
+
+@pytest.mark.slow
+def test_pictures_of_a_recurrent_target(tmp_path: Path) -> None:
+    """Qwen3.5 as it is published reads pictures."""
+    target = target_of(vlm_families.model("qwen3_5"))
+    given = VisualPrompts.of([vlm_families.asked("qwen3_5", sizes, 1) for sizes in ([(2, 3)], [], [(1, 2), (3, 2)])])
+    check_equal(target, write(tmp_path / "d", ZLAB, dflash_weights()), given)
 
 
 def test_rows_that_join_and_leave(tmp_path: Path) -> None:
-    check_joining(text_target(), write(tmp_path / "d", ZLAB, weights_of()))
+    check_joining(text_target(), write(tmp_path / "d", ZLAB, dflash_weights()))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +168,7 @@ def test_rows_that_join_and_leave(tmp_path: Path) -> None:
     ],
 )
 def test_traps_are_named(tmp_path: Path, change, message: str) -> None:
-    config, weights = ZLAB | {"dflash_config": dict(ZLAB["dflash_config"])}, weights_of()
+    config, weights = ZLAB | {"dflash_config": dict(ZLAB["dflash_config"])}, dflash_weights()
     change(config, weights)
     with pytest.raises(MmspecError, match=message):
         by_name(str(write(tmp_path / "d", config, weights)), None, text_target())

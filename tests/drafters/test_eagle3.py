@@ -17,49 +17,19 @@ from tiny_layouts import (
     check_joining,
     check_trees,
     deep_target,
-    draw,
     feed,
     layer_shapes,
     rms,
     write,
 )
+from tiny_released import AUX, DEEPSPEC_EAGLE3, EAGLE3, SPECULATORS_EAGLE3, VD, eagle3_weights
 from tiny_vlm import asked, model
-from torch import Tensor
 
 from mmspec.drafters.registry import by_name
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
-
-VD = 12
-OFFICIAL = LAYER_CONFIG | {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": VD, "model_type": "llama"}
-SPECULATORS = {
-    "speculators_model_type": "eagle3",
-    "architectures": ["Eagle3Speculator"],
-    "transformer_layer_config": LAYER_CONFIG | {"model_type": "qwen3", "head_dim": 16},
-    "draft_vocab_size": VD,
-    "norm_before_residual": True,
-    "speculators_config": {"algorithm": "eagle3", "verifier": {"name_or_path": "some/model"}},
-}
-DEEPSPEC = LAYER_CONFIG | {"architectures": ["Qwen3Eagle3Model"], "model_type": "qwen3", "head_dim": 16}
-AUX = {"eagle_aux_hidden_state_layer_ids": [0, 1, 2]}
-
-
-def eagle3_weights(prefix: str, head: int = 8, qk_norm: bool = False, drafted: int = VD, **extra) -> dict[str, Tensor]:
-    shapes: dict = {"fc.weight": (D, 3 * D), "norm.weight": (D,), "lm_head.weight": (drafted, D)}
-    shapes |= layer_shapes(prefix, 2 * D, head=head)
-    shapes |= {f"{prefix}hidden_norm.weight": (D,), f"{prefix}input_layernorm.weight": (D,)}
-    if qk_norm:
-        shapes |= {f"{prefix}self_attn.{part}_norm.weight": (head,) for part in "qk"}
-    weights = draw(shapes | extra)
-    if drafted != V:
-        ids = torch.arange(drafted) * 3 + 1
-        weights |= {
-            "d2t": ids - torch.arange(drafted),
-            "t2d": torch.zeros(V, dtype=torch.bool).index_fill(0, ids, True),
-        }
-    return weights
 
 
 def eagle3(
@@ -107,7 +77,7 @@ def eagle3(
 def test_official(tmp_path: Path) -> None:
     """`midlayer.`, a small vocabulary by d2t and t2d, an own embedding; layers 2, n // 2, n - 3 if none are named."""
     target, weights = deep_target(8), eagle3_weights("midlayer.", **{"embed_tokens.weight": (V, D)})
-    folder = write(tmp_path / "e3", OFFICIAL, weights, "pytorch_model.bin")
+    folder = write(tmp_path / "e3", EAGLE3, weights, "pytorch_model.bin")
     check_trees(target, folder, weights, eagle3(target, "midlayer.", (2, 4, 5)))
     check_equal(target, folder)
 
@@ -118,7 +88,7 @@ def test_speculators(tmp_path: Path, before_fc: bool) -> None:
     """A nested configuration, layers.0., the residual after the norm, norms of q and k, the target's embedding."""
     extra = {"input_norm.weight": (3 * D,)} if before_fc else {}
     target, weights = text_target(), eagle3_weights("layers.0.", 16, True, **extra)
-    folder = write(tmp_path / "e3", SPECULATORS | AUX | {"norm_before_fc": before_fc}, weights)
+    folder = write(tmp_path / "e3", SPECULATORS_EAGLE3 | AUX | {"norm_before_fc": before_fc}, weights)
     check_trees(target, folder, weights, eagle3(target, "layers.0.", (0, 1, 2), residual_after=True))
     check_equal(target, folder)
 
@@ -127,7 +97,7 @@ def test_speculators(tmp_path: Path, before_fc: bool) -> None:
 def test_deepspec(tmp_path: Path) -> None:
     """The whole vocabulary, without maps."""
     target, weights = text_target(), eagle3_weights("layers.0.", 16, True, V)
-    folder = write(tmp_path / "e3", DEEPSPEC | AUX, weights)
+    folder = write(tmp_path / "e3", DEEPSPEC_EAGLE3 | AUX, weights)
     check_trees(target, folder, weights, eagle3(target, "layers.0.", (0, 1, 2)))
     check_equal(target, folder)
 
@@ -137,7 +107,7 @@ def test_the_edition_of_2026(tmp_path: Path) -> None:
     """EAGLE-3.1: each of the target's states is normed, and the normed state is fed back."""
     extra = {f"fc_norm.{i}.weight": (D,) for i in range(3)}
     target, weights = text_target(), eagle3_weights("midlayer.", **extra)
-    folder = write(tmp_path / "e3", OFFICIAL | AUX | {"fc_norm": True, "norm_output": True}, weights)
+    folder = write(tmp_path / "e3", EAGLE3 | AUX | {"fc_norm": True, "norm_output": True}, weights)
     check_trees(target, folder, weights, eagle3(target, "midlayer.", (0, 1, 2), normed_back=True))
     check_equal(target, folder)
 
@@ -146,7 +116,7 @@ def test_peagle(tmp_path: Path) -> None:
     """Two layers; after what is committed come mask tokens with `mask_hidden`, all at once."""
     extra = layer_shapes("layers.1.") | {"layers.1.input_layernorm.weight": (D,), "mask_hidden": (1, 1, 3 * D)}
     target, weights = text_target(), eagle3_weights("layers.0.", **extra)
-    config = SPECULATORS | AUX | {"speculators_model_type": "peagle", "ptd_token_id": 0, "para_depths": 4}
+    config = SPECULATORS_EAGLE3 | AUX | {"speculators_model_type": "peagle", "ptd_token_id": 0, "para_depths": 4}
     config |= {"norm_before_residual": False, "transformer_layer_config": LAYER_CONFIG | {"num_hidden_layers": 2}}
     folder = write(tmp_path / "p", config, weights)
     check_trees(target, folder, weights, eagle3(target, "layers.0.", (0, 1, 2), depth=4))
@@ -166,7 +136,7 @@ def test_pictures(tmp_path: Path, rope: dict | None, axis_of: list[int]) -> None
     """On Qwen2.5-VL: positions of three axes in blocks or in turn, or plain ones; the target's vectors of pictures."""
     target = VisionLanguageTarget(model("qwen2_5_vl"))
     weights = eagle3_weights("midlayer.", **{"embed_tokens.weight": (V, D)})
-    config = OFFICIAL | AUX | {"rope_scaling": rope, "target_model_type": "qwen2_5_vl", "modal_type": "VLM"}
+    config = EAGLE3 | AUX | {"rope_scaling": rope, "target_model_type": "qwen2_5_vl", "modal_type": "VLM"}
     folder = write(tmp_path / "e3", config | {"image_token_id": 39}, weights)
     given = VisualPrompts.of([asked("qwen2_5_vl", [(32, 32)], 1), asked("qwen2_5_vl", [], 2)])
     drafter = by_name(str(folder), None, target)
@@ -190,7 +160,7 @@ def test_pictures(tmp_path: Path, rope: dict | None, axis_of: list[int]) -> None
 def test_a_target_that_generates_some_ids_alone(tmp_path: Path) -> None:
     """Such as a model of speech: what it cannot say is not drafted, and ids are the model's own."""
     weights = eagle3_weights("midlayer.", **{"embed_tokens.weight": (V, D)})
-    folder, target = write(tmp_path / "e3", OFFICIAL | AUX, weights), CausalTarget(llama(), range(8, V))
+    folder, target = write(tmp_path / "e3", EAGLE3 | AUX, weights), CausalTarget(llama(), range(8, V))
     drafter = by_name(str(folder), None, target)
     assert drafter.tokens.tolist() == [i - 8 for i in range(1, 36, 3) if i >= 8] and len(drafter.lm_head.weight) == 9
     tokens = torch.tensor([0, 5, -3])
@@ -215,12 +185,12 @@ def test_states_between_deep_stacked_layers(tmp_path: Path) -> None:
     weights = eagle3_weights("midlayer.", **{"embed_tokens.weight": (64, D)})
     weights["t2d"] = torch.cat([weights["t2d"], torch.zeros(24, dtype=torch.bool)])
     rope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [2, 1, 1]}
-    config = OFFICIAL | AUX | {"rope_scaling": rope, "vocab_size": 64, "target_model_type": "qwen3_vl"}
+    config = EAGLE3 | AUX | {"rope_scaling": rope, "vocab_size": 64, "target_model_type": "qwen3_vl"}
     check_equal(target, write(tmp_path / "e3", config, weights), given)
 
 
 def test_rows_that_join_and_leave(tmp_path: Path) -> None:
-    check_joining(text_target(), write(tmp_path / "d", OFFICIAL | AUX, eagle3_weights("midlayer.")))
+    check_joining(text_target(), write(tmp_path / "d", EAGLE3 | AUX, eagle3_weights("midlayer.")))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +209,7 @@ def test_rows_that_join_and_leave(tmp_path: Path) -> None:
     ],
 )
 def test_traps_are_named(tmp_path: Path, change, message: str) -> None:
-    config, weights = OFFICIAL | AUX, eagle3_weights("midlayer.")
+    config, weights = EAGLE3 | AUX, eagle3_weights("midlayer.")
     change(config, weights)
     with pytest.raises(MmspecError, match=message):
         by_name(str(write(tmp_path / "d", config, weights)), None, text_target())

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import text_target
-from tiny_layouts import KV, LAYER_CONFIG, D, V, attend, check_equal, check_trees, draw, feed, layer_shapes, write
+from tiny_layouts import LAYER_CONFIG, D, attend, check_equal, check_trees, feed, write
+from tiny_released import MEDUSA, eagle_weights, medusa_weights
 from tiny_vlm import asked, model
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,17 +17,6 @@ from torch.nn import functional as F
 from mmspec.drafters.registry import by_name
 from mmspec.errors import MmspecError
 from mmspec.targets.vision_language import VisionLanguageTarget, VisualPrompts
-
-MEDUSA = {"medusa_num_heads": 3, "medusa_num_layers": 2, "base_model_name_or_path": "some/model"}
-
-
-def medusa_weights() -> dict[str, Tensor]:
-    shapes: dict = {}
-    for head in range(3):
-        for layer in range(2):
-            shapes |= {f"{head}.{layer}.linear.weight": (D, D), f"{head}.{layer}.linear.bias": (D,)}
-        shapes[f"{head}.2.weight"] = (V, D)
-    return draw(shapes)
 
 
 def test_medusa(tmp_path: Path) -> None:
@@ -43,20 +33,6 @@ def test_medusa(tmp_path: Path) -> None:
 
     check_trees(text_target(), folder, weights, reference)
     check_equal(text_target(), folder)
-
-
-def eagle_weights(bias: bool, qkv_bias: bool, vispec: bool = False) -> dict[str, Tensor]:
-    kv = KV if not vispec else 4
-    shapes: dict = {"embed_tokens.weight": (V, D), "fc.weight": (D, 2 * D)} | layer_shapes("layers.0.", kv=kv)
-    if bias:
-        shapes["fc.bias"] = (D,)
-    if qkv_bias:
-        shapes |= {f"layers.0.self_attn.{n}_proj.bias": (c * 8,) for n, c in (("q", 4), ("k", kv), ("v", kv))}
-    if vispec:
-        shapes |= {"imadpt.q": (2, 4, 8), "img_fc.weight": (D, 2 * D)} | ({"img_fc.bias": (D,)} if bias else {})
-        shapes |= {f"imadpt.{part}_proj.weight": (D, D) for part in "kvo"}
-        shapes |= {f"imadpt.{part}_proj.bias": (D,) for part in "kv"} if qkv_bias else {}
-    return draw(shapes)
 
 
 def eagle(head: Tensor):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from text_families import text_family
 from tiny import llama, prompts
 from tiny_layouts import check_equal, check_joining
 from tiny_text import save_chat_model
@@ -114,6 +115,12 @@ def test_other_vocabularies_are_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt9", "num_attention_heads": 2}))
     with pytest.raises(MmspecError, match="config.json"):
         drafter_for(save_tokenizer(folder, 40), target, beside)
+
+
+def test_recurrent_ones_are_refused(tmp_path: Path) -> None:
+    text_family("LFM2").save_pretrained(tmp_path / "small")
+    with pytest.raises(MmspecError, match="a Lfm2ForCausalLM, has recurrent layers, whose states a drafter cannot cut"):
+        drafter_for(save_tokenizer(tmp_path / "small", 40), CausalTarget(llama()), save_tokenizer(tmp_path / "m", 40))
 
 
 def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

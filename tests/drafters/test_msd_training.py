@@ -22,7 +22,8 @@ def test_steps_of_the_loss_are_paths() -> None:
     seen = []
     layer = drafter.layer
     drafter.layer = lambda *given: seen.append(layer(*given)) or seen[-1]
-    drafter.unrolled_loss(torch.randn(9, 16, dtype=torch.float64), batch, 3, 0.0)
+    head = torch.randn(9, 16, dtype=torch.float64)
+    drafter.unrolled_loss(lambda hidden: hidden @ head.T, batch, 3)
     for place in range(2, length):
         cache, features = DynamicCache(), before[:, : place - 1]
         for step in range(3):

@@ -14,6 +14,8 @@ from mmspec.engine.loop import Stop, generate
 from mmspec.errors import MmspecError
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.train.recipe import train
+from mmspec.train.run import Run
+from recipes.emoji_64 import stages
 from recipes.emoji_64.data import BACKGROUNDS, build, caption
 from recipes.emoji_64.target import CodeSet, sequences, train_text_tokenizer
 from recipes.emoji_64.tokenizer import learn_codebook, nearest, patches, to_tensor
@@ -38,7 +40,7 @@ def recipe() -> dict:
         "intermediate_size": 48,
         "max_position_embeddings": 128,
     }
-    drafter = {"batch": 2, "lr": 1e-3, "budget": BUDGET}
+    drafter = {"batch": 2, "lr": 1e-3, "steps": 2, "evaluations": 1, "answers": "data"}
     return {
         "module": "recipes.emoji_64.stages",
         "data": {"size": 16, "words": 1, "categories": ["Animals & Nature"]},
@@ -58,14 +60,14 @@ def recipe() -> dict:
             "budget": BUDGET,
             "model": llama,
         },
-        "capture": {"sampled": 20, "taken": 4, "batch": 20},
+        "capture": {"sampled": 20, "taken": 4, "batch": 20, "held_out": 2, "temperature": 1.0},
         "drafters": {
             "hawk": drafter | {"kind": "hawk", "model": {"neighbours": [[0, 2], [0, 3], [1, 0]]}},
             "hawk-path": drafter
             | {
                 "kind": "hawk-path",
-                "anchors": 4,
                 "model": {"width": 16, "inner": 16, "depth": 3, "neighbours": [[1, 0]]},
+                "loss": {"anchors": 4},
             },
         },
         "pipeline": {
@@ -101,9 +103,26 @@ def test_a_recipe_makes_a_model(rebuilt: Path) -> None:
         assert drafter.target_hash == pipe.target.weights_hash
         assert all(beta > 0 for beta in drafter.beta) and all(0 <= share <= 1 for share in drafter.coupling)
         assert generate(pipe.target, prompts, 1, Stop(64), drafter, seeds=3).tokens == wanted
+        assert sorted(file.name for file in (rebuilt / "out" / "drafters" / name).iterdir()) == [
+            "README.md",
+            "config.json",
+            "model.safetensors",
+        ]
     rows = [json.loads(line) for line in (rebuilt / "out" / "prompts.jsonl").read_text().splitlines()]
     assert len(rows) == 12 and sum(row["held_out"] for row in rows) == 2
     assert (rebuilt / "out" / "recipe.yaml").read_text() == (rebuilt / "recipe.yaml").read_text()
+
+
+def test_prompts_of_drafters(rebuilt: Path) -> None:
+    """Each guidance in turn, and training pictures with all their codes; nothing that is held out."""
+    pipe = TextToImagePipeline.from_pretrained(rebuilt / "out")
+    rows = stages.prompts(Run(recipe(), rebuilt / "work", rebuilt / "out", "cpu"), pipe)
+    assert [row["guidance"] for row in rows] == [1.0, 2.0, 3.0] * 6 + [1.0, 2.0] + [1.0] * 4
+    assert all("tokens" not in row for row in rows[:20])
+    assert all(len(row["tokens"]) == 64 and 0 <= min(row["tokens"]) <= max(row["tokens"]) < 32 for row in rows[20:])
+    lines = [json.loads(line) for line in (rebuilt / "out" / "prompts.jsonl").read_text().splitlines()]
+    held_out = {line["prompt"] for line in lines if line["held_out"]}
+    assert len(held_out) == 2 and not held_out & {row["prompt"] for row in rows}
 
 
 def test_stages_resume(rebuilt: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_smollm import SHAPE, random_blocks, tensors, tokenizer
+from tiny_smollm import SHAPE, random_blocks, recipe, tensors, tokenizer
 from transformers import DynamicCache
 
 pytest.importorskip("peft")
@@ -25,7 +25,8 @@ from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 from mmspec.train.calibrate import fit_calibration
 from mmspec.train.calibrate import observe as observations
 from mmspec.train.capture import read_features
-from recipes.magpie_135 import smollm
+from mmspec.train.run import Run
+from recipes.magpie_135 import smollm, stages
 from recipes.magpie_135.dialogue import TEMPLATE, encode, make_processor
 from recipes.magpie_135.scenes import SIZE
 from recipes.magpie_135.vision import pixels
@@ -75,6 +76,22 @@ def test_training_and_the_processor_read_alike(pipe: ImageTextToTextPipeline) ->
             torch.testing.assert_close(prompts.images[0]["pixel_values"].float(), pixels([image]), atol=1e-5, rtol=0)
         answers = [token for token, answer in zip(encoded.ids, encoded.answer) if answer]
         assert processor.tokenizer.decode(answers) == "There are two.<|im_end|>"
+
+
+def test_prompts_of_drafters(magpie: Path, pipe: ImageTextToTextPipeline) -> None:
+    """Greedy and sampled in turn, some without a picture; question and answer are the ids that the target was trained
+    on.
+    """
+    rows = stages.prompts(Run(recipe(), magpie / "work", magpie / "out", "cpu"), pipe)
+    assert [row["temperature"] for row in rows] == [0.0, 1.0] * 9 and sum("image" in row for row in rows) == 16
+    assert any(row.get("before") for row in rows)
+    for row in rows:
+        (prompt,) = pipe.encode_examples([row])[0].conditional
+        answer = row.get("tokens") or pipe.encode_answer(row["answer"])
+        ended = "answer" in row
+        turns = [*row.get("before", []), (row["prompt"], row.get("answer") or pipe.processor.tokenizer.decode(answer))]
+        ids = encode(pipe.processor, turns, "image" in row, ended).ids
+        assert prompt + answer == (ids[:-1] if ended else ids)  # a newline follows an end
 
 
 def test_the_base_model_is_kept(magpie: Path, pipe: ImageTextToTextPipeline) -> None:

@@ -17,7 +17,7 @@ from mmspec.drafters import load
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 from mmspec.train.recipe import train
 from mmspec.train.run import Run
-from recipes.wren_86 import codec
+from recipes.wren_86 import codec, stages
 from recipes.wren_86 import data as voices
 from recipes.wren_86.data import build, recording, speech_span, synthetic_sentence
 from recipes.wren_86.target import JointModel, SpeechSequence, batches, insert_marks, phoneme_tokenizer
@@ -42,6 +42,7 @@ def recipe() -> dict:
         "max_position_embeddings": 1024,
     }
     learning = {"lr": 1e-3, "budget": BUDGET}
+    drafter = {"lr": 1e-3, "batch": 2, "steps": 2, "evaluations": 1, "answers": "data"}
     return {
         "module": "recipes.wren_86.stages",
         "data": {"voices": {"heart": 8}, "held_out": 4},
@@ -59,12 +60,12 @@ def recipe() -> dict:
             "noise": 0.2,
         }
         | {"model": llama},
-        "capture": {"sampled": 20, "taken": 4, "batch": 20},
+        "capture": {"sampled": 20, "taken": 4, "batch": 20, "held_out": 2, "temperature": 1.0},
         "drafters": {
-            "vadusa": {"kind": "vadusa", "model": {"heads": 5}},
-            "medusa": learning | {"kind": "medusa", "batch": 2, "model": {"neighbours": [[0, 2], [0, 3]]}},
-            "hawk-path": learning
-            | {"kind": "hawk-path", "batch": 2, "anchors": 4, "model": {"width": 16, "inner": 16, "depth": 3}},
+            "vadusa": drafter | {"kind": "vadusa", "initial": "heads.pt", "model": {"heads": 5}},
+            "medusa": drafter | {"kind": "medusa", "model": {"neighbours": [[0, 2], [0, 3]]}},
+            "hawk-path": drafter
+            | {"kind": "hawk-path", "model": {"width": 16, "inner": 16, "depth": 3}, "loss": {"anchors": 4}},
         },
         "pipeline": {"drafter": "jacobi", "temperature": 0.8},
     }
@@ -105,6 +106,28 @@ def test_a_recipe_makes_a_voice(rebuilt: Path) -> None:
     assert [row["prompt"] for row in rows] == LINES[:4] and all(
         row["voice"] == "heart" and row["held_out"] for row in rows
     )
+
+
+def test_prompts_of_drafters(rebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves of two training texts, and training texts, which the pipeline reads as their recordings do, with their
+    tokens.
+    """
+    monkeypatch.setattr(voices, "sentences", lambda folder, count, seed: LINES[:count])
+    pipe = TextToSpeechPipeline.from_pretrained(rebuilt / "out")
+    run = Run(recipe(), rebuilt / "work", rebuilt / "out", "cpu")
+    rows = stages.prompts(run, pipe)
+    spliced, taken = rows[:20], rows[20:]
+    assert len(taken) == 4 and all(row["prompt"] in LINES[4:] and row["voice"] == "heart" for row in taken)
+    for row in spliced:
+        words = row["prompt"].split(" ")
+        assert any(line.startswith(f"{words[0]} {words[1]}") for line in LINES[4:]) and "tokens" not in row
+        assert any(line.endswith(f" {words[-1]}") for line in LINES[4:])
+    assert any(row["prompt"] not in LINES for row in spliced)
+    sequences = {utterance.text: sequence for utterance, sequence in stages.speech_sequences(run)[0]}
+    for row in taken:
+        (prompt,) = pipe.encode_examples([row])[0].conditional
+        assert prompt == sequences[row["prompt"]].prompt
+        assert row["tokens"].count(pipe.end + 1) == len(prompt) - 3 and row["tokens"][-1] == pipe.end
 
 
 def test_vadusa_takes_the_jointly_trained_heads(rebuilt: Path) -> None:

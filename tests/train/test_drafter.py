@@ -15,23 +15,23 @@ from torch import nn
 from mmspec import drafters
 from mmspec.drafters import registry
 from mmspec.drafters.base import TrainedDrafter
-from mmspec.drafters.examples import DepthPredictions, Example, PromptFeatures, cross_entropy, masked_mean, pad
-from mmspec.drafters.medusa import MedusaDrafter
+from mmspec.drafters.examples import DepthPredictions, Example, cross_entropy, masked_mean, pad
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.tree import Candidates, product_tree, root
 from mmspec.errors import MmspecError
-from mmspec.train.capture import capture, load_examples
+from mmspec.train.calibrate import calibrate
+from mmspec.train.capture import read_features
+from mmspec.train.corpus import SequenceFacts
 from mmspec.train.drafter import (
+    DrafterSettings,
+    build_drafter,
     drafter_class,
     frequent_tokens,
-    held_out,
-    random_batches,
     save_drafter,
-    similar_batches,
+    similar_batch,
     train_drafter,
 )
-from mmspec.train.loop import Budget
 
 LENGTH = 24
 
@@ -72,24 +72,16 @@ class GuessingDrafter(TrainedDrafter):
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    """Sampled sequences of a tiny target, and some of data."""
-    target = image_target(torch.float32)
-    cache = tmp_path_factory.mktemp("capture") / "examples.pt"
-    batches = [(replace(prompts([[1, 3, 2]] * 10, 2.0), guidance=1.0), True), (prompts([[1, 5, 2]] * 10, 2.0), True)]
-    data = [(replace(prompts([[1, 3, 2]], 2.0), guidance=1.0), [torch.arange(LENGTH) % 31])]
-    sequences = capture(target, batches, Stop(LENGTH), data, cache)
-    again = load_examples(cache)
-    assert len(again) == len(sequences) == 21
-    for one, other in zip(again, sequences, strict=True):
-        assert torch.equal(one.tokens, other.tokens) and torch.equal(one.features, other.features)
-        assert (one.seed, one.greedy, one.guidance, one.prompt) == (
-            other.seed,
-            other.greedy,
-            other.guidance,
-            other.prompt,
-        )
-    return sequences
+def examples() -> list[Example]:
+    """Sampled sequences of a tiny target with guidance 1 and 2, and one of data."""
+    target, sequences = image_target(torch.float32), []
+    for guidance in (1.0, 2.0):
+        batch = prompts([[1, 3, 2]] * 10, 2.0)
+        seeds = list(range(10 * int(guidance), 10 * int(guidance) + 10))
+        tokens = generate(target, batch.select(slice(None), guidance), 10, Stop(LENGTH), seeds=seeds).tokens
+        read = read_features(target, batch, [torch.tensor(row) for row in tokens], seeds)
+        sequences += [replace(example, guidance=guidance) for example in read]
+    return sequences + read_features(target, prompts([[1, 3, 2]], 2.0), [torch.arange(LENGTH) % 31], [-1])
 
 
 def test_captured_features_predicted_the_tokens(examples) -> None:
@@ -118,8 +110,20 @@ def test_a_new_drafter_is_a_file_and_a_line(examples, tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "their_package", module)
     monkeypatch.setitem(registry.TABLE, "guessing", registry.Entry("their_package:GuessingDrafter", trained=True))
     target = image_target(torch.float32)
-    stage = {"kind": "guessing", "model": {}, "batch": 4, "lr": 1e-2}
-    trained = train_drafter("mine", stage, target, examples, examples, Budget(40), tmp_path / "mine.pt", "cpu")
+    settings = DrafterSettings.of("guessing", steps=40, batch=4, lr=1e-2)
+    facts = [SequenceFacts(0, row, LENGTH, 3, 0) for row in range(len(examples) - 5)]
+    drafter = train_drafter(
+        build_drafter(settings, target, []),
+        settings,
+        target,
+        facts,
+        lambda chosen: [examples[one.row] for one in chosen],
+        tmp_path / "mine.pt",
+        lambda model: 1.0,
+        "cpu",
+    )
+    calibrate(drafter, target, examples[-6:-1], [])
+    trained = drafter
     assert trained.beta[0] > 0 and not torch.equal(
         trained.head.weight.float(), GuessingDrafter.build(target).head.weight
     )
@@ -156,43 +160,18 @@ def test_kinds_that_are_not_trained() -> None:
         drafter_class("jacobi")
 
 
-def test_too_few_sequences(examples) -> None:
-    text = "3 sampled sequences were captured, and 16 are kept for calibration: set capture.sampled to 32 or more"
-    with pytest.raises(MmspecError, match=text):
-        held_out(MedusaDrafter, examples[:3])
-
-
-def test_guidance_of_batches(examples) -> None:
-    """Half of the time a sequence keeps its guidance, else it is anything from 1 to 4; the seed decides."""
-    batches = random_batches(examples, 40, 0)
-    guidance = [example.guidance for _ in range(20) for example in next(batches)]
-    own = sum(value in (1.0, 2.0) for value in guidance) / len(guidance)
-    assert 0.4 < own < 0.6 and min(guidance) >= 1 and max(guidance) <= 4
-    assert [e.guidance for e in next(random_batches(examples, 40, 0))] == guidance[:40]
-
-
 def test_frequent_tokens() -> None:
-    """The commonest tokens of sequences, in order."""
-    example = Example(torch.tensor([3, 5, 3, 1]), torch.zeros(1, 4, 2))
-    assert frequent_tokens([example], 2) in ([1, 3], [3, 5]) and frequent_tokens([example], 9) == [1, 3, 5]
+    """The commonest tokens of sequences, in order, and the first ones of the vocabulary beside them."""
+    assert frequent_tokens([[3, 5, 3, 1]], 1, 9) == [3]
+    assert frequent_tokens([[3, 5, 3, 1]], 5, 9) == [0, 1, 2, 3, 5]
 
 
-def test_stages_follow_the_budget() -> None:
-    """Text alone in the first half of the budget, then ever more pictures; one stage has both from the start."""
+def test_stages_follow_the_progress() -> None:
+    """Text alone in the first half, then ever more pictures; one stage has both from the start."""
+    rows = [SequenceFacts(0, row, 3, 5 + row % 3, row % 2) for row in range(20)]
 
-    def example(row: int) -> Example:
-        ids = torch.zeros(5 + row % 3, dtype=torch.long)
-        is_text = torch.ones(len(ids), dtype=torch.bool)
-        prompt = PromptFeatures(ids, torch.zeros(len(ids) - 1, 2), is_text, torch.zeros(row % 2, 2))
-        return Example(torch.zeros(3, dtype=torch.long), torch.zeros(1, 3, 2), prompt=prompt)
+    def share(stages: int, progress: float) -> float:
+        return float(np.mean([similar_batch(rows, 2, seed, stages, progress)[0].visual > 0 for seed in range(300)]))
 
-    rows, budget = [example(row) for row in range(20)], Budget(100)
-
-    def share(stages: int) -> float:
-        batches = similar_batches(rows, 2, budget, stages, 0)
-        return float(np.mean([len(next(batches)[0].prompt.visual) > 0 for _ in range(300)]))
-
-    shares = {}
-    for budget.progress in (0.0, 0.49, 0.75, 1.0):
-        shares[budget.progress] = share(2)
-    assert shares[0.0] == shares[0.49] == 0 and 0.4 < shares[0.75] < 0.6 and shares[1.0] == 1 and 0.7 < share(1) < 0.9
+    assert share(2, 0.0) == share(2, 0.49) == 0 and share(2, 1.0) == 1
+    assert 0.4 < share(2, 0.75) < 0.6 and 0.7 < share(1, 0.0) < 0.9

@@ -8,7 +8,7 @@ import yaml
 
 from mmspec.errors import MmspecError
 from mmspec.train import recipe as recipes
-from mmspec.train.recipe import read, train
+from mmspec.train.recipe import check_drafters, read, train
 
 MODULE = """
 def cook(run):
@@ -135,3 +135,24 @@ def test_unknown_stages(kitchen: Path, tmp_path: Path, stage: str, message: str)
 def test_one_gpu_of_several(kitchen: Path, tmp_path: Path) -> None:
     with pytest.raises(MmspecError, match="set CUDA_VISIBLE_DEVICES=1 and use --device cuda"):
         train(kitchen, tmp_path / "work", tmp_path / "out", device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"kind": "msd", "budget": {"steps": 998, "minutes": 9}}, "budget is none of kind, .*write steps: 1000"),
+        ({"kind": "msd", "own_answers": False}, r"own_answers is none of .*\(write answers: own, or data\)"),
+        ({"kind": "hawk-path", "anchors": 48}, r"anchors is none of .*\(write loss: \{noise: 0.05\}\)"),
+        ({"steps": 9}, "there is no kind: write kind: medusa"),
+        ({"kind": "jacobi"}, "no drafter of kind 'jacobi' can be trained"),
+        ({"kind": "msd", "loss": {"nois": 0.1}}, "unknown option of the loss of msd 'nois': did you mean 'noise'"),
+        ({"kind": "msd", "steps": 0}, "steps must be 1 or more, not 0"),
+        ({"kind": "msd", "answers": "mine"}, "answers are own or data, not 'mine'"),
+    ],
+)
+def test_drafters_that_cannot_be_trained(stage: dict, message: str) -> None:
+    """What a recipe says of them is checked before anything is made; that of older recipes is refused with what to
+    write instead.
+    """
+    with pytest.raises(MmspecError, match=f"^recipe.yaml: drafters.fast: {message}"):
+        check_drafters({"capture": {"batch": 4}, "drafters": {"fast": stage}}, Path("recipe.yaml"))

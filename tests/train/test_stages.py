@@ -1,0 +1,206 @@
+"""`mmspec train DRAFTER`: prompts become a drafter, for every kind; what is killed goes on and ends alike."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_janus import save_janus
+from tiny_readers import save_reader
+from tiny_speakers import save_orpheus
+
+from mmspec import drafters
+from mmspec.cli import main
+from mmspec.engine.loop import Stop, generate
+from mmspec.engine.sampling import SamplingOptions
+from mmspec.pipelines import pipeline, task_of
+from mmspec.train import corpus as corpus_module
+from mmspec.train import drafter as drafter_module
+
+SHORT = ["--steps", "4", "--at-once", "4", "--held-out", "2", "--batch", "2", "--dtype", "fp32", "--device", "cpu"]
+
+
+def train(kind: str, model: Path, folder: Path, *more: str, count: int = 12, rows: list[dict] | None = None) -> Path:
+    """The folder of a drafter that the command has trained on short prompts."""
+    folder.mkdir(exist_ok=True)
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows or [{"prompt": f"a cat {number}"} for number in range(count)])
+    )
+    paths = ["--model", str(model), "--prompts", str(folder / "prompts.jsonl"), "--work", str(folder / "work")]
+    with pytest.raises(SystemExit) as end:
+        main(["train", kind, *paths, "--out", str(folder / "out"), *SHORT, *more])
+    assert end.value.code == 0
+    return folder / "out"
+
+
+def check_equal(model: Path, drafter: Path, length: int = 12) -> None:
+    """The drafter loads by its folder and gives the tokens of plain decoding, sampled and greedy."""
+    pipe = pipeline(task_of(model), model, dtype="fp64", device="cpu")
+    prompts, stop = pipe.encode_examples([{"prompt": "a cat"}, {"prompt": "a dog"}])
+    prompts = prompts.select(slice(None), 2.0 if prompts.unconditional else 1.0)
+    for temperature in (0.0, 1.0):
+        sampling = SamplingOptions(temperature)
+        stop_short = Stop(min(length, stop.length), stop.eos)
+        plain = generate(pipe.target, prompts, 2, stop_short, sampling=sampling, seeds=3).tokens
+        loaded = drafters.load(str(drafter), pipe.folder, pipe.target)
+        assert generate(pipe.target, prompts, 2, stop_short, loaded, sampling=sampling, seeds=3).tokens == plain
+
+
+@pytest.mark.parametrize("kind", ["medusa", "hawk", "hawk-path"])
+def test_pictures(kind: str, model_folder: Path, tmp_path: Path) -> None:
+    """A drafter of a picture model, with its report, card and curve."""
+    options = ["--option", "width=16", "inner=16", "depth=3"] if kind == "hawk-path" else []
+    out = train(kind, model_folder, tmp_path, *options)
+    check_equal(model_folder, out)
+    report = json.loads((out / "report.json").read_text())
+    names = [result["name"] for result in report["results"]]
+    assert names == ["none", "jacobi", "lookup", "this drafter"]
+    assert report["data"]["prompts"] == {"validation": 2, "test": 2, "train": 8} and len(report["training"]["log"]) == 4
+    assert all(line["acceptance_length"] >= 1 for line in report["training"]["log"])
+    assert "| this drafter |" in (out / "README.md").read_text() and (out / "curve.png").stat().st_size > 1000
+
+
+def test_speech(speech_folder: Path, tmp_path: Path) -> None:
+    check_equal(speech_folder, train("vadusa", speech_folder, tmp_path, "--max-new-tokens", "12"))
+
+
+def test_questions(vision_folder: Path, tmp_path: Path) -> None:
+    """With pictures and without, and answers of the data."""
+    from PIL import Image
+
+    (tmp_path / "red.png").parent.mkdir(exist_ok=True)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    rows = [
+        {"prompt": f"what is {number}?"} | ({"image": "red.png"} if number % 2 else {"answer": "a cat"})
+        for number in range(14)
+    ]
+    more = ["--max-new-tokens", "8", "--answers", "data", "--option", "depth=3", "--vocabulary", "20"]
+    out = train("msd", vision_folder, tmp_path, *more, rows=rows)
+    check_equal(vision_folder, out)
+    assert len(json.loads((out / "config.json").read_text())["tokens"]) == 20
+
+
+@pytest.mark.parametrize("family", ["janus", "orpheus", "qwen3_vl"])
+def test_families(family: str, tmp_path: Path) -> None:
+    """Models of transformers, by their folders."""
+    if family == "qwen3_vl":
+        pytest.importorskip("torchvision")
+    model = tmp_path / "model"
+    kind, more = "medusa", ["--max-new-tokens", "10", "--option", "neighbours=[[0,2],[0,3]]"]
+    if family == "janus":
+        save_janus(model)
+    elif family == "orpheus":
+        save_orpheus(model)
+    else:
+        save_reader("qwen3_vl", model)
+        kind, more = "msd", ["--max-new-tokens", "10", "--option", "depth=2"]
+    check_equal(model, train(kind, model, tmp_path / "run", *more))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("stage", ["generate", "capture", "train", "calibrate"])
+def test_what_is_killed_goes_on(
+    stage: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that dies in a stage and is started again ends with the drafter of one that did not die."""
+    whole = train("medusa", model_folder, tmp_path / "whole", "--option", "neighbours=[[0,2],[0,3]]")
+    module, name = {
+        "generate": (corpus_module, "generate"),
+        "capture": (corpus_module, "read_features"),
+        "train": (drafter_module, "vary"),
+        "calibrate": (drafter_module.TrainedDrafter, "constructor_arguments"),
+    }[stage]
+    working, calls = getattr(module, name), []
+
+    def dying(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == {"generate": 3, "capture": 3, "train": 7, "calibrate": 1}[stage]:
+            raise KeyboardInterrupt
+        return working(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, dying)
+        with pytest.raises((SystemExit, AssertionError)):
+            train("medusa", model_folder, tmp_path / "killed", "--option", "neighbours=[[0,2],[0,3]]")
+    assert not (tmp_path / "killed" / "out" / "report.json").exists()
+    again = train("medusa", model_folder, tmp_path / "killed", "--option", "neighbours=[[0,2],[0,3]]")
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(again).items())
+    assert json.loads((whole / "config.json").read_text()) == json.loads((again / "config.json").read_text())
+
+
+def test_online_features_are_those_of_the_disk(model_folder: Path, tmp_path: Path) -> None:
+    """The weights agree but for the rounding of other batches."""
+    options = ["--option", "neighbours=[[0,2],[0,3]]"]
+    disk = weights(train("medusa", model_folder, tmp_path / "disk", "--features", "disk", *options))
+    online = weights(train("medusa", model_folder, tmp_path / "online", "--features", "online", *options))
+    for name, value in disk.items():
+        torch.testing.assert_close(value.float(), online[name].float(), atol=1e-2, rtol=1e-2)
+
+
+def test_disk_is_as_planned(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan names tokens and bytes, and nothing is trained; afterwards the features take that, within 10 %."""
+    train("medusa", model_folder, tmp_path, "--plan", count=30)
+    assert not (tmp_path / "out").exists()
+    (planned,) = (path for path in (tmp_path / "work").glob("*/plan-medusa-*.json"))
+    assert {"generate", "capture", "step", "evaluate"} == json.loads(planned.read_text()).keys()
+    said = capsys.readouterr().err
+    assert "features on disk" in said and "tokens" in said
+
+
+def losses(folder: Path) -> list[float]:
+    (log,) = (folder / "work").glob("*/*/log.jsonl")
+    return [json.loads(line)["loss"] for line in log.read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["medusa", "msd"])
+def test_two_processes_learn_as_one(kind: str, model_folder: Path, vision_folder: Path, tmp_path: Path) -> None:
+    """The loss curve of two processes is that of one."""
+    model = vision_folder if kind == "msd" else model_folder
+    more = ["--option", "depth=2", "--max-new-tokens", "8"] if kind == "msd" else []
+    train(kind, model, tmp_path / "one", *more)
+    (tmp_path / "two").mkdir()
+    prompts = tmp_path / "one" / "prompts.jsonl"
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"),
+        *("-m", "mmspec", "train", kind, "--model", str(model), "--prompts", str(prompts), *SHORT, *more),
+        *("--work", str(tmp_path / "two" / "work"), "--out", str(tmp_path / "two" / "out")),
+    ]
+    result = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["train", "medusa"], "needs --model, the target, and --prompts"),
+        (["train", "medusa", "--model", "emoji-64"], "--model, the target, and --prompts"),
+        (["train", "jacobi", "--model", "emoji-64", "--prompts", "PROMPTS"], "drafter that is trained"),
+        (["train", "hawk", "--model", "wren-86", "--prompts", "PROMPTS"], "fill no grid"),
+        (["train", "medusa", "--model", "emoji-64", "--prompts", "FEW"], "are too few to train on"),
+        (["train", "medusa", "--model", "emoji-64", "--prompts", "PROMPTS", "--steps", "0"], "steps must be 1 or more"),
+        (["train", "medusa", "--model", "emoji-64", "--prompts", "PROMPTS", "--option", "x"], "is not NAME=VALUE"),
+        (["train", "medusa", "--model", "emoji-64", "--prompts", "PROMPTS", "--features", "x"], "--features"),
+        (["train", "medusa", "--model", "emoji-64", "--prompts", "PROMPTS", "--answers", "x"], "own or data"),
+    ],
+)
+def test_wrong_input(
+    arguments: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says what is wrong, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "PROMPTS").write_text("a cat\na dog\na bird\na fish\na cow\na pig\n")
+    (tmp_path / "FEW").write_text("a cat\na dog\n")
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--dtype", "fp32", "--device", "cpu", "--at-once", "1", "--max-new-tokens", "3"])
+    assert end.value.code == 2
+    assert text in " ".join(capsys.readouterr().err.split())
