@@ -137,7 +137,7 @@ def test_pickles_hold_tensors_alone(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ({"speculators_model_type": "mtp"}, "of the kind speculators, other than .* are not read"),
-        ({"model_type": "gemma4_assistant"}, "of the kind Gemma-4 assistant are not read"),
+        ({"model_type": "gemma4_unified_assistant"}, "of the kind assistant of the unified Gemma 4 are not read"),
         ({"architectures": ["DFlash2DraftModel"]}, "of the kind DFlash2 are not read"),
         ({"some": "thing"}, "names no known kind .* and the layouts EAGLE-3, P-EAGLE"),
     ],
