@@ -71,6 +71,9 @@ class Gemma4AssistantDrafter(TreeDrafter):
         self._options: dict = {"logits_to_keep": torch.tensor([0])} if keeps else {}
         self.register_buffer("rows", None if rows is None else torch.tensor(rows), persistent=False)
 
+    def constructor_arguments(self) -> dict:
+        raise MmspecError("a Gemma-4 assistant is saved by its own save_pretrained: drafter.model.save_pretrained")
+
     def _read_rows(self, state: State, rows: list[int]) -> None:
         """Nothing: all that there is to know is in the target's cache."""
 

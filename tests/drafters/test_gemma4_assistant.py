@@ -198,6 +198,17 @@ def test_idle_tensors(tmp_path: Path) -> None:
     assert drafter.model.lm_head.weight is drafter.model.model.embed_tokens.weight
 
 
+def test_saved_by_its_own_class(tmp_path: Path) -> None:
+    """What transformers writes is read again."""
+    target, weights = gemma4_target(), assistant_weights(True)
+    drafter = by_name(str(write(tmp_path / "d", assistant_config(True), weights)), None, target)
+    with pytest.raises(MmspecError, match="saved by its own save_pretrained: drafter.model.save_pretrained"):
+        drafter.save_pretrained(tmp_path / "saved")
+    drafter.model.save_pretrained(tmp_path / "saved")
+    again = by_name(str(tmp_path / "saved"), None, target)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in drafter.state_dict().items())
+
+
 def test_of_another_target(tmp_path: Path) -> None:
     folder = write(tmp_path / "d", assistant_config(), assistant_weights())
     with pytest.raises(MmspecError, match="it reads the keys and values of a Gemma 4, and the target is a llama"):
