@@ -48,6 +48,9 @@ MODULES = {
     "mmspec.targets.registry": ["target_of"],
     "mmspec.drafters.base": ["Drafter", "TrainedDrafter"],
     "mmspec.drafters.registry": ["load", "names", "usable"],
+    "mmspec.train.corpus": ["Corpus", "CorpusSettings"],
+    "mmspec.train.drafter": ["DrafterSettings"],
+    "mmspec.train.stages": ["Training"],
     "mmspec.codecs.vqgan": ["VQGANTokenizer", "VQGANConfig"],
     "mmspec.codecs.base": ["Codec", "SavedCodec", "ImageTokenizer", "StreamDecoder"],
 }

@@ -10,6 +10,8 @@ import pytest
 import torch
 from tiny import llama
 
+from mmspec.drafters.layouts import LAYOUTS
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -23,6 +25,21 @@ def test_figures_are_current() -> None:
     made = runpy.run_path(str(DOCS / "make_figures.py"))
     for model in made["MODELS"]:
         assert json.loads((DOCS.parent / "models" / model / "results.json").read_text()) == made["figures"](model)
+
+
+def test_layouts_have_proofs() -> None:
+    """docs/layouts.tsv names every layout that is known, and for those that are read tests that there are."""
+    made = runpy.run_path(str(DOCS / "make_layouts.py"))
+    rows = {row["layout"]: row for row in made["rows"]()}
+    assert rows.keys() == {layout.name for layout in LAYOUTS}
+    tests = {test for row in rows.values() for proof in made["PROOFS"] for test in row[proof].split()}
+    for module, function in (test.split("[")[0].split("::") for test in tests):
+        code = (DOCS.parent / "tests" / "drafters" / f"{module}.py").read_text()
+        assert f"def {function}(" in code, (module, function)
+    read, page = {layout.name for layout in LAYOUTS if layout.path}, (DOCS / "drafter-layouts.md").read_text()
+    for name, row in rows.items():
+        assert all(row[proof] for proof in (made["PROOFS"] if name in read else ["refusals"])), name
+        assert (f"| {name} |" if name in read else f"- {name}:") in page
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from host_reads import count_reads
 from safetensors.torch import save_file
@@ -17,6 +18,7 @@ from mmspec.drafters.registry import by_name
 from mmspec.engine.loop import Batch, Round, Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.tree import DraftTree
+from mmspec.errors import MmspecError
 from mmspec.targets.base import Prompts
 from mmspec.targets.causal import CausalTarget
 
@@ -224,3 +226,20 @@ def check_joining(target: CausalTarget, folder: Path, beside: Path | None = None
     for _ in range(4):
         follow(batch.round(), 2, 1)
     assert all(found == whole[: len(found)] for found, whole in zip(tokens, expected)) and len(tokens[2]) > 4
+
+
+def check_refusals(
+    target: CausalTarget, folder: Path, config: dict, weights: Weights, name: str, flags: bool = True
+) -> None:
+    """A tensor that is missing, foreign or of another shape is named, and so is a setting that is not known."""
+    without = {key: value for key, value in weights.items() if key != name}
+    cases: list[tuple[dict, Weights, str]] = [
+        (config, without, f"the file lacks {name}"),
+        (config, weights | {"foreign.weight": torch.ones(1)}, "the file has unexpected foreign.weight"),
+        (config, weights | {name: torch.ones(3, 3)}, rf"{name} is \[3, 3\] and should be \["),
+    ]
+    if flags:
+        cases.append((config | {"some_setting": True}, weights, "config.json sets some_setting, which mmspec does not"))
+    for settings, tensors, message in cases:
+        with pytest.raises(MmspecError, match=message):
+            by_name(str(write(folder, settings, tensors)), None, target)

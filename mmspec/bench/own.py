@@ -138,7 +138,7 @@ def identity(row: dict) -> str:
     pictures = [row["image"]] if row.get("image") else row.get("images", [])
     digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in pictures]
     rest = {key: value for key, value in row.items() if key not in ("image", "images")}
-    text = json.dumps([rest, digests], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([rest, digests], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -60,7 +60,7 @@ class Bench:
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
     dtype: Annotated[list[str] | None, tyro.conf.arg(metavar="DTYPE ...", help_behavior_hint="")] = None
-    """bf16 if left out, and fp32 too in a suite."""
+    """bf16, fp32, fp64 or fp16; bf16 if left out, and bf16 and fp32 in a suite."""
     batch: Annotated[list[int], tyro.conf.arg(metavar="N ...")] = field(default_factory=lambda: [1])
     """Rows at once; 1 alone for vlm and for prompts of your own."""
     seed: Count = 0

@@ -185,6 +185,10 @@ def _architecture(part: str) -> Callable[[dict], bool]:
     return lambda config: any(part in str(name) for name in config.get("architectures") or [])
 
 
+def _model_type(kind: str) -> Callable[[dict], bool]:
+    return lambda config: config.get("model_type") == kind
+
+
 def _dflash(config: dict) -> bool:
     return "dflash_config" in config or _architecture("DFlash")(config)
 
@@ -202,7 +206,8 @@ LAYOUTS = (
     Layout("speculators, other than EAGLE-3, P-EAGLE, DFlash, DSpark", "", lambda c: "speculators_model_type" in c),
     Layout("MTP", "mtp:MtpDrafter", _transformer, lambda names: any(name.startswith("mtp.") for name in names), "mtp."),
     Layout("Medusa", "medusa:PublicMedusaDrafter", lambda config: "medusa_num_heads" in config),
-    Layout("Gemma-4 assistant", "", lambda config: config.get("model_type") == "gemma4_assistant"),
+    Layout("Gemma-4 assistant", "gemma4_assistant:Gemma4AssistantDrafter", _model_type("gemma4_assistant")),
+    Layout("assistant of the unified Gemma 4", "", _model_type("gemma4_unified_assistant")),
     Layout("DFlash2", "", _architecture("DFlash2")),
     Layout("DFlare", "", _dflash, lambda names: any("k_proj_target" in name for name in names)),
     Layout("Domino", "", _dflash, lambda names: any("prefix_gru" in name for name in names)),

@@ -56,6 +56,9 @@ class MtpDrafter(RecurrentDrafter):
         # No part of this module, whose weights are those of the file.
         self._rotary = (parts["rotary_emb"],)
 
+    def constructor_arguments(self) -> dict:
+        raise MmspecError("the MTP of a model is a part of the model's own files and not saved anew: keep that folder")
+
     def fuse(
         self,
         vectors: Float[Tensor, "*shape width"],

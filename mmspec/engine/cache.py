@@ -179,6 +179,15 @@ class TreeCache(Cache):
         self.span, self.visible = slice(row, row + 1), width
         self.slots = torch.arange(width, device=self.device)[None]
 
+    def committed(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values that a layer keeps, `row head slot dim`, for who else would read them: in whole blocks of
+        slots, of which the first `lengths` of each row are committed and the others mean nothing.
+        """
+        entries = self.layers[layer]
+        assert isinstance(entries, TreeLayer) and entries.is_initialized, f"layer {layer} keeps no entries"
+        slots = min(self.capacity, -(-max(1, self.longest) // KV_BLOCK) * KV_BLOCK)
+        return entries.keys[:, :, :slots].to(self.device), entries.values[:, :, :slots].to(self.device)
+
     def indices(self, depths: Int[Tensor, "row node"]) -> tuple[Int[Tensor, "row node 1"], Int[Tensor, "row 1 slot"]]:
         """Each new entry's place in its sequence, by its depth below the committed ones; and that of what each slot
         holds.

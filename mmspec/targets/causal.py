@@ -215,6 +215,10 @@ class CausalTarget(OwnModel):
                 "or ask for fewer tokens"
             )
         inputs = self.prompt_inputs(prompts)
+        if features and getattr(self.decoder.config, "num_kv_shared_layers", None):
+            # Asked for the last logits by their number, layers without keys of their own (Gemma 4) read nothing else.
+            for prompt, options in zip(sequences, inputs, strict=True):
+                options["logits_to_keep"] = torch.tensor([len(prompt) - 1], device=self.device)
         cache = self.new_cache(longest - 1 + capacity, inputs)
         numbers, read, kept = features if isinstance(features, tuple) else (), [], []
         for sequence, given in enumerate(zip(sequences, inputs, strict=True)):

@@ -80,7 +80,8 @@ class OutputHead(nn.Module):
             return _padded(lambda nodes: F.linear(nodes.to(weight.dtype), weight))
         if weight.device.type == "cpu" and torch.backends.quantized.engine in ("x86", "fbgemm"):
             packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
-            return lambda nodes: torch.ops.quantized.linear_dynamic_fp16(nodes.float(), packed)
+            # With AVX2 alone, one row and two are summed in another order than more.
+            return _padded(lambda nodes: torch.ops.quantized.linear_dynamic_fp16(nodes.float(), packed))
         if weight.device.type == "cuda":
             return _padded(lambda nodes: torch.mm(nodes.to(weight.dtype), weight.T, out_dtype=torch.float32))
         return _padded(

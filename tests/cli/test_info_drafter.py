@@ -39,7 +39,7 @@ def test_a_public_drafter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that is known and not read; one of mmspec's; a model, which is no drafter to be asked about."""
-    known = write(tmp_path / "k", {"model_type": "gemma4_assistant"}, {"x": torch.ones(1)})
+    known = write(tmp_path / "k", {"model_type": "gemma4_unified_assistant"}, {"x": torch.ones(1)})
     assert "which is not read" in say(capsys, known)[1]
     own = write(tmp_path / "o", {"kind": "medusa", "hidden_size": 64, "target": "abc"}, {"x": torch.ones(1)})
     llama().save_pretrained(tmp_path / "m")

@@ -14,7 +14,9 @@ from tiny_layouts import (
     attend,
     check_equal,
     check_joining,
+    check_refusals,
     check_trees,
+    draw,
     feed,
     rms,
     write,
@@ -119,6 +121,19 @@ def test_dspark(tmp_path: Path, markov: str, anchored: bool) -> None:
     check_equal(target, folder)
 
 
+def test_dspark_of_rows_that_join_and_leave(tmp_path: Path) -> None:
+    config = SPECULATORS_DFLASH | MARKOV | {"speculators_model_type": "dspark", "markov_head_type": "rnn"}
+    check_joining(text_target(), write(tmp_path / "d", config, dflash_weights(12, "rnn")))
+
+
+def test_what_does_not_fit_dspark_is_named(tmp_path: Path) -> None:
+    config = SPECULATORS_DFLASH | MARKOV | {"speculators_model_type": "dspark"}
+    weights = dflash_weights(12, "vanilla")
+    check_refusals(text_target(), tmp_path / "d", config, weights, "markov_head.markov_w2.weight")
+    with pytest.raises(MmspecError, match="markov_head_type 'lstm' is not known: vanilla, gated and rnn are"):
+        by_name(str(write(tmp_path / "d", config | {"markov_head_type": "lstm"}, weights)), None, text_target())
+
+
 @pytest.mark.slow
 def test_deepspec(tmp_path: Path) -> None:
     """A flat configuration, the whole vocabulary, ids that count what leaves (-1 is the embedding), old names."""
@@ -149,6 +164,44 @@ def test_pictures_of_a_recurrent_target(tmp_path: Path) -> None:
 
 def test_rows_that_join_and_leave(tmp_path: Path) -> None:
     check_joining(text_target(), write(tmp_path / "d", ZLAB, dflash_weights()))
+
+
+DOMINO = {
+    "projector_type": "domino",
+    "emb_dim": 8,
+    "gru_hidden_dim": 8,
+    "pure_draft_prefix_len": 1,
+    "shift_label": True,
+}
+DFLASH2 = {
+    "conv_kernel_size": 2,
+    "conv_group_size": 16,
+    "selector_rank": 4,
+    "selector_top_k": 4,
+    "input_embedding_scale": 1.0,
+    "output_multiplier": 1.0,
+    "final_logit_softcapping": None,
+}
+SELECTOR = {"candidate_selector.predecessor_codebook": (V, 4), "candidate_selector.hidden_projection.weight": (4, D)}
+
+
+@pytest.mark.parametrize(
+    ("top", "own", "more", "message"),
+    [
+        ({}, DOMINO, {"prefix_gru.weight_ih_l0": (24, D)}, "drafters of the kind Domino are not read"),
+        ({}, DOMINO, {}, "projector_type 'domino' is not read: DFlash and DSpark are"),
+        ({"projector_type": "domino"}, {}, {}, "projector_type 'domino' is not read: DFlash and DSpark are"),
+        ({"architectures": ["DFlash2DraftModel"]}, DFLASH2, SELECTOR, "drafters of the kind DFlash2 are not read"),
+        ({}, DFLASH2, SELECTOR, "config.json sets conv_group_size, conv_kernel_size, input_embedding_scale, "),
+        ({}, {}, SELECTOR, "the file has unexpected candidate_selector.hidden_projection.weight, candidate_selector"),
+    ],
+)
+def test_domino_and_dflash2_are_refused_by_name(tmp_path: Path, top: dict, own: dict, more: dict, message: str) -> None:
+    """As they are published, and files that hide what they are: nothing of them is taken for DFlash."""
+    config = ZLAB | top | {"dflash_config": ZLAB["dflash_config"] | own}
+    folder = write(tmp_path / "d", config, dflash_weights() | draw(more))
+    with pytest.raises(MmspecError, match=message):
+        by_name(str(folder), None, text_target())
 
 
 @pytest.mark.parametrize(

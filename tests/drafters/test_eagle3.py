@@ -15,6 +15,7 @@ from tiny_layouts import (
     attend,
     check_equal,
     check_joining,
+    check_refusals,
     check_trees,
     deep_target,
     feed,
@@ -24,6 +25,7 @@ from tiny_layouts import (
 )
 from tiny_released import AUX, DEEPSPEC_EAGLE3, EAGLE3, SPECULATORS_EAGLE3, VD, eagle3_weights
 from tiny_vlm import asked, model
+from torch import Tensor
 
 from mmspec.drafters.registry import by_name
 from mmspec.engine.sampling import SamplingOptions
@@ -112,15 +114,26 @@ def test_the_edition_of_2026(tmp_path: Path) -> None:
     check_equal(target, folder)
 
 
+PEAGLE = SPECULATORS_EAGLE3 | AUX | {"speculators_model_type": "peagle", "ptd_token_id": 0, "para_depths": 4}
+PEAGLE |= {"norm_before_residual": False, "transformer_layer_config": LAYER_CONFIG | {"num_hidden_layers": 2}}
+
+
+def peagle_weights() -> dict[str, Tensor]:
+    extra = layer_shapes("layers.1.") | {"layers.1.input_layernorm.weight": (D,), "mask_hidden": (1, 1, 3 * D)}
+    return eagle3_weights("layers.0.", **extra)
+
+
 def test_peagle(tmp_path: Path) -> None:
     """Two layers; after what is committed come mask tokens with `mask_hidden`, all at once."""
-    extra = layer_shapes("layers.1.") | {"layers.1.input_layernorm.weight": (D,), "mask_hidden": (1, 1, 3 * D)}
-    target, weights = text_target(), eagle3_weights("layers.0.", **extra)
-    config = SPECULATORS_EAGLE3 | AUX | {"speculators_model_type": "peagle", "ptd_token_id": 0, "para_depths": 4}
-    config |= {"norm_before_residual": False, "transformer_layer_config": LAYER_CONFIG | {"num_hidden_layers": 2}}
-    folder = write(tmp_path / "p", config, weights)
+    target, weights = text_target(), peagle_weights()
+    folder = write(tmp_path / "p", PEAGLE, weights)
     check_trees(target, folder, weights, eagle3(target, "layers.0.", (0, 1, 2), depth=4))
     check_equal(target, folder)
+    check_joining(target, folder)
+
+
+def test_what_does_not_fit_peagle_is_named(tmp_path: Path) -> None:
+    check_refusals(text_target(), tmp_path / "p", PEAGLE, peagle_weights(), "mask_hidden")
 
 
 @pytest.mark.slow

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import text_target
-from tiny_layouts import LAYER_CONFIG, D, attend, check_equal, check_trees, feed, write
+from tiny_layouts import (
+    LAYER_CONFIG,
+    D,
+    attend,
+    check_equal,
+    check_joining,
+    check_refusals,
+    check_trees,
+    feed,
+    write,
+)
 from tiny_released import MEDUSA, eagle_weights, medusa_weights
 from tiny_vlm import asked, model
 from torch import Tensor
@@ -105,6 +115,55 @@ def test_vispec(tmp_path: Path) -> None:
     check_equal(target, folder, given)
 
 
+def test_msd(tmp_path: Path) -> None:
+    """MSD on text is EAGLE; a picture's vectors are read as they are, and not through fc."""
+    target, weights = text_target(), eagle_weights(True, False)
+    config = LAYER_CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llava"}
+    check_trees(target, write(tmp_path / "text", config, weights), weights, eagle(target.head.weight))
+    reader, given = VisionLanguageTarget(model("llava")), VisualPrompts.of([asked("llava", [(32, 32)], 1)])
+    folder = write(tmp_path / "pictures", config, weights)
+    drafter, state = by_name(str(folder), None, reader), reader.prefill(given, 40, True)
+    drafter.target, (prompt, features) = reader, state.prompt_hidden[0]
+    w = {name: value.double() for name, value in weights.items()}
+    embedding = w["embed_tokens.weight"][torch.tensor(state.prompt_ids[0])[1:]]
+    fused = F.linear(torch.cat([embedding, features], -1), w["fc.weight"], w["fc.bias"])
+    is_text = prompt.is_text[1:, None]
+    assert not bool(is_text.all())
+    with torch.inference_mode():
+        read, _, _ = drafter.prompt_inputs(state, 0)
+    torch.testing.assert_close(read, torch.where(is_text, fused, prompt.vectors[1:]))
+    more = VisualPrompts.of([asked("llava", sizes, 1) for sizes in ([(32, 32)], [], [(32, 32), (32, 32)])])
+    check_equal(reader, folder, more)
+
+
+@pytest.mark.parametrize("kind", ["medusa", "eagle", "vispec", "msd"])
+def test_rows_that_join_and_leave(tmp_path: Path, kind: str) -> None:
+    target = text_target() if kind != "vispec" else VisionLanguageTarget(model("llava"))
+    folder = tmp_path / "d"
+    if kind == "medusa":
+        write(folder, MEDUSA, medusa_weights(), "medusa_lm_head.pt")
+    elif kind == "vispec":
+        config = LAYER_CONFIG | {"model_type": "llama", "num_key_value_heads": 4}
+        write(folder, config, eagle_weights(True, True, vispec=True))
+    else:
+        write(
+            folder, LAYER_CONFIG | {"model_type": {"eagle": "llama", "msd": "llava"}[kind]}, eagle_weights(True, False)
+        )
+    check_joining(target, folder)
+
+
+def test_what_does_not_fit_eagle_is_named(tmp_path: Path) -> None:
+    config = LAYER_CONFIG | {"model_type": "llama"}
+    name = "layers.0.mlp.up_proj.weight"
+    check_refusals(text_target(), tmp_path / "d", config, eagle_weights(True, False), name, flags=False)
+
+
+def test_what_does_not_fit_vispec_is_named(tmp_path: Path) -> None:
+    config = LAYER_CONFIG | {"model_type": "llama", "num_key_value_heads": 4}
+    weights, target = eagle_weights(True, True, vispec=True), VisionLanguageTarget(model("llava"))
+    check_refusals(target, tmp_path / "d", config, weights, "img_fc.weight", flags=False)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -137,7 +196,7 @@ def test_pickles_hold_tensors_alone(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ({"speculators_model_type": "mtp"}, "of the kind speculators, other than .* are not read"),
-        ({"model_type": "gemma4_assistant"}, "of the kind Gemma-4 assistant are not read"),
+        ({"model_type": "gemma4_unified_assistant"}, "of the kind assistant of the unified Gemma 4 are not read"),
         ({"architectures": ["DFlash2DraftModel"]}, "of the kind DFlash2 are not read"),
         ({"some": "thing"}, "names no known kind .* and the layouts EAGLE-3, P-EAGLE"),
     ],

@@ -154,7 +154,7 @@ def test_the_tree_reads_its_own_path(temperature: float, coupled: bool, kind: st
                     inputs[None], cache.mask(causal(1, size, "cpu")), torch.arange(size)[None], cache
                 )[0, -1:]
             children = [tokens[child] for child, parent in enumerate(parents) if parent == node]
-            scores = drafter.logits(drafter.head(target), predicted)[0]
+            scores = drafter.logits(target, drafter.head(target), predicted)[0]
             if temperature and coupled:
                 depth = len(path) if node else 0
                 gumbel = noise.gumbel(state.counts, depth + 1)[0, depth, drafted]

@@ -283,10 +283,12 @@ def test_quantised_ones_are_not_offered(tmp_path: Path) -> None:
     assert "mtp" not in usable(write(tmp_path / "e", config_of(target), {"mtp.fc_hidden.weight": torch.ones(1)}))
 
 
-def test_batches_share_its_weights(tmp_path: Path) -> None:
-    """A copy for another batch of a server drafts the same."""
+def test_copies(tmp_path: Path) -> None:
+    """A copy for another batch of a server drafts the same; a copy in a folder of its own is not made."""
     target = qwen_target("Qwen3_5")
     drafter = by_name(str(write(tmp_path / "d", config_of(target), mtp_weights())), None, target)
+    with pytest.raises(MmspecError, match="a part of the model's own files and not saved anew: keep that folder"):
+        drafter.save_pretrained(tmp_path / "saved")
     copied = fresh(drafter)
     assert copied.fc.weight is drafter.fc.weight
     first, second = (generate(target, prompts([[1, 3, 4]]), 1, Stop(8), each, seeds=1) for each in (drafter, copied))

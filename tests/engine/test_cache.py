@@ -159,10 +159,11 @@ def test_commit_compacts(seed: int, rows: int, width: int) -> None:
         cache.commit(paths)
         for row, path in enumerate(paths):
             kept[row] += written[row, 0, path, 0].tolist()
-    for layer in cache.layers:
+    for number in range(2):
+        keys, values = cache.committed(number)
         for row, wanted in enumerate(kept):
-            assert layer.keys[row, 0, : len(wanted), 0].tolist() == wanted
-            assert layer.values[row, 0, : len(wanted), 0].tolist() == [-value for value in wanted]
+            assert keys[row, 0, : len(wanted), 0].tolist() == wanted
+            assert values[row, 0, : len(wanted), 0].tolist() == [-value for value in wanted]
     assert cache.lengths.tolist() == [len(wanted) for wanted in kept]
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers as hub
+from text_families import text_family
 from tiny import TEXTS, drafter, llama, prompts, text_target
 from transformers.generation import logits_process as hf
 
@@ -156,6 +157,16 @@ def test_what_the_tree_cannot_serve_is_refused() -> None:
         match="^vocabulary has 10 ids from 35 to 44, but the model's output head has 40 rows: give at least one id, ",
     ):
         CausalTarget(llama(), range(35, 45))
+
+
+@pytest.mark.parametrize("numbers", [(), (1, 3)])
+def test_states_of_prompts_where_layers_share_keys(numbers: tuple[int, ...]) -> None:
+    """Gemma 4's later layers read the last position alone if no others are asked for: a drafter gets those of all."""
+    target, text = CausalTarget(text_family("Gemma 4")), [1, 3, 4, 2, 7]
+    hidden = target.prefill(prompts([text]), 80, numbers or True).prompt_hidden[0][1]
+    with torch.inference_mode():
+        states = target.model.model(torch.tensor([text]), output_hidden_states=True, use_cache=False).hidden_states
+    torch.testing.assert_close(hidden, torch.cat([states[i][0, :-1] for i in numbers or (-1,)], -1))
 
 
 def test_recurrent_models_are_refused() -> None:

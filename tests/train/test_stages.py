@@ -176,7 +176,7 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["medusa", "msd"])
+@pytest.mark.parametrize("kind", [pytest.param("medusa", marks=pytest.mark.sweep), "msd"])
 def test_two_processes_learn_as_one(kind: str, model_folder: Path, vision_folder: Path, tmp_path: Path) -> None:
     """The loss curve of two processes is that of one."""
     model = vision_folder if kind == "msd" else model_folder
