@@ -20,6 +20,7 @@ from mmspec.drafters.tree_drafter import RecurrentDrafter
 from mmspec.engine.cache import cache_kwarg
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
+from mmspec.placement import has_fast_bf16
 from mmspec.targets.base import Target
 
 # How deep trees are, at most, where nothing is said.
@@ -225,7 +226,8 @@ class MsdDrafter(RecurrentDrafter):
         their root mean square in a sequence (MSD's 0.2 * 512 / length suits long chats, and drowns short ones). Weights
         of the two terms are MSD's; distributions are over the drafting vocabulary.
         """
-        head, batch = self.head(target).bfloat16(), ChatBatch.pack(target, examples)
+        dtype = torch.bfloat16 if has_fast_bf16(target.device) else torch.float32
+        head, batch = self.head(target).to(dtype), ChatBatch.pack(target, examples)
         if noise:
             lengths = torch.tensor([example.length - 2 for example in examples], device=head.device)
             amplitudes = 2 * noise * (batch.before.square().mean(-1).sum(1) / lengths).sqrt()
