@@ -107,11 +107,10 @@ class Training:
         """How sequences are loaded."""
         return (from_files if self.disk else online)(self.corpus, self.kind.needs_prompt)
 
-    @cached_property
-    def held_out(self) -> tuple[list[Example], list[Example]]:
-        """Sequences of the validation prompts, sampled and greedy."""
-        sequences = self.corpus.sequences("validation")
-        examples = self.load(sequences)
+    def held_out(self, rows: Sequence[int]) -> tuple[list[Example], list[Example]]:
+        """Sequences of these validation prompts, sampled and greedy."""
+        jobs, sequences = self.corpus.jobs, self.corpus.sequences("validation")
+        examples = self.load([facts for facts in sequences if jobs[facts.job].rows[facts.row] in rows])
         return [one for one in examples if one.seed >= 0], [one for one in examples if one.temperature == 0]
 
     def build(self) -> TrainedDrafter:
@@ -141,11 +140,10 @@ class Training:
         train_drafter(self.build(), self.settings, target, sequences, self.load, checkpoint, self.evaluate, self.device)
 
     def evaluate(self, drafter: TrainedDrafter) -> float:
-        """The acceptance length of a drafter on some validation prompts, calibrated on others' sequences."""
-        sampled, greedy = (examples[:EVALUATED] for examples in self.held_out)
-        ready = self.calibrated(copy.deepcopy(drafter), sampled, greedy)
-        rows = self.corpus.splits["validation"][-EVALUATED:]
-        return measure(self.corpus, ready, rows, self.settings.kind, EVALUATED_TOKENS).acceptance_length
+        """The acceptance length of a drafter on the last validation prompts, calibrated on sequences of the first."""
+        rows = self.corpus.splits["validation"]
+        ready = self.calibrated(copy.deepcopy(drafter), *self.held_out(rows[:EVALUATED]))
+        return measure(self.corpus, ready, rows[-EVALUATED:], self.settings.kind, EVALUATED_TOKENS).acceptance_length
 
     def calibrated(
         self, drafter: TrainedDrafter, sampled: Sequence[Example], greedy: Sequence[Example]
@@ -164,7 +162,9 @@ class Training:
         if PartialState().is_main_process:
             drafter = self.build()
             drafter.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["model"])
-            save_drafter(self.calibrated(drafter, *self.held_out), self.settings.kind, self.out)
+            save_drafter(
+                self.calibrated(drafter, *self.held_out(self.corpus.splits["validation"])), self.settings.kind, self.out
+            )
         PartialState().wait_for_everyone()
 
     def report(self) -> None:

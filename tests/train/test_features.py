@@ -9,7 +9,9 @@ from PIL import Image
 from mmspec.drafters.examples import Example
 from mmspec.pipelines import pipeline
 from mmspec.train.corpus import Corpus, CorpusSettings
+from mmspec.train.drafter import DrafterSettings
 from mmspec.train.features import from_files, online
+from mmspec.train.stages import Training
 
 
 def assert_same(one: Example, other: Example) -> None:
@@ -58,3 +60,24 @@ def test_files_are_what_is_read_again(kind: str, model_folder: Path, vision_fold
     assert {example.guidance for example in written} == ({1.0, 2.0} if kind == "pictures" else {1.0})
     assert {example.temperature for example in written} == {0.7, 0.0}
     assert len({facts.visual > 0 for facts in wanted}) == 1 + with_prompts
+
+
+def test_held_out_sequences_are_chosen_by_prompt(model_folder: Path, tmp_path: Path) -> None:
+    """What calibrates while a checkpoint is measured are sequences of other prompts, whatever their jobs."""
+    pipe = pipeline("text-to-image", model_folder, device="cpu", dtype="fp32")
+    rows = [{"prompt": f"a cat {number}", "guidance": 3.0 - number % 3} for number in range(20)]
+    corpus = Corpus(pipe, rows, CorpusSettings(batch=4, length=6, held_out=4), tmp_path / "work")
+    corpus.generate()
+    corpus.capture(False)
+    training = Training(corpus, DrafterSettings.of("medusa"), tmp_path / "out", "cpu")
+    *others, last = corpus.splits["validation"]
+    sampled, greedy = training.held_out([last])
+    answers = {
+        (row, job.temperature > 0): tokens
+        for job in corpus.jobs
+        if job.split == "validation"
+        for row, tokens in zip(job.rows, corpus.answers(job)["tokens"], strict=True)
+    }
+    assert [one.tokens.tolist() for one in sampled] == [answers[last, True]] and sampled[0].seed >= 0
+    assert [one.tokens.tolist() for one in greedy] == [answers[last, False]] and greedy[0].temperature == 0
+    assert [len(examples) for examples in training.held_out(others)] == [3, 3]
