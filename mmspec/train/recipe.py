@@ -43,7 +43,7 @@ def read(path: Path) -> tuple[dict, ModuleType]:
     if not path.is_file():
         raise MmspecError(
             f"no recipe at {path}: give the path of a recipe.yaml, such as models/emoji-64/recipe.yaml; recipes "
-            "rebuild whole models, and docs/adding-a-drafter.md says how a drafter is trained for another"
+            "rebuild whole models, and docs/train-a-drafter.md says how a drafter is trained for another"
         )
     try:
         settings = yaml.safe_load(path.read_text()) or {}
