@@ -171,15 +171,21 @@ def train_drafter(
             write_atomically(best, lambda partial: torch.save(weights, partial))
         return {"acceptance_length": length}
 
-    # Muon computes in bfloat16.
-    muon_lr = settings.muon_lr if has_fast_bf16(target.device) else None
-    chosen = optimizers(drafter, settings.lr, settings.weight_decay, muon_lr)
+    chosen = make_optimizers(settings, drafter, target.device)
     every = -(-settings.steps // settings.evaluations)
     log = checkpoint.with_name("log.jsonl")
     extra: dict = dict(every=every, accumulation=settings.accumulation, log=log, on_checkpoint=measure)
     fit(settings.kind, drafter, batches, loss, chosen, budget, checkpoint, device, **extra)
     drafter.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["model"])
     return drafter.float().to(target.device).eval()
+
+
+def make_optimizers(
+    settings: DrafterSettings, drafter: TrainedDrafter, device: torch.device
+) -> list[torch.optim.Optimizer]:
+    """Those that a drafter is trained by on this device. Muon computes in bfloat16."""
+    muon_lr = settings.muon_lr if has_fast_bf16(device) else None
+    return optimizers(drafter, settings.lr, settings.weight_decay, muon_lr)
 
 
 def save_drafter(drafter: TrainedDrafter, kind: str, folder: Path) -> None:

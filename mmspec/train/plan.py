@@ -11,10 +11,10 @@ from accelerate import PartialState
 from rich.table import Table
 
 from mmspec.files import write_atomically
+from mmspec.placement import has_fast_bf16
 from mmspec.train.corpus import Job
-from mmspec.train.drafter import vary
+from mmspec.train.drafter import make_optimizers, vary
 from mmspec.train.features import from_files
-from mmspec.train.loop import optimizers
 from mmspec.train.measure import measure
 from mmspec.train.stages import EVALUATED, EVALUATED_TOKENS, Training
 
@@ -116,11 +116,13 @@ def measure_rates(training: Training, job: Job) -> dict[str, float]:
     facts = corpus.facts(job)
     batch = [facts[index % len(facts)] for index in range(settings.batch)]
     drafter = training.build_from(corpus.answers(job)["tokens"]).to(target.device)
-    steps = optimizers(drafter, settings.lr)
+    steps = make_optimizers(settings, drafter, target.device)
 
     def step() -> None:
         examples = [vary(example, True, 1.0, 0) for example in from_files(corpus, training.kind.needs_prompt)(batch)]
-        drafter.loss(target, examples, **settings.loss)["loss"].backward()
+        with torch.autocast(target.device.type, torch.bfloat16, enabled=has_fast_bf16(target.device)):
+            loss = drafter.loss(target, examples, **settings.loss)["loss"]
+        loss.backward()
         for optimizer in steps:
             optimizer.step()
             optimizer.zero_grad()
