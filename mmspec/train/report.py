@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import matplotlib
+
 from mmspec.errors import MmspecError
 from mmspec.files import write_atomically
 from mmspec.train.measure import NODES, Measurement
@@ -108,8 +110,6 @@ more.
 
 def draw_curve(log: list[dict], path: Path) -> None:
     """Loss and held-out acceptance length by step."""
-    import matplotlib
-
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
