@@ -30,6 +30,7 @@ from mmspec.bench.suite import (
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.model import ModelDrafter
 from mmspec.engine.loop import Stop, generate
+from mmspec.engine.packed import unpacked
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError, short
@@ -91,15 +92,17 @@ class Transformers:
         sampling = self._without_media(prompts) if self.options else self.sampling
         end, self.passes = replace(self.stop, length=length), 0
         hook = self.target.model.register_forward_pre_hook(self._count)
-        began = perf_counter()
         try:
-            ids = reference.own_ids(self.target, prompts, end, sampling, self.options)
+            with unpacked(self.target.model):
+                began = perf_counter()
+                ids = reference.own_ids(self.target, prompts, end, sampling, self.options)
+                total = perf_counter() - began
         except Exception as error:  # whatever a family's own code says of decoding that it was not written for
             self.failure = short(error)
             return None
         finally:
             hook.remove()
-        total, count = perf_counter() - began, len(ids)
+        count = len(ids)
         stats = GenerationStats("transformers", "sampling", target=total, total=total, nodes=count, runs=[[1] * count])
         if self.options:
             return Answer(ids, stats, self.passes, None)

@@ -17,6 +17,7 @@ from mmspec import drafters
 from mmspec.bench import report
 from mmspec.drafters.base import Drafter
 from mmspec.engine.loop import Generation, Stop, stream
+from mmspec.engine.packed import unpacked
 from mmspec.engine.stats import GenerationStats
 from mmspec.targets.causal import CausalTarget, Prompts
 from mmspec.versions import provenance
@@ -88,12 +89,13 @@ class TransformersBaseline:
             **(dict(do_sample=True, top_k=0, temperature=self.temperature) if self.temperature else NOT_SAMPLED),
             logits_processor=[self.target.generate_processor(ids.shape[1])],
         )
-        began = perf_counter()
         inputs = dict(inputs=ids, attention_mask=torch.ones_like(ids), max_new_tokens=length)
-        out = self.target.own_ids(**inputs, **sampling_kwargs, **guided, **self.ends)
         numbers = {model_id: token for token, model_id in enumerate(self.target.vocabulary.tolist())}
-        tokens = [[numbers.get(model_id, -1 - model_id) for model_id in row] for row in out.tolist()]
-        total = perf_counter() - began
+        with unpacked(self.target.decoder):
+            began = perf_counter()
+            out = self.target.own_ids(**inputs, **sampling_kwargs, **guided, **self.ends)
+            tokens = [[numbers.get(model_id, -1 - model_id) for model_id in row] for row in out.tolist()]
+            total = perf_counter() - began
         runs = [[1] * len(row) for row in tokens]
         return Generation(
             tokens,

@@ -26,6 +26,7 @@ from mmspec.bench.suite import (
 )
 from mmspec.drafters.base import Drafter
 from mmspec.engine.loop import Stop, stream
+from mmspec.engine.packed import unpacked
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.errors import MmspecError
@@ -104,24 +105,25 @@ def answer_by_transformers(
     image_inputs = {key: value.to(pipe.device) for key, value in prompts.images[0].items()} if prompts.images else {}
     if "pixel_values" in image_inputs:
         image_inputs["pixel_values"] = image_inputs["pixel_values"].to(pipe.transformer.dtype)
-    clock = FirstTokenStreamer()
     sampling_kwargs: dict = (
         dict(do_sample=False) if sampling.greedy else dict(do_sample=True, temperature=sampling.temperature, top_k=0)
     )
     sampling_kwargs |= dict(top_p=1.0, repetition_penalty=1.0)  # whatever the model's own generation config says
-    streamer_kwargs = {} if options else {"streamer": clock}  # assisted generation takes no streamer
     end_kwargs = dict(eos_token_id=sorted(pipe.ends) or None, pad_token_id=min(pipe.ends, default=0))
-    out = pipe.transformer.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=length,
-        **image_inputs,
-        **sampling_kwargs,
-        **options,
-        **streamer_kwargs,
-        **end_kwargs,
-    )
-    total, count = perf_counter() - clock.began, out.shape[1] - ids.shape[1]
+    with unpacked(pipe.transformer):
+        clock = FirstTokenStreamer()
+        streamer_kwargs = {} if options else {"streamer": clock}  # assisted generation takes no streamer
+        out = pipe.transformer.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=length,
+            **image_inputs,
+            **sampling_kwargs,
+            **options,
+            **streamer_kwargs,
+            **end_kwargs,
+        )
+        total, count = perf_counter() - clock.began, out.shape[1] - ids.shape[1]
     stats = GenerationStats("transformers", "sampling", target=total, total=total, nodes=count, runs=[[1] * count])
     return AnswerRun(stats, None if options else clock.first)
 

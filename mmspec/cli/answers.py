@@ -82,7 +82,7 @@ class Answerer:
         )
         if not pipe.placed:
             pipe.to(device)
-        pipe.deterministic = command.deterministic
+        pipe.deterministic, pipe.compiled = command.deterministic, command.compile
         return pipe
 
     def answer(self, chat: list[dict], seed: int | None, shown: bool) -> "ImageTextToTextOutput":

@@ -126,6 +126,8 @@ class ModelFlags:
     """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
     deterministic: Switch = False
     """Plain decoding's tokens bit for bit in bf16 on a CPU: drafts are chains, and fewer tokens come in a round."""
+    compile: Switch = False
+    """Compile passes by torch.compile: a minute or more when they first run, and faster ever after."""
     quiet: Switch = False
     """No progress bar and no summary."""
 

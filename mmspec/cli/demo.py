@@ -52,6 +52,8 @@ class Demo:
     """bf16, fp32, fp64 or fp16."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
+    compile: Switch = False
+    """Compile passes by torch.compile: a minute or more when they first run, and faster ever after."""
 
     def run(self) -> int:
         from mmspec.demo.choice import choose_models, choose_tabs
@@ -83,7 +85,7 @@ class Demo:
             except ModuleNotFoundError as error:
                 raise MmspecError(f"the demos need {error.name}: pip install 'mmspec[speech,demo]'") from None
             quiet_libraries()
-            stage = Stage(names, torch_device(self.device), torch_dtype(self.dtype), tell=tell)
+            stage = Stage(names, torch_device(self.device), torch_dtype(self.dtype), tell=tell, compiled=self.compile)
             try:
                 page = build(stage, tabs or None)
                 waiting.close()

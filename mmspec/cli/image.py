@@ -129,7 +129,7 @@ class Image(SamplingFlags, ModelFlags):
         given = {"image_tokenizer": self.image_tokenizer, "family": self.family}
         options |= {name: value for name, value in given.items() if value is not None}
         pipe = TextToImagePipeline.from_pretrained(self.model, **options).to(torch_device(self.device))
-        pipe.deterministic = self.deterministic
+        pipe.deterministic, pipe.compiled = self.deterministic, self.compile
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -70,6 +70,8 @@ class Serve:
     """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
     deterministic: Switch = False
     """In bf16 on a CPU: plain decoding's tokens bit for bit, whoever else is there; fewer tokens come in a round."""
+    compile: Switch = False
+    """Compile passes by torch.compile: a minute or more when they first run, and faster ever after."""
     quiet: Switch = False
     """No line for each request."""
 
@@ -101,7 +103,8 @@ class Serve:
             )
         quiet_libraries()
         listener = listening(self.host, self.port)
-        pipes = load_pipelines(self.models, torch_device(self.device), torch_dtype(self.dtype), self.deterministic)
+        placement = (torch_device(self.device), torch_dtype(self.dtype))
+        pipes = load_pipelines(self.models, *placement, self.deterministic, self.compile)
         limits = Limits(self.rows, self.queue, self.timeout, self.body * 1_000_000, self.text)
         host, port = listener.getsockname()[:2]
         local_names = (

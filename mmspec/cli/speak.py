@@ -151,7 +151,7 @@ class Speak(SamplingFlags, ModelFlags):
         device = torch_device(self.device)
         options: dict = {"torch_dtype": torch_dtype(self.dtype)} | ({"codec": self.codec} if self.codec else {})
         pipe = TextToSpeechPipeline.from_pretrained(self.model, **options).to(device)
-        pipe.deterministic = self.deterministic
+        pipe.deterministic, pipe.compiled = self.deterministic, self.compile
         return pipe
 
     def _read_arguments(self) -> str:

@@ -95,11 +95,13 @@ class Stage:
         dtype: str | torch.dtype = "bf16",
         rows: int = 8,
         tell: Callable[[str], object] = lambda line: None,
+        compiled: bool = False,
     ):
         self.players: dict[str, Player] = {}
         for number, (task, name) in enumerate(names.items(), 1):
             tell(f"loading {name}, model {number} of {len(names)}")
-            model = host(name, task, pipeline(task, name, device=device, dtype=dtype), rows, WAITING)
+            pipe = pipeline(task, name, device=device, dtype=dtype, compile=compiled)
+            model = host(name, task, pipe, rows, WAITING)
             self.players[task] = Player(model)
             model.batcher.on_round = self.players[task].plain
 

@@ -100,6 +100,7 @@ def measured(target: Target, prompts: Prompts, name: str, length: int) -> Cost:
     setting = (
         target.weights_hash or name,
         target.min_query_len,
+        target.compiled,
         str(target.device),
         str(target.dtype),
         torch.get_num_threads(),

@@ -78,8 +78,8 @@ def pipeline(
     """The pipeline of a task, loaded and placed.
 
     `model` is a bundled name, a folder or a hub id, the task's own bundled model if None; `device` is a GPU if there is
-    one, else the CPU, if None; `dtype` (or `torch_dtype`) is bf16, fp32, fp16 or fp64. Other options go to
-    `from_pretrained`.
+    one, else the CPU, if None; `dtype` (or `torch_dtype`) is bf16, fp32, fp16 or fp64. With `compile`, passes run as
+    compiled graphs (`Pipeline.compiled`). Other options go to `from_pretrained`.
     """
     if task == "text-generation":
         raise MmspecError(
@@ -98,8 +98,12 @@ def pipeline(
         kind: type[Pipeline] = getattr(import_module(module), name)
     except ModuleNotFoundError as error:
         raise MmspecError(f"{task} needs {error.name}: pip install 'mmspec[speech]'") from None
+    compiled = bool(options.pop("compile", False))
     pipe = kind.from_pretrained(model or default, torch_dtype=precision, **options)
-    return pipe if pipe.placed else pipe.to(placement)
+    pipe = pipe if pipe.placed else pipe.to(placement)
+    if compiled:
+        pipe.compiled = True
+    return pipe
 
 
 def check_task(folder: Path, task: str, trust_remote_code: bool = False) -> None:

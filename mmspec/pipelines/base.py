@@ -18,6 +18,7 @@ from mmspec import zoo
 from mmspec.drafters.base import Drafter
 from mmspec.engine.accept import AcceptanceRule, acceptance
 from mmspec.engine.loop import Stop
+from mmspec.engine.packed import pack_weights
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError, short, unknown
 from mmspec.pipelines.generation_config import NEUTRAL
@@ -209,11 +210,14 @@ class Pipeline(ABC, Generic[AnyTarget]):
         model = self.transformer
         key = (id(model), model.device, model.dtype)
         if self._target is None or self._target[0] != key:
-            deterministic = self._target is not None and self._target[1].deterministic
+            before = self._target[1] if self._target else None
             part = self.folder / self.weights_part if self.folder else None
             weights = zoo.weights_hash(part if part.is_dir() else part.parent) if part else ""
             self._target = key, self.build_target(weights)
-            self.deterministic = deterministic
+            if not self.placed:
+                pack_weights(self._target[1].decoder)
+            if before:
+                self.deterministic, self.compiled = before.deterministic, before.compiled
         return self._target[1]
 
     @property
@@ -233,7 +237,29 @@ class Pipeline(ABC, Generic[AnyTarget]):
                 f"deterministic passes are known in bf16 on a CPU, not in {dtype} on {device}: use bf16 on a CPU, or "
                 "leave deterministic out (in fp32 only ties of about 1e-6 are decided by rounding)"
             )
+        if value and self.target.compiled:
+            raise MmspecError(
+                "compiled passes of different widths may differ in their last bits: set compiled to False"
+            )
         self.target.deterministic = value
+
+    @property
+    def compiled(self) -> bool:
+        """Whether passes run as graphs that `torch.compile` makes of each of a few widths when it is first needed.
+
+        That takes a minute or more, of which torch keeps the fruit on disk, and needs a C++ compiler on CPUs; where it
+        fails, a warning says so and passes run uncompiled. Setting it raises MmspecError for models that cannot be
+        compiled, and together with `deterministic`.
+        """
+        return self.target.compiled
+
+    @compiled.setter
+    def compiled(self, value: bool) -> None:
+        if value and self.target.deterministic:
+            raise MmspecError(
+                "compiled passes of different widths may differ in their last bits: leave deterministic out"
+            )
+        self.target.compiled = value
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move to a device, and the transformer to a dtype; what decodes its tokens keeps its precision."""
@@ -246,8 +272,10 @@ class Pipeline(ABC, Generic[AnyTarget]):
             device_of(device)  # says which devices there are
         if self.placed:
             raise MmspecError("the model is quantised, or placed by device_map: it stays as transformers loaded it")
-        check_pair(device or self.device, dtype_of(dtype or self.transformer.dtype))
-        self.transformer.to(device=device, dtype=dtype)
+        device, dtype = device or self.device, dtype_of(dtype or self.transformer.dtype)
+        check_pair(device, dtype)
+        if (device, dtype) != (self.device, self.transformer.dtype):
+            self.transformer.to(device=device, dtype=dtype)
         return self
 
     def sampling_kwargs(self, given: dict[str, object]) -> dict[str, object]:

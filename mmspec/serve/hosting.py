@@ -32,9 +32,10 @@ class HostedModel:
 
 
 def load_pipelines(
-    names: Iterable[str], device: str, dtype: torch.dtype, deterministic: bool = False
+    names: Iterable[str], device: str, dtype: torch.dtype, deterministic: bool = False, compiled: bool = False
 ) -> dict[str, tuple[str, Pipeline]]:
-    """Tasks and pipelines of models by name, of every bundled one if none is named; see `Pipeline.deterministic`."""
+    """Tasks and pipelines of models by name, of every bundled one if none is named; see `Pipeline.deterministic` and
+    `Pipeline.compiled`."""
     pipes: dict[str, tuple[str, Pipeline]] = {}
     for name in tuple(names) or zoo.bundled():
         task = task_of(zoo.resolve(name, allow_transformers=True))
@@ -42,7 +43,7 @@ def load_pipelines(
         if short in pipes:
             raise MmspecError(f"two models are called {short}: rename one of their folders")
         pipe = pipeline(task, name, device=device, dtype=dtype)
-        pipe.deterministic = deterministic
+        pipe.deterministic, pipe.compiled = deterministic, compiled
         pipes[short] = (task, pipe)
     if not pipes:
         raise MmspecError("no model is bundled here: name one")

@@ -90,7 +90,8 @@ class Target(Protocol):
     `protected` tokens are those that lossy rules leave alone. `grid` is the raster that tokens fill, if there is one.
     `max_positions` is how many positions the model has, `model` the model of transformers. Passes are padded to
     `min_query_len` nodes. With `deterministic`, passes of every width agree bit for bit, at the price of drafts that
-    are chains (docs/how-it-works.md). `chains_only` targets are given chains alone.
+    are chains (docs/how-it-works.md). `chains_only` targets are given chains alone. `compiled` passes are graphs of a
+    few widths.
     """
 
     model: PreTrainedModel
@@ -102,6 +103,7 @@ class Target(Protocol):
     head: OutputHead | LayeredHead
     min_query_len: int
     deterministic: bool
+    compiled: bool
 
     @property
     def grid(self) -> Grid | None: ...

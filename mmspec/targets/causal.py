@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mmspec.engine.cache import KV_BLOCK, RowCache, TreeCache, cache_kwarg
+from mmspec.engine.compiled import CompiledPass, padded_width
 from mmspec.engine.state import Output, PromptEmbeds, State
 from mmspec.engine.tree import MAX_TREE_NODES, DraftTree
 from mmspec.errors import MmspecError
@@ -62,6 +63,7 @@ class CausalTarget(OwnModel):
         self.weights_hash = weights_hash
         self.min_query_len = MIN_QUERY_LEN
         self.deterministic = False
+        self.passes: CompiledPass | None = None
         self.protected: frozenset[int] = frozenset()
         self.grid: Grid | None = None
         self.decoder = self.find_decoder()
@@ -110,6 +112,30 @@ class CausalTarget(OwnModel):
     def chains_only(self) -> bool:
         """Whether drafts are cut to chains."""
         return self.deterministic
+
+    @property
+    def compiled(self) -> bool:
+        """Whether passes run as compiled graphs (`engine.compiled`). Setting it raises MmspecError for a target that
+        cannot.
+        """
+        return self.passes is not None
+
+    @compiled.setter
+    def compiled(self, value: bool) -> None:
+        if not value:
+            self.passes = None
+            return
+        own = all(
+            getattr(type(self), name) is getattr(CausalTarget, name) for name in ("run", "pass_inputs", "tree_cache")
+        )
+        spread = getattr(self.model, "hf_device_map", None) or getattr(self.model, "hf_quantizer", None)
+        shared = getattr(self.decoder.config, "num_kv_shared_layers", None)
+        if not own or spread or shared:
+            raise MmspecError(
+                f"passes of {type(self.model).__name__} cannot be compiled here: leave compile out (models that are "
+                "quantised, on several devices, recurrent, or whose layers share keys run uncompiled)"
+            )
+        self.passes = self.passes or CompiledPass(self.decoder, self.tolerance)
 
     @property
     def max_positions(self) -> int:
@@ -257,8 +283,10 @@ class CausalTarget(OwnModel):
         """An empty cache for `length` entries of every sequence, which have these `prompt_inputs`."""
         multiple = KV_BLOCK if self.deterministic else SLOT_MULTIPLE
         slots = -(-length // multiple) * multiple
+        if self.passes:  # few shapes, each of which is compiled
+            slots = max(KV_BLOCK, 2 ** (length - 1).bit_length())
         self._check_width(slots)
-        return self.tree_cache(slots, inputs)
+        return self.tree_cache(slots, inputs, min_visible=slots if self.passes else 0)
 
     def tree_cache(self, slots: int, inputs: Sequence[dict[str, Tensor]] = ({},), min_visible: int = 0) -> TreeCache:
         """An empty tree cache of so many slots."""
@@ -349,16 +377,21 @@ class CausalTarget(OwnModel):
         """
         assert isinstance(cache, TreeCache)
         width = ids.shape[1]
-        padding = max(0, self.min_query_len - width)
+        compiled = self.passes if not numbers and cache.min_visible == cache.capacity else None
+        padding = max(padded_width(width) if compiled else width, self.min_query_len) - width
         if padding:
             ids, depths, position_ids = (F.pad(values, (0, padding)) for values in (ids, depths, position_ids))
             own = torch.eye(width + padding, dtype=torch.bool, device=ids.device)
             ancestors = F.pad(ancestors, (0, padding, 0, padding)) | own
         cache.open(width + padding)
         masks = masks_of(self.decoder, self._windows, cache, ancestors, depths)
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+        if compiled:
+            last = compiled(self.decoder_inputs(ids), mask, position_ids, cache)[:, :width]
+            return last, last
         with self.layer_inputs(numbers) as entered:
             output = self.decoder(
-                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+                attention_mask=mask,
                 position_ids=position_ids,
                 use_cache=True,
                 **self.pass_inputs(cache, ids, depths),

@@ -1,0 +1,229 @@
+"""What a pass must cost at least on a device, and the speed-up that this allows: ESTIMATES, from sizes alone.
+
+`python -m mmspec.bench.roofline` writes tables for models and cards that are not here; with `--check MODEL` it compares
+the same arithmetic with passes measured on this machine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from mmspec.cli.common import run_function
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+NODES = (1, 4, 8, 16, 32, 64)
+
+# Operations of one decoder layer and of a round beside the passes, as counted in this loop (tests/engine): eager, and
+# as one captured graph.
+LAYER_OPERATIONS, ROUND_OPERATIONS = 60, 120
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A device: bytes a second from memory, 16-bit floating-point operations a second, and seconds an operation takes
+    to be launched. From the makers' data sheets, dense; launches are our estimate.
+    """
+
+    name: str
+    bandwidth: float
+    flops: float
+    launch: float = 5e-6
+
+
+CARDS = (
+    Card("H100 SXM", 3.35e12, 989e12),
+    Card("A100 80GB SXM", 2.04e12, 312e12),
+    Card("RTX 4090", 1.01e12, 165e12),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A decoder's sizes; `head` rows of the output matrix, `branches` of guidance, `context` positions in the cache."""
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    inner: int
+    head: int
+    branches: int = 1
+    context: int = 512
+
+    @classmethod
+    def of(cls, name: str, config: "PreTrainedConfig", head: int, branches: int, context: int) -> "Shape":
+        """The sizes of a model of transformers."""
+        text = config.get_text_config()
+        heads = text.num_attention_heads
+        return cls(
+            name,
+            text.num_hidden_layers,
+            text.hidden_size,
+            heads,
+            getattr(text, "num_key_value_heads", None) or heads,
+            getattr(text, "head_dim", None) or text.hidden_size // heads,
+            text.intermediate_size,
+            head,
+            branches,
+            context,
+        )
+
+    @property
+    def weights(self) -> int:
+        """Numbers of weights that a pass reads."""
+        query, value = self.heads * self.head_width, self.kv_heads * self.head_width
+        layer = self.width * (2 * query + 2 * value + 3 * self.inner)
+        return self.layers * layer + self.head * self.width
+
+    def bytes(self, nodes: int) -> int:
+        """Bytes that a pass moves at least: weights, and keys and values of the context, in 16 bits."""
+        cached = 2 * self.layers * self.kv_heads * self.head_width * (self.context + nodes)
+        return 2 * (self.weights + self.branches * cached)
+
+    def flops(self, nodes: int) -> int:
+        """Floating-point operations of a pass."""
+        attention = 4 * self.layers * self.heads * self.head_width * (self.context + nodes)
+        return self.branches * nodes * (2 * self.weights + attention)
+
+    def seconds(self, nodes: int, card: Card, captured: bool) -> float:
+        """What a pass takes at least: memory, arithmetic, or launches, whichever binds."""
+        launches = 0 if captured else self.layers * LAYER_OPERATIONS * card.launch
+        return max(self.bytes(nodes) / card.bandwidth, self.flops(nodes) / card.flops, launches)
+
+    def binding(self, nodes: int, card: Card, captured: bool) -> str:
+        """Which of them binds."""
+        limits = {
+            "memory": self.bytes(nodes) / card.bandwidth,
+            "arithmetic": self.flops(nodes) / card.flops,
+            "launches": 0 if captured else self.layers * LAYER_OPERATIONS * card.launch,
+        }
+        return max(limits, key=limits.__getitem__)
+
+    def speedup(self, nodes: int, length: float, card: Card, captured: bool, draft_operations: int = 20) -> float:
+        """The speed-up over plain decoding at an acceptance length, with drafts of so many operations."""
+        rest = (ROUND_OPERATIONS + draft_operations) * card.launch
+        return length * (self.seconds(1, card, captured) + rest) / (self.seconds(nodes, card, captured) + rest)
+
+
+# From the published configurations of these models.
+MODELS = (
+    Shape("Janus-Pro-7B", 30, 4096, 32, 32, 128, 11008, 16384, branches=2, context=600),
+    Shape("Lumina-mGPT-7B", 32, 4096, 32, 32, 128, 11008, 65536, branches=2, context=1200),
+    Shape("CosyVoice 2 (0.5B)", 24, 896, 14, 2, 64, 4864, 6564, context=500),
+    Shape("Llasa-1B", 16, 2048, 32, 8, 64, 8192, 193800, context=800),
+    Shape("LLaVA-1.5-7B", 32, 4096, 32, 32, 128, 11008, 32064, context=700),
+    Shape("Qwen2.5-VL-7B", 28, 3584, 28, 4, 128, 18944, 152064, context=1000),
+)
+
+
+def table(shapes: Sequence[Shape], cards: Sequence[Card], length: float) -> str:
+    """Markdown: least milliseconds of a pass by nodes, what binds one of 16, and speed-ups, eager and captured."""
+    lines = []
+    for card in cards:
+        lines += ["", f"## {card.name}", ""]
+        numbers = " | ".join(f"{nodes} nodes, ms" for nodes in NODES)
+        lines += [f"| model | {numbers} | 16 nodes bound by | speed-up, captured | eager | eager bound by |"]
+        lines += ["|---|" + "---|" * (len(NODES) + 4)]
+        for shape in shapes:
+            passes = " | ".join(f"{1e3 * shape.seconds(nodes, card, True):.2f}" for nodes in NODES)
+            speedups = [f"{shape.speedup(16, length, card, captured):.2f}×" for captured in (True, False)]
+            cells = [passes, shape.binding(16, card, True), *speedups, shape.binding(16, card, False)]
+            lines.append(f"| {shape.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def measured_card(width: int = 4096) -> Card:
+    """This machine's CPU, by a product that memory binds and one that arithmetic binds, in bfloat16."""
+    import torch
+
+    def best(rows: int, matrices: int) -> float:
+        weights = [torch.randn(width, width).bfloat16() for _ in range(matrices)]
+        packed = [torch.ops.mkldnn._reorder_linear_weight(weight, rows) for weight in weights]
+        x, times = torch.randn(rows, width).bfloat16(), []
+        for _ in range(5):
+            began = perf_counter()
+            for weight in packed:
+                torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+            times.append((perf_counter() - began) / matrices)
+        return min(times)
+
+    bandwidth = 2 * width * width / best(1, 24)
+    flops = 2 * 512 * width * width / best(512, 2)
+    x = torch.zeros(8)
+    began = perf_counter()
+    for _ in range(20000):
+        x.add_(1)
+    launch = (perf_counter() - began) / 20000
+    return Card(f"this CPU, {torch.get_num_threads()} threads", bandwidth, flops, launch)
+
+
+def check(name: str) -> str:
+    """Markdown: passes of a bundled model measured here, beside the least that they must cost."""
+    from mmspec.cli.verify import sample_prompts
+    from mmspec.engine.cost import measure
+    from mmspec.pipelines import pipeline, task_of
+    from mmspec.zoo import resolve
+
+    folder = resolve(name)
+    pipe = pipeline(task_of(folder), folder, device="cpu", dtype="bf16")
+    prompts, stop = pipe.encode_examples(sample_prompts(folder, 1))
+    guided = prompts.select(slice(None), pipe.default_guidance)
+    branches = 2 if guided.unconditional else 1
+    cost, card = measure(pipe.target, guided, min(stop.length, 256)), measured_card()
+    shape = Shape.of(name, pipe.target.model.config, pipe.target.vocabulary_size, branches, 512)
+    lines = [
+        f"{name} on {card.name}: {card.bandwidth / 1e9:.0f} GB/s, {card.flops / 1e12:.2f} TFLOP/s and "
+        f"{1e6 * card.launch:.1f} µs an operation, measured.",
+        "",
+        "| nodes | least, ms | with launches, ms | measured, ms | measured ÷ least with launches |",
+        "|---|---|---|---|---|",
+    ]
+    for nodes in NODES:
+        least = max(shape.bytes(nodes) / card.bandwidth, shape.flops(nodes) / card.flops)
+        # A CPU launches and computes one after the other.
+        eager, seconds = least + shape.layers * LAYER_OPERATIONS * card.launch, cost.target(nodes)
+        lines.append(
+            f"| {nodes} | {1e3 * least:.2f} | {1e3 * eager:.2f} | {1e3 * seconds:.2f} | {seconds / eager:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(
+    out: Path = Path("roofline.md"),
+    length: float = 4.0,
+    check_models: Annotated[tuple[str, ...], tyro.conf.arg(name="check", metavar="MODEL ...")] = (),
+) -> None:
+    """Estimate what passes cost at least on cards that are not here, and what speed-up that allows.
+
+    Example: python -m mmspec.bench.roofline --check emoji-64 wren-86 --out roofline.md
+
+    Args:
+        out: The file to write, in Markdown.
+        length: The acceptance length, at 16 nodes, that speed-ups are for.
+        check_models: Bundled models whose passes are measured on this CPU and compared with the same arithmetic.
+    """
+    text = f"""# What passes must cost at least: an estimate
+
+Nothing here but the part on this CPU was measured. Written by `python -m mmspec.bench.roofline`: a pass takes as long
+as reading its weights, keys and values (16 bits) or its arithmetic, whichever is longer, by the makers' figures for
+bandwidth and dense 16-bit arithmetic; eager passes take at least {LAYER_OPERATIONS} launches a layer. Speed-ups are for
+trees of 16 nodes with an acceptance length of {length:g} and drafts of 20 operations; real passes are slower, short
+ones by more.
+{table(MODELS, CARDS, length)}
+"""
+    for name in check_models:
+        text += f"\n## Checked: {name}\n\n{check(name)}\n"
+    out.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    run_function(main)

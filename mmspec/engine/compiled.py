@@ -1,0 +1,119 @@
+"""The decoder's pass as one compiled graph for each of a few widths."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from mmspec.engine.cache import TreeCache, cache_kwarg
+from mmspec.errors import short
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Nodes of a pass, padding included: a pass takes the smallest number that holds its tree.
+WIDTHS = (4, 8, 16, 32, 64)
+
+
+def padded_width(nodes: int) -> int:
+    """The width of the graph that reads so many nodes."""
+    return next((width for width in WIDTHS if width >= nodes), nodes)
+
+
+class GraphLayer(CacheLayerMixin):
+    """Keys and values of one layer, `sequence head slot dim`: tensors that a graph is given and writes to."""
+
+    is_compileable = True
+
+    def __init__(self, keys: Tensor, values: Tensor, slots: Int[Tensor, "sequence node"]):
+        super().__init__()
+        self.keys, self.values, self.slots, self.is_initialized = keys, values, slots, True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """There is nothing to do."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        for entries, states in ((self.keys, key_states), (self.values, value_states)):
+            if len(states) == 1:
+                entries.index_copy_(2, self.slots[0], states)
+            else:
+                rows = torch.arange(len(states), device=states.device)[:, None]
+                entries[rows, :, self.slots] = states.transpose(1, 2)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[2], 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]
+
+
+class CompiledPass:
+    """A decoder's pass, compiled by `torch.compile` for each width and shape of the cache when it is first needed; all
+    graphs share the decoder's weights. What the compiler made is kept on disk by torch.
+
+    The first pass of every shape is compared with the decoder's own. Where they differ by more than `tolerance` of
+    their spread, or the compiler fails, a warning says so, and the decoder runs uncompiled from then on.
+    """
+
+    def __init__(self, decoder: PreTrainedModel, tolerance: float):
+        self.decoder, self.tolerance = decoder, tolerance
+        (self._cache_name,) = cache_kwarg(decoder, Cache(layers=[]))
+        self._run: Callable[..., Tensor] | None = torch.compile(self._pass, fullgraph=True, dynamic=False)
+        self._known: set[tuple] = set()
+
+    def _pass(
+        self,
+        inputs: dict[str, Tensor],
+        masks: dict[str, Tensor] | Tensor,
+        position_ids: Tensor,
+        slots: Tensor,
+        entries: list[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        cache = Cache(layers=[GraphLayer(keys, values, slots) for keys, values in entries])
+        return self.decoder(
+            attention_mask=masks,
+            position_ids=position_ids,
+            use_cache=True,
+            **inputs,
+            **{self._cache_name: cache},
+        ).last_hidden_state
+
+    def __call__(
+        self,
+        inputs: dict[str, Tensor],
+        masks: dict[str, Tensor] | Tensor,
+        position_ids: Int[Tensor, "*axis sequence node"],
+        cache: TreeCache,
+    ) -> Float[Tensor, "sequence node width"]:
+        """Last hidden states; keys and values go to the slots that the cache has opened."""
+        entries = [(layer.keys, layer.values) for layer in cache.written]
+        given = (inputs, masks, position_ids, cache.slots, entries)
+        if self._run is None:
+            return self._pass(*given)
+        shape = (tuple(cache.slots.shape), cache.capacity)
+        if shape in self._known:
+            return self._run(*given)
+        self._known.add(shape)
+        own = self._pass(*given)
+        try:
+            compiled = self._run(*given)
+        except Exception as error:  # of the compiler or the C++ compiler that it calls
+            return self._give_up(own, short(error))
+        difference = float((compiled - own).abs().max() / own.float().std())
+        if not difference <= self.tolerance:
+            return self._give_up(own, f"its hidden states differ by {difference:.1e} of their spread")
+        return own
+
+    def _give_up(self, own: Tensor, why: str) -> Tensor:
+        self._run = None
+        name = type(self.decoder).__name__
+        warnings.warn(f"{name} runs uncompiled, since its compiled pass cannot be used: {why}", stacklevel=2)
+        return own

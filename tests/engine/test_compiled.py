@@ -1,0 +1,72 @@
+"""Compiled passes: the same tokens, no recompilation, and the decoder's own pass where there is no compiler."""
+
+import pytest
+import torch
+from tiny import drafter, llama, prompts
+from torch._dynamo.utils import counters
+
+from mmspec.engine.compiled import padded_width
+from mmspec.engine.loop import Stop, generate
+from mmspec.engine.sampling import SamplingOptions
+from mmspec.errors import MmspecError
+from mmspec.targets.causal import CausalTarget
+
+
+def tokens(target: CausalTarget, name: str, temperature: float, rows: int = 2) -> list[list[int]]:
+    drafted = None if name == "none" else drafter(name, target)
+    sampling = SamplingOptions(temperature=temperature)
+    texts = [[1, 3, 4, 2], [1, 5, 2], [1, 2]][:rows]
+    return generate(target, prompts(texts), rows, Stop(24), drafted, sampling).tokens
+
+
+def test_equal_tokens_without_recompilation() -> None:
+    """Greedy and at T = 1, with drafters whose trees have many widths, in float64; graphs are made once a width."""
+    plain, target = CausalTarget(llama()), CausalTarget(llama())
+    target.compiled = True
+    torch._dynamo.reset()
+    counters.clear()
+    for temperature in (0.0, 1.0):
+        for name in ("none", "jacobi", "lookup"):
+            assert tokens(target, name, temperature) == tokens(plain, name, temperature), (name, temperature)
+    assert target.passes is not None
+    shapes = len(target.passes._known)
+    assert 1 < shapes <= 3
+    assert counters["stats"]["unique_graphs"] == shapes
+    before = dict(counters["stats"])
+    tokens(target, "jacobi", 1.0)
+    assert counters["stats"]["unique_graphs"] == before["unique_graphs"]
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning, and the decoder's own pass."""
+    target = CausalTarget(llama())
+    target.compiled = True
+    assert target.passes is not None
+
+    def broken(*args: object) -> torch.Tensor:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(target.passes, "_run", broken)
+    with pytest.warns(UserWarning, match="runs uncompiled.*no C"):
+        assert tokens(target, "jacobi", 1.0) == tokens(CausalTarget(llama()), "jacobi", 1.0)
+
+
+def test_a_graph_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = CausalTarget(llama())
+    target.compiled = True
+    assert target.passes is not None
+    own = target.passes._pass
+    monkeypatch.setattr(target.passes, "_run", lambda *args: own(*args) + 1)
+    with pytest.warns(UserWarning, match="differ by"):
+        assert tokens(target, "jacobi", 1.0) == tokens(CausalTarget(llama()), "jacobi", 1.0)
+
+
+def test_widths() -> None:
+    assert [padded_width(nodes) for nodes in (1, 4, 5, 16, 17, 64, 65)] == [4, 4, 8, 16, 32, 64, 65]
+
+
+def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = CausalTarget(llama())
+    monkeypatch.setattr(target.model, "hf_device_map", {"": "cpu"}, raising=False)
+    with pytest.raises(MmspecError, match="cannot be compiled"):
+        target.compiled = True
