@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, Cache, PreTrainedModel
 
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.recurrent_drafter import RecurrentDrafter
 from mmspec.drafters.shapes import drafted_tokens
-from mmspec.drafters.tree_drafter import RecurrentDrafter, model_ids
+from mmspec.drafters.tree_drafter import model_ids
 from mmspec.engine.cache import cache_kwarg
 from mmspec.engine.state import State
 from mmspec.errors import MmspecError, short

@@ -14,9 +14,9 @@ from transformers import Cache, DynamicCache
 
 from mmspec.drafters.examples import DepthPredictions, Example, divergence, masked_mean, uniform
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.recurrent_drafter import RecurrentDrafter
 from mmspec.drafters.release import Release, Verifier, layer_settings
 from mmspec.drafters.shapes import Rotary, check_size, layer_config, layer_shape, plain_layer
-from mmspec.drafters.tree_drafter import RecurrentDrafter
 from mmspec.engine.cache import cache_kwarg
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
