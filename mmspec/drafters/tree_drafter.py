@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -27,14 +28,16 @@ def model_ids(target: Target, tokens: Int[Tensor, "*shape"]) -> Int[Tensor, "*sh
 
 
 class TreeDrafter(TrainedDrafter):
-    """A drafter of one CFG branch that grows a tree level by level, coupled with the target's noise.
+    """A drafter that grows a tree level by level, coupled with the target's noise.
 
     `tokens` is the drafting vocabulary (tokens of the target; all, or the first ones, if None), over which `Scores`
     are. `embed_tokens` is an embedding of the target's ids, or None where the target's own is used.
-    softmax(greedy[depth] log q) is the probability of a candidate where there is no noise.
+    softmax(greedy[depth] log q) is the probability of a candidate where there is no noise. Unless it is `guided`, it
+    reads one CFG branch, and guidance is refused.
     """
 
     needs_prompt = True
+    guided: ClassVar[bool] = False
     tokens: Tensor | None
     embed_tokens: nn.Embedding | None
 
@@ -58,7 +61,7 @@ class TreeDrafter(TrainedDrafter):
         return super().constructor_arguments() | {"greedy": self.greedy, "tokens": tokens}
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
-        if state.branches > 1:
+        if state.branches > 1 and not self.guided:
             raise MmspecError(
                 "this drafter reads one stream, and guidance needs two: set guidance to 1, or use another drafter"
             )
@@ -77,12 +80,12 @@ class TreeDrafter(TrainedDrafter):
             return vectors
         return torch.where((ids < own.num_embeddings)[..., None], vectors, target.embed(tokens))
 
-    def read_prompt(self, prompt: PromptEmbeds, tokens: Int[Tensor, "position"]) -> Float[Tensor, "position width"]:
+    def read_prompt(self, prompt: PromptEmbeds) -> Float[Tensor, "position width"]:
         """Input vectors of a prompt, text by this drafter's embedding."""
         own = self.embed_tokens
         if own is None:
             return prompt.vectors
-        ids = model_ids(self.target, tokens)
+        ids = prompt.ids
         vectors = own(ids.clamp(max=own.num_embeddings - 1))
         if own.embedding_dim != prompt.vectors.shape[1]:
             return vectors
