@@ -84,7 +84,7 @@ class MsdDrafter(RecurrentDrafter):
         self.fc = nn.Linear(2 * hidden_size, hidden_size, bias=bias)
         self.layers = nn.ModuleList([plain_layer(config, layer, 0)])
         self.layers[0].input_layernorm = nn.Identity()
-        self.rotary = Rotary(config, rope)
+        self.rotary: nn.Module = Rotary(config, rope)
         self.embed_tokens = nn.Embedding(own_embedding, hidden_size) if own_embedding else None
 
     def fuse(
