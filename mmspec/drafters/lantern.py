@@ -70,7 +70,11 @@ class LanternDrafter(EagleDrafter):
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         if self.side:
-            assert isinstance(target, LlamaGenTarget)
+            if not isinstance(target, LlamaGenTarget) or target.model.config.classes or target.grid.width != self.side:
+                raise MmspecError(
+                    f"this drafter is for a LlamaGen that draws captions on {self.side}x{self.side} codes: use another "
+                    "for this target"
+                )
             self.longer = target.model.config.caption_length - 1
             self._no_caption = no_caption(target) if state.branches > 1 else None
         super().start(target, state, sampling, needs_draft_probs)

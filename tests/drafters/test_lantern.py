@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import llama, text_target
+from tiny import llama, prompts, text_target
 from tiny_chameleon import BOI, BOS, BREAK, PROMPTS, ROW_END, SIZES, TURN, chameleon, lumina
 from tiny_layouts import (
     HEADS,
@@ -193,8 +193,8 @@ def test_lumina(tmp_path: Path) -> None:
     """equality: pictures whose rows end with a token of their own, which is drafted where it comes (fp64)."""
     target, begin = LuminaTarget(lumina(), 6, 2), [BREAK, SIZES[2], SIZES[0]]
     folder = write(tmp_path / "d", CHAMELEON, chameleon_weights())
-    prompts = [[*row[:-2], TURN, *begin] for row in PROMPTS]
-    check_equal(target, folder, Prompts(prompts, [begin] * 3, 3.0))
+    rows = [[*row[:-2], TURN, *begin] for row in PROMPTS]
+    check_equal(target, folder, Prompts(rows, [begin] * 3, 3.0))
     drafter, ends = by_name(str(folder), None, target), set()
     draft = drafter.draft
 
@@ -207,7 +207,7 @@ def test_lumina(tmp_path: Path) -> None:
         return tree
 
     drafter.draft = check
-    generate(target, Prompts(prompts[:1], [begin], 3.0), 1, Stop(18), drafter)
+    generate(target, Prompts(rows[:1], [begin], 3.0), 1, Stop(18), drafter)
     assert ends == {ROW_END}
 
 
@@ -232,6 +232,9 @@ def test_saved_anew(tmp_path: Path, llamagen: LlamaGenTarget, kind: str) -> None
     again = by_name(str(tmp_path / "again"), None, target)
     first, second = (generate(target, given, 3, Stop(12), drafter) for drafter in (read, again))
     assert first.tokens == second.tokens and first.stats.runs == second.stats.runs
+    if raster:
+        with pytest.raises(MmspecError, match="is for a LlamaGen that draws captions on 16x16 codes"):
+            generate(text_target(), prompts(), 3, Stop(2), again)
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path, llamagen: LlamaGenTarget) -> None:
