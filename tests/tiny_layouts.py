@@ -4,13 +4,14 @@ published descriptions with plain operations of torch.
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from host_reads import count_reads
 from safetensors.torch import save_file
-from tiny import plain, prompts
+from tiny import prompts
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -143,19 +144,46 @@ def hidden_states(target: CausalTarget, ids: list[int]) -> tuple[Tensor, ...]:
     return tuple(states[0] for states in output.hidden_states)
 
 
-def check_trees(target: CausalTarget, folder: Path, weights: Weights, reference: Reference) -> None:
+def check_trees(
+    target: CausalTarget, folder: Path, weights: Weights, reference: Reference, guidance: float = 1.0
+) -> None:
     """Children of every node of greedy trees are the best by the reference forward over all that is before them."""
-    drafter = by_name(str(folder), None, target)
+    given = prompts([[1, 3, 4, 2], [1, 5, 9, 11, 7, 2]], guidance)
     wide = {name: value.double() if value.is_floating_point() else value for name, value in weights.items()}
+
+    @cache
+    def hidden(*ids: int) -> tuple[Tensor, ...]:
+        return hidden_states(target, list(ids))
+
+    def logits(branch: int, row: int, tokens: list[int], path: list[int]) -> Tensor:
+        ids = given.branches[branch * 2 + row] + tokens
+        return reference(wide, ids, hidden(*ids[:-1]), path)
+
+    check_children(target, folder, given, logits)
+
+
+def check_children(
+    target: CausalTarget, folder: Path, given: Prompts, logits: Callable[[int, int, list[int], list[int]], Tensor]
+) -> None:
+    """Children of every node of greedy trees are the best by `logits`, of a CFG branch and a row, after generated
+    tokens and a path of draft tokens; branches are mixed by the prompts' guidance.
+    """
+    drafter = by_name(str(folder), None, target)
     draft, deepest = drafter.draft, 0
+
+    def guided(*after) -> Tensor:
+        conditional = logits(0, *after)
+        if given.unconditional is None:
+            return conditional
+        unconditional = logits(1, *after)
+        mixed = unconditional + given.guidance * (conditional - unconditional)
+        return mixed.where(conditional.isfinite(), -torch.inf)  # what is not drafted from
 
     def check(state, noise, limit) -> DraftTree:
         nonlocal deepest
         tree = draft(state, noise, limit)
         parents = tree.parents.tolist()
         for row in range(state.rows):
-            ids = state.history(row)
-            hidden = hidden_states(target, ids[:-1])
             for node in range(tree.size):
                 children = [
                     int(tree.tokens[row, child]) for child in range(1, tree.size) if parents[row][child] == node
@@ -165,15 +193,14 @@ def check_trees(target: CausalTarget, folder: Path, weights: Weights, reference:
                     path.insert(0, int(tree.tokens[row, above]))
                     above = parents[row][above]
                 if children:
-                    best = reference(wide, ids, hidden, path).topk(len(children)).indices
+                    best = guided(row, list(state.tokens[row]), path).topk(len(children)).indices
                     assert set(children) == set(best.tolist()), (row, node, path)
                     deepest = max(deepest, len(path) + 1)
         return tree
 
     drafter.draft = check  # type: ignore[method-assign]
     with torch.inference_mode():
-        texts = [[1, 3, 4, 2], [1, 5, 9, 11, 7, 2]]
-        generate(target, prompts(texts), 2, Stop(9), drafter, sampling=SamplingOptions(0))
+        generate(target, given, len(given.conditional), Stop(9), drafter, sampling=SamplingOptions(0))
     assert deepest > 2
 
 
@@ -197,31 +224,36 @@ def check_equal(
             generate(target, given, rows, Stop(14), by_name(each, beside, target), **options) for each in ("none", name)
         )
         assert drafted.tokens == whole.tokens
-        alone = generate(target, given.select(slice(1), 1.0), 1, Stop(14), by_name(name, beside, target), **options)
+        alone = generate(
+            target, given.select(slice(1), given.guidance), 1, Stop(14), by_name(name, beside, target), **options
+        )
         assert alone.tokens == whole.tokens[:1]
     counts, drafting = count_reads(target, by_name(name, beside, target), given, rows, Stop(14))
     assert drafting <= reads and max(counts) <= 2 + reads
 
 
-def check_joining(target: CausalTarget, folder: Path, beside: Path | None = None) -> None:
+def check_joining(target: CausalTarget, folder: Path, beside: Path | None = None, given: Prompts | None = None) -> None:
     """What was read of rows that stay is kept, and new ones are read: rows that join and leave say what plain decoding
     says.
     """
-    texts, sampling = [[1, 3, 4, 2], [1, 5, 9, 11, 7, 2], [1, 2]], SamplingOptions(1.0)
-    expected = plain(target, 24, sampling, 0, texts)
+    given, sampling = given or prompts([[1, 3, 4, 2], [1, 5, 9, 11, 7, 2], [1, 2]]), SamplingOptions(1.0)
+    rows = [given.select(slice(row, row + 1), given.guidance) for row in range(3)]
+    expected = [
+        generate(target, row, 1, Stop(24), sampling=sampling, seeds=seed).tokens[0] for seed, row in enumerate(rows)
+    ]
     batch = Batch(target, by_name(str(folder), beside, target), sampling)
     tokens: list[list[int]] = [[], [], []]
 
-    def follow(result: Round, *rows: int) -> None:
-        for row, new in zip(rows, result.tokens, strict=True):
+    def follow(result: Round, *numbers: int) -> None:
+        for row, new in zip(numbers, result.tokens, strict=True):
             tokens[row] += new
 
-    follow(batch.join(prompts([texts[0]]), [0], Stop(24)), 0)
+    follow(batch.join(rows[0], [0], Stop(24)), 0)
     follow(batch.round(), 0)
-    follow(batch.join(prompts([texts[1]]), [1], Stop(24)), 0, 1)
+    follow(batch.join(rows[1], [1], Stop(24)), 0, 1)
     follow(batch.round(), 0, 1)
     batch.keep([1])
-    follow(batch.join(prompts([texts[2]]), [2], Stop(24)), 1, 2)
+    follow(batch.join(rows[2], [2], Stop(24)), 1, 2)
     batch.keep([1, 0])
     for _ in range(4):
         follow(batch.round(), 2, 1)

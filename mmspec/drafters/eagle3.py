@@ -12,6 +12,7 @@ from transformers import Cache, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.recurrent_drafter import RecurrentDrafter
 from mmspec.drafters.shapes import (
     Rotary,
     check_layers,
@@ -23,7 +24,6 @@ from mmspec.drafters.shapes import (
     plain_layer,
 )
 from mmspec.drafters.speculators import SpeculatorsDrafter
-from mmspec.drafters.tree_drafter import RecurrentDrafter
 from mmspec.engine.cache import cache_kwarg
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Target

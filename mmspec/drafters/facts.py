@@ -70,10 +70,13 @@ def width_of(files: Files) -> int | None:
 
 def why_not(files: Files, layout: Layout | None, width: int | None, model: Path) -> str:
     """Why a drafter does not fit a model, by both configurations; "" where nothing speaks against it."""
+    from mmspec.pipelines import llamagen_files
+    from mmspec.pipelines.families import folder_family
     from mmspec.pipelines.transformer import describe
     from mmspec.zoo import weights_hash
 
-    text = describe(model)[1].get_text_config()
+    config = llamagen_files.describe(model) if folder_family(model) == "llamagen" else describe(model)[1]
+    text = config.get_text_config()
     if layout is not None and not layout.path:
         return f"drafters of the kind {layout.name} are not read"
     if width not in (None, text.hidden_size):

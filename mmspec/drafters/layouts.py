@@ -193,6 +193,10 @@ def _dflash(config: dict) -> bool:
     return "dflash_config" in config or _architecture("DFlash")(config)
 
 
+def _lantern(config: dict) -> bool:
+    return "input_type" in config or config.get("model_type") == "chameleon"
+
+
 def _transformer(config: dict) -> bool:
     return "num_attention_heads" in config or "text_config" in config
 
@@ -224,6 +228,7 @@ LAYOUTS = (
         lambda config: _transformer(config) and config.get("model_type") in ("llava", "qwen2_vl", "qwen2_5_vl"),
         lambda names: any(name.startswith("fc.") for name in names),
     ),
+    Layout("LANTERN", "lantern:LanternDrafter", _lantern, lambda names: any(name.startswith("fc.") for name in names)),
     Layout("EAGLE", "eagle:EagleDrafter", _transformer, lambda names: any(name.startswith("fc.") for name in names)),
     Layout("a model", "model:ModelDrafter", _transformer),
 )

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, Cache, PreTrainedModel
 
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.recurrent_drafter import RecurrentDrafter
 from mmspec.drafters.shapes import drafted_tokens
-from mmspec.drafters.tree_drafter import RecurrentDrafter, model_ids
+from mmspec.drafters.tree_drafter import model_ids
 from mmspec.engine.cache import cache_kwarg
 from mmspec.engine.state import State
 from mmspec.errors import MmspecError, short
@@ -31,7 +32,7 @@ class ModelDrafter(RecurrentDrafter):
 
     name = "model"
     rows: Tensor | None
-    needs_features = False
+    needs_features, guided = False, False
 
     def __init__(
         self,
@@ -81,15 +82,19 @@ class ModelDrafter(RecurrentDrafter):
     ) -> Float[Tensor, "*shape width"]:
         return vectors
 
-    def prompt_inputs(self, state: State, row: int) -> tuple[Float[Tensor, "read width"], Int[Tensor, "read"], int]:
-        length = int(state.cache.lengths[row]) + 1 - state.counts[row]  # without padding, which no model reads
-        ids = model_ids(self.target, torch.tensor(state.prompt_ids[row][-length:], device=self.target.device))
+    def prompt_inputs(
+        self, state: State, sequence: int
+    ) -> tuple[Float[Tensor, "read width"], Int[Tensor, "read"], int]:
+        length = (
+            int(state.cache.lengths[sequence]) + 1 - state.counts[sequence]
+        )  # without padding, which no model reads
+        ids = model_ids(self.target, torch.tensor(state.prompt_ids[sequence][-length:], device=self.target.device))
         read = self._vectors(ids[self.target.is_text(ids)])
         return read, torch.arange(len(read), device=ids.device), 0
 
-    def _committed(self, state: State, row: int, new: int) -> Float[Tensor, "position width"]:
-        count = state.counts[row]
-        tokens = torch.tensor(state.tokens[row][count - new :], dtype=torch.long, device=state.roots.device)
+    def _committed(self, state: State, sequence: int, new: int) -> Float[Tensor, "position width"]:
+        count = state.counts[sequence]
+        tokens = torch.tensor(state.tokens[sequence][count - new :], dtype=torch.long, device=state.roots.device)
         return self.embed(self.target, tokens)
 
     def layer(

@@ -14,9 +14,9 @@ from transformers import Cache, DynamicCache
 
 from mmspec.drafters.examples import DepthPredictions, Example, divergence, masked_mean, uniform
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.recurrent_drafter import RecurrentDrafter
 from mmspec.drafters.release import Release, Verifier, layer_settings
 from mmspec.drafters.shapes import Rotary, check_size, layer_config, layer_shape, plain_layer
-from mmspec.drafters.tree_drafter import RecurrentDrafter
 from mmspec.engine.cache import cache_kwarg
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
@@ -84,7 +84,7 @@ class MsdDrafter(RecurrentDrafter):
         self.fc = nn.Linear(2 * hidden_size, hidden_size, bias=bias)
         self.layers = nn.ModuleList([plain_layer(config, layer, 0)])
         self.layers[0].input_layernorm = nn.Identity()
-        self.rotary = Rotary(config, rope)
+        self.rotary: nn.Module = Rotary(config, rope)
         self.embed_tokens = nn.Embedding(own_embedding, hidden_size) if own_embedding else None
 
     def fuse(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from mmspec.drafters.layouts import Files
+from mmspec.drafters.recurrent_drafter import RecurrentDrafter
 from mmspec.drafters.shapes import check_size
-from mmspec.drafters.tree_drafter import RecurrentDrafter
 from mmspec.engine.cache import cache_kwarg
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Target

@@ -56,24 +56,27 @@ class PEagleDrafter(Eagle3Drafter):
             return root(state.roots)
         assert self._last is not None
         hidden = torch.cat([self._last[:, None], self._masked(state, height - 1)], 1)
-        logits = self.sampling.scores(self.drafted_logits(hidden))
+        device = state.roots.device
+        positions = torch.tensor(state.counts, device=device)[:, None] + torch.arange(height, device=device)
+        logits = self.guided_scores(state, hidden, positions)
 
         def scores(depth: int, tokens: Tensor, parent_index: Tensor) -> Float[Tensor, "row beam drafted"]:
             return logits[:, depth, None].expand(-1, tokens.shape[1], -1)
 
         return self.grow(state, noise, height, scores)
 
-    def _masked(self, state: State, count: int) -> Float[Tensor, "row node width"]:
+    def _masked(self, state: State, count: int) -> Float[Tensor, "sequence node width"]:
         """Hidden states of `count` masked positions after what is committed."""
-        rows, device = state.rows, state.roots.device
+        assert self._last is not None
+        size, device = len(self._last), state.roots.device
         if not count:
-            return self.fc.weight.new_zeros(rows, 0, self.fc.out_features)
+            return self.fc.weight.new_zeros(size, 0, self.fc.out_features)
         if self.embed_tokens is not None:
             vector = self.embed_tokens.weight[self.mask_token]
         else:
             vector = self.target.model.get_input_embeddings()(torch.tensor(self.mask_token, device=device))
         entry = self.fuse(vector, self.project(self.mask_hidden)[0, 0])
         self._cache.open(count)
-        positions = self._positions(torch.arange(count, device=device).expand(rows, -1))
-        mask = self._cache.mask(causal(rows, count, device))
-        return self.layer(entry.expand(rows, count, -1), mask, positions, self._cache)
+        positions = self._positions(torch.arange(count, device=device).expand(size, -1))
+        mask = self._cache.mask(causal(size, count, device))
+        return self.layer(entry.expand(size, count, -1), mask, positions, self._cache)

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import ChameleonConfig, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers.models.chameleon.modeling_chameleon import ChameleonDecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
@@ -14,11 +15,13 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Target
 
-# Configuration and layer by what attention has: nothing more, biases of q, k and v, or norms of q and k.
+# Configuration and layer by what attention has: nothing more, biases of q, k and v, norms of q and k, or those of
+# Chameleon, which differ by head.
 KINDS = {
     "llama": (LlamaConfig, LlamaDecoderLayer),
     "qwen2": (Qwen2Config, Qwen2DecoderLayer),
     "qwen3": (Qwen3Config, Qwen3DecoderLayer),
+    "chameleon": (ChameleonConfig, ChameleonDecoderLayer),
 }
 
 ROPE_TYPES = {"default", "linear", "llama3", "yarn"}

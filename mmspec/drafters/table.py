@@ -80,6 +80,7 @@ RELEASED = {
     "dspark": Entry("mmspec.drafters.dspark:DSparkDrafter"),
     "eagle": Entry("mmspec.drafters.eagle:EagleDrafter"),
     "eagle3": Entry("mmspec.drafters.eagle3:Eagle3Drafter"),
+    "lantern": Entry("mmspec.drafters.lantern:LanternDrafter"),
     "peagle": Entry("mmspec.drafters.peagle:PEagleDrafter"),
     "public-medusa": Entry("mmspec.drafters.medusa:PublicMedusaDrafter"),
     "vispec": Entry("mmspec.drafters.vispec:ViSpecDrafter"),

@@ -62,10 +62,11 @@ class ViSpecDrafter(EagleDrafter):
         """Text after a picture of which `image` is the vector."""
         return self.fuse(vectors, self.img_fc(torch.cat([hidden.to(image.dtype), image.expand_as(hidden)], -1)))
 
-    def prompt_inputs(self, state: State, row: int) -> tuple[Float[Tensor, "read width"], Int[Tensor, "read"], int]:
-        prompt, features = state.prompt_hidden[row]
-        tokens = torch.tensor(state.prompt_ids[row][-len(prompt.is_text) :], device=self.target.device)
-        vectors, positions = self.read_prompt(prompt, tokens)[1:], torch.arange(len(features), device=tokens.device)
+    def prompt_inputs(
+        self, state: State, sequence: int
+    ) -> tuple[Float[Tensor, "read width"], Int[Tensor, "read"], int]:
+        prompt, features = state.prompt_hidden[sequence]
+        vectors, positions = self.read_prompt(prompt)[1:], torch.arange(len(features), device=features.device)
         image, parts, kept = vectors.new_zeros(1, vectors.shape[1]), [vectors[:0]], [positions[:0]]
         for is_text, run in self._picture_runs(prompt):
             if is_text:
@@ -85,20 +86,21 @@ class ViSpecDrafter(EagleDrafter):
         self._images: dict[int, Tensor] = {key: v for key, v in getattr(self, "_images", {}).items() if key in present}
         super()._read_rows(state, rows)
 
-    def _committed(self, state: State, row: int, new: int) -> Float[Tensor, "position width"]:
+    def _committed(self, state: State, sequence: int, new: int) -> Float[Tensor, "position width"]:
+        branch, row = divmod(sequence, state.rows)
         count = state.counts[row]
         tokens = torch.tensor(state.tokens[row][count - new :], dtype=torch.long, device=state.roots.device)
-        hidden = state.features[0, row, count - new : count]
-        return self._see(self.embed(self.target, tokens), hidden, self._image(state, row))
+        hidden = state.features[branch, row, count - new : count]
+        return self._see(self.embed(self.target, tokens), hidden, self._image(state, sequence))
 
-    def _image(self, state: State, row: int) -> Float[Tensor, "1 width"]:
-        return self._images[id(state.prompt_hidden[row][0])]
+    def _image(self, state: State, sequence: int) -> Float[Tensor, "1 width"]:
+        return self._images[id(state.prompt_hidden[sequence][0])]
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
-        self._level_images = torch.stack([self._image(state, row) for row in range(state.rows)])
+        self._level_images = torch.stack([self._image(state, sequence) for sequence in self.sequences(state)])
         return super().draft(state, noise, limit)
 
     def fuse_level(
-        self, vectors: Float[Tensor, "row beam width"], hidden: Float[Tensor, "row beam width"]
-    ) -> Float[Tensor, "row beam width"]:
+        self, vectors: Float[Tensor, "sequence beam width"], hidden: Float[Tensor, "sequence beam width"]
+    ) -> Float[Tensor, "sequence beam width"]:
         return self._see(vectors, hidden, self._level_images)

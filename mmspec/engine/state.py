@@ -15,10 +15,12 @@ from mmspec.errors import MmspecError
 class PromptEmbeds:
     """A prompt as a decoder takes it.
 
-    `vectors` are input embeddings, `position_ids` have three axes for M-RoPE, `is_text` says which positions are text
-    and not image, and `position_shift` is by how much the position ids of new tokens differ from their index.
+    `ids` are the model's, `vectors` input embeddings, `position_ids` have three axes for M-RoPE, `is_text` says which
+    positions are text and not image, and `position_shift` is by how much the position ids of new tokens differ from
+    their index.
     """
 
+    ids: Int[Tensor, "position"]
     vectors: Float[Tensor, "position width"]
     position_ids: Int[Tensor, "*axis position"]
     is_text: Bool[Tensor, "position"]

@@ -77,16 +77,9 @@ def only_file(folder: Path, files: list[Path], what: str) -> Path | None:
     return files[0] if files else None
 
 
-def load_model(folder: Path, side: int | None, scale: int, dtype: torch.dtype) -> LlamaGenForImageGeneration:
-    """The model in a folder: the released file, or what `save_pretrained` made of it."""
-    file = only_file(folder, zoo.released(folder), "models")
+def read_released(folder: Path, file: Path, side: int | None, scale: int) -> tuple[dict[str, Tensor], LlamaGenConfig]:
+    """The tensors of the released file of a folder, and the configuration that they tell."""
     about = read_config(folder) if (folder / "config.json").is_file() else {}
-    if file is None:
-        zoo.check_weights(folder / "model.safetensors")
-        kind, options = LlamaGenForImageGeneration, dict(dtype=dtype, output_loading_info=True)
-        model, report = kind.from_pretrained(folder, **options)
-        zoo.check_report(report, folder / "model.safetensors", folder / "config.json", kind.__name__)
-        return model
     named = re.search(r"_(256|384|512)\b", file.stem)
     side = side or about.get("side") or (int(named[1]) // scale if named else None)
     if side is None:
@@ -97,12 +90,43 @@ def load_model(folder: Path, side: int | None, scale: int, dtype: torch.dtype) -
         if name != "freqs_cis" and not name.endswith(("kv_cache.k_cache", "kv_cache.v_cache"))
     }
     try:
-        config = config_of(tensors, side, scale, about.get("num_attention_heads"))
+        return tensors, config_of(tensors, side, scale, about.get("num_attention_heads"))
+    except (KeyError, ValueError) as error:
+        raise foreign(file, error) from None
+
+
+def foreign(file: Path, error: Exception) -> MmspecError:
+    """The error for a file of other tensors."""
+    return MmspecError(f"{file} does not hold the tensors of a LlamaGen ({short(error)}): restore it")
+
+
+def describe(folder: Path) -> LlamaGenConfig:
+    """The configuration of the model in a folder, of which no weights are loaded; without a VQ model whose file says
+    how wide a code is, they are taken to be 16 pixels wide.
+    """
+    file = only_file(folder, zoo.released(folder), "models")
+    if file is None:
+        return LlamaGenConfig.from_pretrained(folder)
+    scales = [re.search(r"_ds(\d+)", path.stem) for path in zoo.released(folder, ("vq_",))]
+    return read_released(folder, file, None, next((int(scale[1]) for scale in scales if scale), 16))[1]
+
+
+def load_model(folder: Path, side: int | None, scale: int, dtype: torch.dtype) -> LlamaGenForImageGeneration:
+    """The model in a folder: the released file, or what `save_pretrained` made of it."""
+    file = only_file(folder, zoo.released(folder), "models")
+    if file is None:
+        zoo.check_weights(folder / "model.safetensors")
+        kind, options = LlamaGenForImageGeneration, dict(dtype=dtype, output_loading_info=True)
+        model, report = kind.from_pretrained(folder, **options)
+        zoo.check_report(report, folder / "model.safetensors", folder / "config.json", kind.__name__)
+        return model
+    tensors, config = read_released(folder, file, side, scale)
+    try:
         with torch.device("meta"):
             model = LlamaGenForImageGeneration(config)
         model.load_state_dict(converted(tensors, config, dtype), assign=True)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise MmspecError(f"{file} does not hold the tensors of a LlamaGen ({short(error)}): restore it") from None
+        raise foreign(file, error) from None
     model.generation_config.update(do_sample=True, temperature=1.0, **(CLASSES if config.classes else CAPTIONS))
     return model
 

@@ -220,7 +220,7 @@ class CausalTarget(OwnModel):
             positions = (positions[-3:, 0] if positions.ndim == 3 else positions[0]).long()
             shift = int(positions.max()) + 1 - len(ids)
         vectors = self.model.get_input_embeddings()(ids) if vectors is None else vectors[0]
-        return PromptEmbeds(vectors, positions, self.is_text(ids), shift), seen["hidden"][0]
+        return PromptEmbeds(ids, vectors, positions, self.is_text(ids), shift), seen["hidden"][0]
 
     @torch.inference_mode()
     def prefill(self, prompts: Prompts, capacity: int, features: Features = False) -> State:

@@ -137,7 +137,8 @@ class EncoderDecoderTarget(CausalTarget):
         ids = torch.tensor(prompt, device=self.device)
         hidden = self._read(cast(CrossTreeCache, cache), sequence, ids, inputs["encoder_hidden_states"])
         positions = torch.arange(len(ids), device=self.device)
-        return PromptEmbeds(self.model.get_input_embeddings()(ids), positions, self.is_text(ids)), hidden
+        vectors = self.model.get_input_embeddings()(ids)
+        return PromptEmbeds(ids, vectors, positions, self.is_text(ids)), hidden
 
     def pass_inputs(
         self, cache: TreeCache, nodes: Int[Tensor, "sequence node"], depths: Int[Tensor, "sequence node"]

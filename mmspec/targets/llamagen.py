@@ -165,14 +165,14 @@ class LlamaGenTarget(ImageTarget):
         self, cache: RowCache, sequence: int, prompt: list[int], inputs: dict[str, Tensor]
     ) -> tuple[PromptEmbeds, Float[Tensor, "position width"]]:
         assert isinstance(cache, TreeCache)
-        vectors = inputs["vectors"]
+        ids, vectors = torch.tensor(prompt, device=self.device), inputs["vectors"]
         # Codes are counted from 0.
         positions = torch.arange(-len(vectors), 0, device=self.device)
         cache.open_row(sequence, len(vectors))
         options = cache_kwarg(self.decoder, cache) | {"use_cache": True}
         hidden = self.decoder(inputs_embeds=vectors[None], position_ids=positions[None], **options)[0][0]
         is_text = torch.ones_like(positions, dtype=torch.bool)
-        return PromptEmbeds(vectors, positions, is_text, -len(vectors)), hidden
+        return PromptEmbeds(ids, vectors, positions, is_text, -len(vectors)), hidden
 
     def why_not_comparable(self, guidance: float, penalty: float) -> str:
         """transformers has none to compare with."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import vlm_families
-from tiny import llama, text_target
+from tiny import llama, prompts, text_target
 from tiny_layouts import (
     LAYER_CONFIG,
     D,
@@ -130,6 +130,19 @@ def test_peagle(tmp_path: Path) -> None:
     check_trees(target, folder, weights, eagle3(target, "layers.0.", (0, 1, 2), depth=4))
     check_equal(target, folder)
     check_joining(target, folder)
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "peagle"])
+def test_guidance(tmp_path: Path, kind: str) -> None:
+    """A prompt, states and a cache for each CFG branch, over a small drafting vocabulary."""
+    target, given = text_target(), prompts([[1, 3, 4, 2], [1, 5, 9, 11, 7, 2], [1, 2]], 2.5)
+    config, prefix = (EAGLE3 | AUX, "midlayer.") if kind == "eagle3" else (PEAGLE, "layers.0.")
+    weights = eagle3_weights(prefix) if kind == "eagle3" else peagle_weights()
+    folder = write(tmp_path / "d", config, weights)
+    reference = eagle3(target, prefix, (0, 1, 2), depth=4 if kind == "peagle" else None)
+    check_trees(target, folder, weights, reference, 2.5)
+    check_equal(target, folder, given)
+    check_joining(target, folder, given=given)
 
 
 def test_what_does_not_fit_peagle_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import text_target
+from tiny import prompts, text_target
 from tiny_layouts import (
     LAYER_CONFIG,
     D,
@@ -134,6 +134,22 @@ def test_msd(tmp_path: Path) -> None:
     torch.testing.assert_close(read, torch.where(is_text, fused, prompt.vectors[1:]))
     more = VisualPrompts.of([asked("llava", sizes, 1) for sizes in ([(32, 32)], [], [(32, 32), (32, 32)])])
     check_equal(reader, folder, more)
+
+
+@pytest.mark.parametrize("kind", ["eagle", "msd", "vispec"])
+def test_guidance(tmp_path: Path, kind: str) -> None:
+    """A prompt, states and a cache for each CFG branch, whose logits are mixed as the target mixes its own: the trees,
+    the tokens, and rows that come and go.
+    """
+    target, vispec = text_target(), kind == "vispec"
+    config = LAYER_CONFIG | {"model_type": "llava" if kind == "msd" else "llama"}
+    weights = eagle_weights(True, vispec, vispec)
+    folder = write(tmp_path / "d", config | ({"num_key_value_heads": 4} if vispec else {}), weights)
+    given = prompts([[1, 3, 4, 2], [1, 5, 9, 11, 7, 2], [1, 2]], 2.5)
+    if not vispec:
+        check_trees(target, folder, weights, eagle(target.head.weight), 2.5)
+    check_equal(target, folder, given)
+    check_joining(target, folder, given=given)
 
 
 @pytest.mark.parametrize("kind", ["medusa", "eagle", "vispec", "msd"])

@@ -77,7 +77,7 @@ def test_the_cache_follows_commits(kind: str) -> None:
         nonlocal checked
         observe(state, tree, committed, gumbel_scores)
         for row, (prompt, hidden) in enumerate(state.prompt_hidden):
-            vectors = drafter.read_prompt(prompt, torch.tensor(state.prompt_ids[row]))[1:]
+            vectors = drafter.read_prompt(prompt)[1:]
             tokens = torch.tensor(state.tokens[row])
             vectors = torch.cat([vectors, drafter.embed(target, tokens)])
             features = torch.cat([hidden, state.features[0, row, : len(tokens)]])
@@ -197,11 +197,6 @@ def test_processors(temperature: float) -> None:
         == plain
         != other
     )
-
-
-def test_guidance_is_refused() -> None:
-    with pytest.raises(MmspecError, match="this drafter reads one stream, and guidance needs two"):
-        generate(text_target(), text_prompts([[1, 2]], 2.0), 1, Stop(2), built())
 
 
 def target() -> VisionLanguageTarget:

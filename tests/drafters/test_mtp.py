@@ -136,6 +136,15 @@ def test_a_folder_of_these_tensors(tmp_path: Path, kind: str) -> None:
     check_equal(target, folder, reads=0 if kind == "Qwen3_5" else 1000)  # its experts are asked which rows they have
 
 
+def test_guidance(tmp_path: Path) -> None:
+    """States and a cache for each CFG branch of a recurrent target: chains, tokens, and rows that come and go."""
+    target, weights = qwen_target("Qwen3_5"), mtp_weights()
+    folder, given = write(tmp_path / "d", config_of(target), weights), prompts(guidance=2.5)
+    check_trees(target, folder, weights, reference(target), 2.5)
+    check_equal(target, folder, given)
+    check_joining(target, folder, given=given)
+
+
 def test_stacked_experts(tmp_path: Path) -> None:
     """gate_up_proj and down_proj of all experts are those of single ones."""
     target, single = qwen_target("Qwen3_5Moe"), mtp_weights("single")
