@@ -20,17 +20,17 @@ def tokens(target: CausalTarget, name: str, temperature: float, rows: int = 2) -
 
 
 def test_equal_tokens_without_recompilation() -> None:
-    """Greedy and at T = 1, with drafters whose trees have many widths, in float64; graphs are made once a width."""
+    """Greedy and at T = 1, alone and drafted, in float64; graphs are made once a width."""
     plain, target = CausalTarget(llama()), CausalTarget(llama())
     target.compiled = True
     torch._dynamo.reset()
     counters.clear()
     for temperature in (0.0, 1.0):
-        for name in ("none", "jacobi", "lookup"):
+        for name in ("none", "jacobi"):
             assert tokens(target, name, temperature) == tokens(plain, name, temperature), (name, temperature)
     assert target.passes is not None
     shapes = len(target.passes._known)
-    assert 1 < shapes <= 3
+    assert 2 <= shapes <= 3
     assert counters["stats"]["unique_graphs"] == shapes
     before = dict(counters["stats"])
     tokens(target, "jacobi", 1.0)
