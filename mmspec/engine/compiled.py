@@ -1,7 +1,8 @@
 """The decoder's pass as one compiled graph for each of a few widths."""
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from types import FunctionType
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +13,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from mmspec.engine.cache import TreeCache, cache_kwarg
 from mmspec.errors import short
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 # Nodes of a pass, padding included: a pass takes the smallest number that holds its tree.
 WIDTHS = (4, 8, 16, 32, 64)
+
+# Sequences of a pass, at most: a prompt in both branches of guidance. Batches come in too many sizes.
+SEQUENCES = 2
 
 
 def padded_width(nodes: int) -> int:
@@ -59,15 +60,16 @@ class CompiledPass:
     """A decoder's pass, compiled by `torch.compile` for each width and shape of the cache when it is first needed; all
     graphs share the decoder's weights. What the compiler made is kept on disk by torch.
 
-    The first pass of every shape is compared with the decoder's own. Where they differ by more than `tolerance` of
-    their spread, or the compiler fails, a warning says so, and the decoder runs uncompiled from then on.
+    Batches of more than `SEQUENCES` run uncompiled. The first pass of every shape is compared with the decoder's own.
+    Where they differ by more than `tolerance` of their spread, or the compiler fails, a warning says so, and the
+    decoder runs uncompiled from then on.
     """
 
     def __init__(self, decoder: PreTrainedModel, tolerance: float):
         self.decoder, self.tolerance = decoder, tolerance
         (self._cache_name,) = cache_kwarg(decoder, Cache(layers=[]))
-        self._run: Callable[..., Tensor] | None = torch.compile(self._pass, fullgraph=True, dynamic=False)
-        self._known: set[tuple] = set()
+        self._graphs: dict[tuple, Callable[..., Tensor]] = {}
+        self._failed = False
 
     def _pass(
         self,
@@ -96,15 +98,15 @@ class CompiledPass:
         """Last hidden states; keys and values go to the slots that the cache has opened."""
         entries = [(layer.keys, layer.values) for layer in cache.written]
         given = (inputs, masks, position_ids, cache.slots, entries)
-        if self._run is None:
+        if self._failed or cache.size > SEQUENCES:
             return self._pass(*given)
-        shape = (tuple(cache.slots.shape), cache.capacity)
-        if shape in self._known:
-            return self._run(*given)
-        self._known.add(shape)
+        shape = (*cache.slots.shape, cache.capacity)
+        if shape in self._graphs:
+            return self._graphs[shape](*given)
         own = self._pass(*given)
         try:
-            compiled = self._run(*given)
+            self._graphs[shape] = self._compile()
+            compiled = self._graphs[shape](*given)
         except Exception as error:  # of the compiler or the C++ compiler that it calls
             return self._give_up(own, short(error))
         difference = float((compiled - own).abs().max() / own.float().std())
@@ -112,8 +114,14 @@ class CompiledPass:
             return self._give_up(own, f"its hidden states differ by {difference:.1e} of their spread")
         return own
 
+    def _compile(self) -> Callable[..., Tensor]:
+        """A graph of its own: torch looks for the one that fits among all those of one code object."""
+        run = CompiledPass._pass
+        own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__)
+        return torch.compile(own.__get__(self), fullgraph=True, dynamic=False)
+
     def _give_up(self, own: Tensor, why: str) -> Tensor:
-        self._run = None
+        self._failed = True
         name = type(self.decoder).__name__
         warnings.warn(f"{name} runs uncompiled, since its compiled pass cannot be used: {why}", stacklevel=2)
         return own

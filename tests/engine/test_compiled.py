@@ -13,6 +13,7 @@ from mmspec.targets.causal import CausalTarget
 
 
 def tokens(target: CausalTarget, name: str, temperature: float, rows: int = 2) -> list[list[int]]:
+    """What a drafter and a target say."""
     drafted = None if name == "none" else drafter(name, target)
     sampling = SamplingOptions(temperature=temperature)
     texts = [[1, 3, 4, 2], [1, 5, 2], [1, 2]][:rows]
@@ -29,7 +30,7 @@ def test_equal_tokens_without_recompilation() -> None:
         for name in ("none", "jacobi"):
             assert tokens(target, name, temperature) == tokens(plain, name, temperature), (name, temperature)
     assert target.passes is not None
-    shapes = len(target.passes._known)
+    shapes = len(target.passes._graphs)
     assert 2 <= shapes <= 3
     assert counters["stats"]["unique_graphs"] == shapes
     before = dict(counters["stats"])
@@ -43,10 +44,10 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     target.compiled = True
     assert target.passes is not None
 
-    def broken(*args: object) -> torch.Tensor:
+    def broken() -> None:
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(target.passes, "_run", broken)
+    monkeypatch.setattr(target.passes, "_compile", broken)
     with pytest.warns(UserWarning, match="runs uncompiled.*no C"):
         assert tokens(target, "jacobi", 1.0) == tokens(CausalTarget(llama()), "jacobi", 1.0)
 
@@ -56,7 +57,7 @@ def test_a_graph_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     target.compiled = True
     assert target.passes is not None
     own = target.passes._pass
-    monkeypatch.setattr(target.passes, "_run", lambda *args: own(*args) + 1)
+    monkeypatch.setattr(target.passes, "_compile", lambda: lambda *args: own(*args) + 1)
     with pytest.warns(UserWarning, match="differ by"):
         assert tokens(target, "jacobi", 1.0) == tokens(CausalTarget(llama()), "jacobi", 1.0)
 
