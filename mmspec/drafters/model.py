@@ -85,9 +85,8 @@ class ModelDrafter(RecurrentDrafter):
     def prompt_inputs(
         self, state: State, sequence: int
     ) -> tuple[Float[Tensor, "read width"], Int[Tensor, "read"], int]:
-        length = (
-            int(state.cache.lengths[sequence]) + 1 - state.counts[sequence]
-        )  # without padding, which no model reads
+        # Without padding, which no model reads.
+        length = int(state.cache.lengths[sequence]) + 1 - state.counts[sequence]
         ids = model_ids(self.target, torch.tensor(state.prompt_ids[sequence][-length:], device=self.target.device))
         read = self._vectors(ids[self.target.is_text(ids)])
         return read, torch.arange(len(read), device=ids.device), 0
