@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import cast
 
 import torch
-from transformers import GenerationMixin, SuppressTokensLogitsProcessor
+from transformers import CompileConfig, GenerationMixin, SuppressTokensLogitsProcessor
 
 from mmspec import drafters, reference
 from mmspec.bench import own_report
@@ -41,6 +41,7 @@ from mmspec.targets.base import Prompts, Target
 
 PLAIN, GENERATE = "AR, our loop", "transformers.generate"
 LOOKUP, ASSISTED = "transformers, prompt lookup", "transformers, assisted by {}"
+COMPILED = "transformers.generate, compiled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class Transformers:
         self.target, self.sampling, self.stop, self.options = target, sampling, stop, options
         # Another noise makes it no slower, so that what it samples is measured too.
         self.failure = reference.why_not_comparable(target, prompts, replace(sampling, temperature=0.0))
-        if options and not self.failure:
+        self.drafts = bool(options) and "compile_config" not in options
+        if self.drafts and not self.failure:
             self.failure = why_not_assisted(target, prompts)
         self.passes = 0
 
@@ -89,9 +91,9 @@ class Transformers:
         if self.failure:
             return None
         torch.manual_seed(seed)
-        sampling = self._without_media(prompts) if self.options else self.sampling
+        sampling = self._without_media(prompts) if self.drafts else self.sampling
         end, self.passes = replace(self.stop, length=length), 0
-        hook = self.target.model.register_forward_pre_hook(self._count)
+        hook = self.target.model.register_forward_pre_hook(self._count) if self.drafts else None
         try:
             with unpacked(self.target.model):
                 began = perf_counter()
@@ -101,10 +103,11 @@ class Transformers:
             self.failure = short(error)
             return None
         finally:
-            hook.remove()
+            if hook:
+                hook.remove()
         count = len(ids)
         stats = GenerationStats("transformers", "sampling", target=total, total=total, nodes=count, runs=[[1] * count])
-        if self.options:
+        if self.drafts:
             return Answer(ids, stats, self.passes, None)
         return Answer(ids, stats, count, Counter([1] * (count - 1)))
 
@@ -215,6 +218,10 @@ def run_setting(
     """All rows at one temperature, and those that transformers cannot give, with why."""
     target, (prompts, stop) = pipe.target, encoded[0]
     options: dict[str, dict] = {GENERATE: {}, LOOKUP: {"prompt_lookup_num_tokens": 10}}
+    if target.compiled and prompts.unconditional is None:
+        compiling = CompileConfig(fullgraph=False, mode="default")
+        compiling._compile_all_devices = True  # transformers compiles on GPUs alone unless told so
+        options[COMPILED] = {"cache_implementation": "static", "compile_config": compiling}
     for label, drafter in ready.items():
         if isinstance(drafter, ModelDrafter):
             options[ASSISTED.format(label)] = {"assistant_model": drafter.model}
@@ -245,7 +252,7 @@ def title_of(dtype: str, sampling: SamplingOptions, guidance: float, target: Tar
     names = ("repetition_penalty",) if sampling.greedy else tuple(NEUTRAL)
     chosen = [f"{name} {getattr(sampling, name):g}" for name in names if getattr(sampling, name) != NEUTRAL[name]]
     guided = [f"guidance {guidance:g}"] if guidance != 1 else []
-    width = f"passes of {target.min_query_len} nodes or more"
+    width = "compiled passes" if target.compiled else f"passes of {target.min_query_len} nodes or more"
     return ", ".join([dtype, f"T = {sampling.temperature:g}", *chosen, *guided, width])
 
 
@@ -260,19 +267,21 @@ def run(
     device: str = "cpu",
     seed: int = 0,
     tokens: int | None = None,
+    compiled: bool = False,
 ) -> Path:
     """Write `results.json`, `results.md` and `results.png` to `out`, anew after each setting, and return it.
 
     `rows` are prompts as `read_prompts` gives them, each of which is decoded once by everyone, with a seed of its own.
     Without `names` all drafters that the model has weights for are measured, and without `temperatures` it samples by
-    its own defaults. `tokens` limits the length.
+    its own defaults. `tokens` limits the length. `compiled` passes are graphs, and `generate` is measured compiled,
+    too.
     """
     task = task_of(folder)
     if task != "image-text-to-text" and any(row.get("image") or row.get("images") for row in rows):
         raise MmspecError(f"{model} is a {task} model and reads no pictures: leave image out of the prompts")
     results = new_results("own prompts", model, device) | {"task": task, "missing": []}
     for dtype in dtypes:
-        pipe = pipeline(task, folder, device=device, dtype=dtype)
+        pipe = pipeline(task, folder, device=device, dtype=dtype, compile=compiled)
         target, settings = pipe.target, pipe.current_settings()
         guidance = cast(float, settings.get("guidance_scale", 1.0))
         voices = [{"voice": pipe.voices[i % len(pipe.voices)]} if pipe.voices else {} for i in range(len(rows))]
@@ -282,7 +291,8 @@ def run(
         ]
         encoded = encode(pipe, lines, guidance, tokens)
         prompts, stop = encoded[0]
-        choose_min_query_len(target, prompts, stop.length)
+        if not compiled:
+            choose_min_query_len(target, prompts, stop.length)
         chosen = [name for name in dict.fromkeys(names or drafters.usable(folder)) if name != "none"]
         ready = {
             label: drafters.load(name, folder, target, prompts, stop.length)

@@ -65,6 +65,8 @@ class Bench:
     """Rows at once; 1 alone for vlm and for prompts of your own."""
     seed: Count = 0
     """Seed of the first prompt; each next one counts up."""
+    compile: Switch = False
+    """With prompts of your own: compiled passes for everyone, and `generate` compiled by transformers, too."""
     compare: Annotated[list[Path], tyro.conf.arg(metavar="A.json B.json", help_behavior_hint="")] = field(
         default_factory=list
     )
@@ -175,7 +177,7 @@ class Bench:
 
             quiet_libraries()
         chosen = (self.drafters, self.temperature or (), dtypes)
-        own.run(self.model or "", folder, rows, self.out, *chosen, device, self.seed, self.tokens)
+        own.run(self.model or "", folder, rows, self.out, *chosen, device, self.seed, self.tokens, self.compile)
 
     def run_comparison(self) -> int:
         """Print two results side by side; what makes them unlike is said on standard error."""

@@ -55,8 +55,11 @@ class PackedLinear(nn.Linear):
         del linear._parameters["weight"]
         linear.__class__ = cls
         assert isinstance(linear, cls)
-        linear._packed, linear._number = packed, next(_NUMBERS)
-        _LAYERS[linear._number] = linear
+        linear._packed = packed
+        # Graphs know a layer that was packed before by its number; a copy of it needs another.
+        if _LAYERS.get(getattr(linear, "_number", -1)) is not linear:
+            linear._number = next(_NUMBERS)
+            _LAYERS[linear._number] = linear
 
     def unpack(self) -> None:
         """Turn it into a plain linear layer again, in place."""

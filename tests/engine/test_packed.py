@@ -46,6 +46,10 @@ def test_there_is_one_copy_which_can_be_had_back() -> None:
     copied = copy.deepcopy(model)
     assert type(copied[0]) is nn.Linear and type(model[0]) is PackedLinear
     assert torch.equal(copied[0].weight, before["0.weight"])
+    copied.load_state_dict({name: value + 1 for name, value in before.items()})
+    pack_weights(copied)
+    x = torch.ones(1, 64, dtype=torch.bfloat16)
+    assert not torch.equal(copied[0](x), model[0](x))
     twin = nn.Sequential(linear(64, 32, True), nn.SiLU(), linear(32, 16))
     pack_weights(twin)
     twin.load_state_dict({name: value + 1 for name, value in before.items()})
