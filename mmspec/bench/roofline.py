@@ -23,6 +23,9 @@ NODES = (1, 4, 8, 16, 32, 64)
 # as one captured graph.
 LAYER_OPERATIONS, ROUND_OPERATIONS = 60, 120
 
+# Operations of drafting a tree: the aim, heads (hawk), a recurrent head (hawk-path), a layer with attention (msd).
+DRAFTS = (20, 127, 405, 776)
+
 
 @dataclass(frozen=True, slots=True)
 class Card:
@@ -107,10 +110,10 @@ class Shape:
         }
         return max(limits, key=limits.__getitem__)
 
-    def speedup(self, nodes: int, length: float, card: Card, captured: bool, draft_operations: int = 20) -> float:
+    def speedup(self, nodes: int, length: float, card: Card, captured: bool, draft_operations: int) -> float:
         """The speed-up over plain decoding at an acceptance length, with drafts of so many operations."""
-        rest = (ROUND_OPERATIONS + draft_operations) * card.launch
-        return length * (self.seconds(1, card, captured) + rest) / (self.seconds(nodes, card, captured) + rest)
+        rest, draft = ROUND_OPERATIONS * card.launch, draft_operations * card.launch
+        return length * (self.seconds(1, card, captured) + rest) / (self.seconds(nodes, card, captured) + rest + draft)
 
 
 # From the published configurations of these models.
@@ -125,17 +128,18 @@ MODELS = (
 
 
 def table(shapes: Sequence[Shape], cards: Sequence[Card], length: float) -> str:
-    """Markdown: least milliseconds of a pass by nodes, what binds one of 16, and speed-ups, eager and captured."""
+    """Markdown: least milliseconds of a pass by nodes, what binds one of 16, speed-ups by operations of the draft."""
     lines = []
     for card in cards:
         lines += ["", f"## {card.name}", ""]
-        numbers = " | ".join(f"{nodes} nodes, ms" for nodes in NODES)
-        lines += [f"| model | {numbers} | 16 nodes bound by | speed-up, captured | eager | eager bound by |"]
-        lines += ["|---|" + "---|" * (len(NODES) + 4)]
+        heads = [f"{nodes} nodes, ms" for nodes in NODES] + ["16 nodes bound by", "eagerly"]
+        heads += [f"{count} operations" for count in DRAFTS] + [f"{DRAFTS[-1]}, eager pass"]
+        lines += [f"| model | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
         for shape in shapes:
             passes = " | ".join(f"{1e3 * shape.seconds(nodes, card, True):.2f}" for nodes in NODES)
-            speedups = [f"{shape.speedup(16, length, card, captured):.2f}×" for captured in (True, False)]
-            cells = [passes, shape.binding(16, card, True), *speedups, shape.binding(16, card, False)]
+            speedups = [f"{shape.speedup(16, length, card, True, count):.2f}×" for count in DRAFTS]
+            speedups.append(f"{shape.speedup(16, length, card, False, DRAFTS[-1]):.2f}×")
+            cells = [passes, *(shape.binding(16, card, captured) for captured in (True, False)), *speedups]
             lines.append(f"| {shape.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -214,9 +218,10 @@ def main(
 
 Nothing here but the part on this CPU was measured. Written by `python -m mmspec.bench.roofline`: a pass takes as long
 as reading its weights, keys and values (16 bits) or its arithmetic, whichever is longer, by the makers' figures for
-bandwidth and dense 16-bit arithmetic; eager passes take at least {LAYER_OPERATIONS} launches a layer. Speed-ups are for
-trees of 16 nodes with an acceptance length of {length:g} and drafts of 20 operations; real passes are slower, short
-ones by more.
+bandwidth and dense 16-bit arithmetic; eager passes take at least {LAYER_OPERATIONS} launches a layer. Speed-ups are
+over plain decoding of the same kind, for trees of 16 nodes with an acceptance length of {length:g}, by how many
+operations a draft launches ({DRAFTS[0]} is the aim; hawk's heads have {DRAFTS[1]}, hawk-path {DRAFTS[2]}, msd
+{DRAFTS[3]}), of {CARDS[0].launch * 1e6:g} µs each. Real passes are slower, short ones by more.
 {table(MODELS, CARDS, length)}
 """
     for name in check_models:
