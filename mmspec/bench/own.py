@@ -233,6 +233,8 @@ def run_setting(
         *((label, partial(loop, drafter)) for label, drafter in ready.items()),
     ]
     lengths = [stop.length for _, stop in encoded]
+    if target.compiled:  # graphs are made for every length before anything counts
+        run_in_turns(runners, lambda turn: (encoded[turn][0], lengths[turn]), len(encoded), 1, seed, "compiling")
     turns = run_in_turns(runners, lambda turn: (encoded[turn][0], lengths[turn]), len(encoded), 1, seed, title)
     plain = [answer for answer in turns[PLAIN] if answer]
     missing = {label: runner.failure for label, runner in foreign.items() if runner.failure}

@@ -127,7 +127,7 @@ class ModelFlags:
     deterministic: Switch = False
     """Plain decoding's tokens bit for bit in bf16 on a CPU: drafts are chains, and fewer tokens come in a round."""
     compile: Switch = False
-    """Compile passes by torch.compile: a minute or more when they first run, and faster ever after."""
+    """Compile passes by torch.compile: minutes the first time, some seconds in every later process; for long work."""
     quiet: Switch = False
     """No progress bar and no summary."""
 

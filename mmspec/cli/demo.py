@@ -53,7 +53,7 @@ class Demo:
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
     compile: Switch = False
-    """Compile passes by torch.compile: a minute or more when they first run, and faster ever after."""
+    """Compile passes by torch.compile: minutes the first time, some seconds in every later process; for long work."""
 
     def run(self) -> int:
         from mmspec.demo.choice import choose_models, choose_tabs

@@ -71,7 +71,7 @@ class Serve:
     deterministic: Switch = False
     """In bf16 on a CPU: plain decoding's tokens bit for bit, whoever else is there; fewer tokens come in a round."""
     compile: Switch = False
-    """Compile passes by torch.compile: a minute or more when they first run, and faster ever after."""
+    """Compile passes by torch.compile: minutes the first time, some seconds in every later process; for long work."""
     quiet: Switch = False
     """No line for each request."""
 

@@ -133,6 +133,7 @@ class Train:
     def _train(self) -> None:
         from mmspec.drafters.table import names
         from mmspec.errors import unknown
+        from mmspec.train.stages import STAGES
 
         trained = [name for name, entry in names().items() if entry.trained]
         if self.what not in trained:
@@ -141,6 +142,13 @@ class Train:
             raise MmspecError("--model, the target, and --prompts, a file with a prompt on each line, are both needed")
         if self.features not in FEATURES:
             raise unknown("--features", self.features, FEATURES)
+        if self.minutes is not None and not self.minutes > 0:
+            raise MmspecError(f"--minutes {self.minutes:g} is no time: give more than 0")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise MmspecError(f"--max-new-tokens {self.max_new_tokens}: give 1 or more")
+        for stage in self.stages:
+            if stage not in STAGES:
+                raise unknown("stage", stage, STAGES)
         if self.steps is not None and self.minutes is not None:
             raise MmspecError("--steps and --minutes both say how long to train: give one")
         training = self._load()
@@ -162,7 +170,8 @@ class Train:
         if self.push_to_hub and main:
             training.push(self.push_to_hub)
         if main:
-            say(f"drafter in {training.out}: use it by --drafter {training.out}")
+            for line in training.summary():
+                say(line)
 
     def _load(self) -> "Training":
         """Everything is checked, and the model is loaded."""
@@ -186,8 +195,10 @@ class Train:
         from mmspec.placement import device_of, has_fast_bf16
         from mmspec.train.corpus import Corpus, CorpusSettings
         from mmspec.train.drafter import DrafterSettings, drafter_class
-        from mmspec.train.stages import Training
+        from mmspec.train.stages import Training, check_folder, check_output
 
+        out = (self.out or Path(self.what)).absolute()
+        check_output(out, self.what)
         device = torch_device(self.device)
         settings = DrafterSettings.of(
             self.what,
@@ -214,8 +225,9 @@ class Train:
         with loading(self.model, quiet=False):
             pipe = pipeline(task, folder, device=device, dtype=dtype)
             quiet_libraries()
+        check_folder(self.work)
         corpus = Corpus(pipe, rows, corpus_settings, self.work, drafter_class(self.what).calibrates_greedy)
-        return Training(corpus, settings, self.out or Path(self.what), device)
+        return Training(corpus, settings, out, device)
 
     def _options(self) -> tuple[dict, dict]:
         """Options of the drafter, and of its loss."""

@@ -101,18 +101,21 @@ class CompiledPass:
         if self._failed or cache.size > SEQUENCES:
             return self._pass(*given)
         shape = (*cache.slots.shape, cache.capacity)
-        if shape in self._graphs:
-            return self._graphs[shape](*given)
-        own = self._pass(*given)
+        known = shape in self._graphs
+        own = None if known else self._pass(*given)
         try:
-            self._graphs[shape] = self._compile()
+            if not known:
+                self._graphs[shape] = self._compile()
             compiled = self._graphs[shape](*given)
         except Exception as error:  # of the compiler or the C++ compiler that it calls
-            return self._give_up(own, short(error))
-        difference = float((compiled - own).abs().max() / own.float().std())
-        if not difference <= self.tolerance:
-            return self._give_up(own, f"its hidden states differ by {difference:.1e} of their spread")
-        return own
+            self._give_up(short(error))
+            return self._pass(*given)
+        if own is not None:
+            difference = float((compiled - own).abs().max() / own.float().std())
+            if not difference <= self.tolerance:
+                self._give_up(f"its hidden states differ by {difference:.1e} of their spread")
+                return self._pass(*given)
+        return compiled
 
     def _compile(self) -> Callable[..., Tensor]:
         """A graph of its own: torch looks for the one that fits among all those of one code object."""
@@ -120,8 +123,7 @@ class CompiledPass:
         own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__)
         return torch.compile(own.__get__(self), fullgraph=True, dynamic=False)
 
-    def _give_up(self, own: Tensor, why: str) -> Tensor:
+    def _give_up(self, why: str) -> None:
         self._failed = True
         name = type(self.decoder).__name__
         warnings.warn(f"{name} runs uncompiled, since its compiled pass cannot be used: {why}", stacklevel=2)
-        return own

@@ -18,7 +18,7 @@ ROWS = 16
 _DTYPES = (torch.bfloat16, torch.float16)
 
 # Graphs cannot hold weights in this layout: they name a layer by its number.
-_LAYERS: "WeakValueDictionary[int, PackedLinear]" = WeakValueDictionary()
+_LAYERS: "WeakValueDictionary[int, nn.Linear]" = WeakValueDictionary()
 _NUMBERS = count()
 _LIBRARY = torch.library.Library("mmspec", "DEF")
 _LIBRARY.define("packed_linear(Tensor input, int layer, int width) -> Tensor")
@@ -26,7 +26,10 @@ _LIBRARY.define("packed_linear(Tensor input, int layer, int width) -> Tensor")
 
 def _product(input: Tensor, layer: int, width: int) -> Tensor:
     linear = _LAYERS[layer]
-    return torch.ops.mkldnn._linear_pointwise(input, linear._packed, linear.bias, "none", [], "")
+    packed = linear.__dict__.get("_packed")
+    if packed is None:  # unpacked since the graph was made
+        return nn.functional.linear(input, linear.weight, linear.bias)
+    return torch.ops.mkldnn._linear_pointwise(input, packed, linear.bias, "none", [], "")
 
 
 def _shape(input: Tensor, layer: int, width: int) -> Tensor:
@@ -38,63 +41,88 @@ _LIBRARY.impl("packed_linear", _shape, "Meta")
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer of 16-bit weights on a CPU, kept in oneDNN's layout alone and not as a parameter.
+    """A linear layer of 16-bit weights on a CPU, kept in oneDNN's layout alone.
 
     A product sums in the same order whatever the number of rows, so that the bits of a row do not depend on how many
-    others there are. `weight` is a copy in the common layout, made each time. A product that needs a gradient is taken
-    with that copy. Moving the module to a device or dtype, or loading weights, makes it a plain `nn.Linear` again.
+    others there are. Whoever looks at the weight or the parameters, moves the layer, loads weights into it or computes
+    with gradients finds a plain `nn.Linear` with the parameter that it had, and it stays one. State dictionaries,
+    copies and pickles have plain weights, and leave it packed.
     """
 
     _packed: Tensor
     _number: int
 
     @classmethod
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def pack(cls, linear: nn.Linear) -> None:
         """Turn a linear layer into this kind, in place."""
-        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
-        del linear._parameters["weight"]
-        linear.__class__ = cls
-        assert isinstance(linear, cls)
-        linear._packed = packed
+        weight = linear._parameters.pop("weight")
+        assert weight is not None
+        own = linear.__dict__
+        own["_packed"] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        # The parameter is kept without its numbers, for who holds it, such as an optimiser.
+        own["_emptied"] = weight
+        weight.data = weight.new_empty(0)
         # Graphs know a layer that was packed before by its number; a copy of it needs another.
-        if _LAYERS.get(getattr(linear, "_number", -1)) is not linear:
-            linear._number = next(_NUMBERS)
-            _LAYERS[linear._number] = linear
+        if _LAYERS.get(own.get("_number", -1)) is not linear:
+            own["_number"] = next(_NUMBERS)
+            _LAYERS[own["_number"]] = linear
+        linear.__class__ = cls
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def unpack(self) -> None:
         """Turn it into a plain linear layer again, in place."""
-        weight = nn.Parameter(self.weight, requires_grad=False)
-        del self._packed
+        own = self.__dict__
+        weight = own["_emptied"]
+        weight.data = own["_packed"].to_dense()
+        own["_parameters"] = {"weight": weight, **own["_parameters"]}
         self.__class__ = nn.Linear  # type: ignore[assignment]
-        self.register_parameter("weight", weight)
+        del own["_emptied"], own["_packed"]
 
     @property
-    def weight(self) -> Float[Tensor, "out in"]:  # type: ignore[override]
-        return self._packed.to_dense()
+    def _parameters(self) -> dict[str, nn.Parameter | None]:  # type: ignore[override]
+        self.unpack()
+        return self.__dict__["_parameters"]
+
+    @property
+    def weight(self) -> nn.Parameter:  # type: ignore[override]
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return weight
 
     def forward(self, input: Float[Tensor, "*shape in"]) -> Float[Tensor, "*shape out"]:
-        if torch.is_grad_enabled() and input.requires_grad:
-            return nn.functional.linear(input, self.weight, self.bias)
+        if torch.is_grad_enabled():
+            self.unpack()
+            return nn.Linear.forward(self, input)
+        if torch.is_autocast_enabled("cpu"):
+            input = input.to(self._packed.dtype)
         return torch.ops.mmspec.packed_linear(input, self._number, self.out_features)
 
-    def __deepcopy__(self, memo: dict) -> nn.Linear:
-        self.unpack()
-        try:
-            return copy.deepcopy(self, memo)
-        finally:
-            PackedLinear.pack(self)
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _plain(self) -> nn.Linear:
+        """A plain layer with a weight of its own, and all else shared."""
+        own = dict(self.__dict__)
+        weight = nn.Parameter(own.pop("_packed").to_dense(), own.pop("_emptied").requires_grad)
+        del own["_number"]
+        return _plain_linear(own | {"_parameters": {"weight": weight, **own["_parameters"]}})
 
-    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        self.unpack()
-        return self._apply(fn, recurse)
+    def __deepcopy__(self, memo: dict) -> nn.Linear:
+        return copy.deepcopy(self._plain(), memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _plain_linear, (self._plain().__dict__,)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = self.weight
+        self._plain()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.unpack()
-        self._load_from_state_dict(*args, **kwargs)
+
+def _plain_linear(state: dict) -> nn.Linear:
+    plain = nn.Linear.__new__(nn.Linear)
+    plain.__dict__ = state
+    return plain
 
 
 def can_pack(dtype: torch.dtype) -> bool:
@@ -111,8 +139,8 @@ def pack_weights(model: nn.Module) -> int:
     Left as they are: weights that other modules share, subclasses of `nn.Linear`, and layers that are being trained
     through hooks or parametrisations of their own.
     """
-    tensors = (parameter for module in model.modules() for parameter in module._parameters.values())
-    uses = Counter(id(parameter) for parameter in tensors if parameter is not None)
+    held = [module.__dict__["_parameters"] for module in model.modules()]
+    uses = Counter(id(parameter) for parameters in held for parameter in parameters.values() if parameter is not None)
     packed = 0
     for module in model.modules():
         if type(module) is not nn.Linear or module.weight.device.type != "cpu" or uses[id(module.weight)] > 1:

@@ -274,6 +274,8 @@ class Pipeline(ABC, Generic[AnyTarget]):
             raise MmspecError("the model is quantised, or placed by device_map: it stays as transformers loaded it")
         device, dtype = device or self.device, dtype_of(dtype or self.transformer.dtype)
         check_pair(device, dtype)
+        if self._target and self._target[1].deterministic and (device.type, dtype) != ("cpu", torch.bfloat16):
+            raise MmspecError("deterministic passes are known in bf16 on a CPU: set deterministic to False first")
         if (device, dtype) != (self.device, self.transformer.dtype):
             self.transformer.to(device=device, dtype=dtype)
         return self

@@ -96,10 +96,29 @@ class Corpus:
         pipe.target.min_query_len = 1  # the answers need not be those of wide passes to the last bit
         self.rows = list({json.dumps(row, sort_keys=True): row for row in rows}.values())
         self.options = pipe.read_options(settings.options)[0]
-        origin = [pipe.target.weights_hash, str(pipe.dtype), self.rows, asdict(settings)]
+        self.check_rows()
+        pictures = [
+            hashlib.sha256(Path(path).read_bytes()).hexdigest() for row in self.rows for path in pictures_of(row)
+        ]
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        sampling = [getattr(self.options, name) for name in names]
+        origin = [pipe.target.weights_hash, str(pipe.dtype), self.rows, asdict(settings), pictures, sampling]
         digest = hashlib.sha256(json.dumps(origin, default=str).encode()).hexdigest()[:10]
         self.folder = work / f"{Path(str(pipe.folder or 'model')).name}-{digest}"
         self.splits = split(len(self.rows), settings)
+
+    def check_rows(self) -> None:
+        """Raise MmspecError for lines whose numbers or answers are none."""
+        for row in self.rows:
+            line = json.dumps(row, ensure_ascii=False)[:80]
+            for name in ("temperature", "guidance"):
+                if not isinstance(row.get(name, 1.0), int | float):
+                    raise MmspecError(f"{name} of {line} is {row[name]!r}: give a number")
+            tokens, answer = row.get("tokens"), row.get("answer")
+            if tokens is not None and not (isinstance(tokens, list) and all(type(token) is int for token in tokens)):
+                raise MmspecError(f"tokens of {line} are {str(tokens)[:40]}: give a list of whole numbers")
+            if answer is not None and not isinstance(answer, str):
+                raise MmspecError(f"the answer of {line} is {answer!r}: give text")
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -266,7 +285,12 @@ def split(count: int, settings: CorpusSettings) -> dict[Split, list[int]]:
 
 def has_answer(row: dict) -> bool:
     """Whether a line brings its answer."""
-    return "answer" in row or "tokens" in row
+    return bool(row.get("answer") or row.get("tokens"))
+
+
+def pictures_of(row: dict) -> list[str]:
+    """The paths of a line's pictures."""
+    return [row["image"]] if row.get("image") else row.get("images") or []
 
 
 def flatten(examples: Sequence[Example]) -> dict[str, torch.Tensor]:

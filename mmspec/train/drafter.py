@@ -1,5 +1,6 @@
 """Training of drafters for a target: one routine for every class that has a loss and predictions."""
 
+import inspect
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from mmspec import drafters
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.examples import Example
-from mmspec.errors import MmspecError, unknown
+from mmspec.errors import MmspecError, short, unknown
 from mmspec.files import write_atomically
 from mmspec.placement import has_fast_bf16
 from mmspec.targets.base import Target
@@ -54,10 +55,31 @@ class DrafterSettings:
         for name in settings.loss:
             if name not in trained.loss_options:
                 raise unknown(f"option of the loss of {kind}", name, trained.loss_options)
+        if (allowed := options_of(trained)) and (wrong := settings.model.keys() - allowed):
+            raise unknown(f"option of {kind}", sorted(wrong)[0], sorted(allowed | {*trained.loss_options}))
         for name in ("steps", "batch", "accumulation", "evaluations"):
             if getattr(settings, name) < 1:
                 raise MmspecError(f"{name} must be 1 or more, not {getattr(settings, name)}")
+        tv = settings.loss.get("tv", 0.0)
+        if not (isinstance(tv, int | float) and 0 <= tv <= 1):
+            raise MmspecError(f"tv is a share from 0 to 1, not {tv}")
+        if settings.vocabulary < 0 or not 0 < settings.lr < 1:
+            raise MmspecError(
+                f"vocabulary is 0 or more and lr between 0 and 1, not {settings.vocabulary} and {settings.lr:g}"
+            )
         return settings
+
+
+# Arguments of constructors that the target, calibration or `vocabulary` decide.
+DECIDED = {"self", "target", "hidden_size", "stride", "vocabulary", "grid", "beta", "coupling", "greedy", "accuracies"}
+
+
+def options_of(kind: type[TrainedDrafter]) -> set[str]:
+    """What may be chosen of a drafter; nothing for a class whose constructor takes any option."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return set()
+    return {parameter.name for parameter in parameters} - DECIDED
 
 
 def drafter_class(kind: str) -> type[TrainedDrafter]:
@@ -122,8 +144,10 @@ def build_drafter(
         options["tokens"] = frequent_tokens(answers, settings.vocabulary, target.vocabulary_size)
     try:
         drafter = kind.build(target, **options)
-    except TypeError as error:
-        raise MmspecError(f"{settings.kind} is not built so: {error}") from None
+    except MmspecError:
+        raise
+    except Exception as error:  # whatever options mean to a class, also one of another package
+        raise MmspecError(f"{settings.kind} is not built so: {short(error)}") from None
     if initial is not None:
         drafter.load_initial(torch.load(initial, map_location="cpu", weights_only=True))
     return drafter

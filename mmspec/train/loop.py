@@ -15,6 +15,7 @@ from accelerate import Accelerator, PartialState
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
+from mmspec.errors import MmspecError
 from mmspec.files import write_atomically
 from mmspec.placement import has_fast_bf16
 
@@ -157,6 +158,8 @@ def fit(
                 with accelerator.no_sync(prepared) if number < accumulation else nullcontext():
                     with accelerator.autocast():
                         terms = prepared(batch)
+                    if not torch.isfinite(terms["loss"]):
+                        raise MmspecError(f"{name}: the loss is {float(terms['loss'])} at step {step}: take a lower lr")
                     accelerator.backward(terms["loss"] / accumulation)
             accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
             for optimizer in optimizers:

@@ -116,6 +116,7 @@ def measure_rates(training: Training, job: Job) -> dict[str, float]:
     facts = corpus.facts(job)
     batch = [facts[index % len(facts)] for index in range(settings.batch)]
     drafter = training.build_from(corpus.answers(job)["tokens"]).to(target.device)
+    drafter.calibrated([[0.5] * drafter.ranks for _ in drafter.beta])  # sparse trees ask for accuracies
     steps = make_optimizers(settings, drafter, target.device)
 
     def step() -> None:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -54,6 +55,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.kind = drafter_class(self.settings.kind)
+        self.out = self.out.absolute()  # a drafter's folder, and no drafter's name
 
     @property
     def work(self) -> Path:
@@ -105,6 +107,12 @@ class Training:
         if self.disk:
             self.corpus.capture(self.kind.needs_prompt)
 
+    def check_captured(self) -> None:
+        """Raise MmspecError where features are missing that are to be read from the disk."""
+        files = [self.corpus.feature_file(job, self.kind.needs_prompt) for job in self.corpus.jobs]
+        if missing := next((path for path in files if self.disk and not path.is_file()), None):
+            raise MmspecError(f"{missing} is missing: run the stage capture first")
+
     @cached_property
     def load(self) -> Load:
         """How sequences are loaded."""
@@ -138,6 +146,7 @@ class Training:
 
     def train(self) -> None:
         """Train, and keep the weights whose acceptance length on validation prompts is largest."""
+        self.check_captured()
         target, sequences = self.corpus.pipe.target, self.corpus.sequences("train")
         checkpoint = self.work / "checkpoint.pt"
         train_drafter(self.build(), self.settings, target, sequences, self.load, checkpoint, self.evaluate, self.device)
@@ -178,6 +187,21 @@ class Training:
             write_report(self.out, self, self.measurements())
         PartialState().wait_for_everyone()
 
+    def summary(self) -> list[str]:
+        """What has come of it, in lines: acceptance lengths, and what to do next."""
+        if not (self.out / "config.json").is_file():
+            return [f"no drafter is in {self.out} yet: go on with --stages {' '.join(STAGES[2:])}"]
+        report, lines = self.out / "report.json", []
+        if report.is_file():
+            results = json.loads(report.read_text())["results"]
+            lines = [
+                f"{one['name']}: {one['acceptance_length']:.2f} tokens a round, {one['speedup']:.2f}×"
+                for one in results
+            ]
+            best = max(results, key=lambda one: one["speedup"])["name"]
+            lines += [f"fastest here is {best}: train longer, or on more prompts"] * (best != "this drafter")
+        return [*lines, f"drafter in {self.out}: use it by --drafter {self.out}"]
+
     def measurements(self) -> list[Measurement]:
         """Plain decoding, drafters without training, the model's own of this kind, and the new one."""
         pipe, results = self.corpus.pipe, []
@@ -189,3 +213,22 @@ class Training:
             prompts = self.corpus.splits["test"]
             results.append(measure(self.corpus, drafter, prompts[:PLAIN] if name == "none" else prompts, label))
         return results
+
+
+def check_output(out: Path, kind: str) -> None:
+    """Raise MmspecError for a drafter's folder that cannot be made, or that holds anything but such a drafter."""
+    check_folder(out)
+    there = out.is_dir() and any(out.iterdir())
+    try:
+        own = json.loads((out / "config.json").read_text()).get("kind") == kind
+    except (OSError, ValueError, AttributeError):
+        own = False
+    if there and not own:
+        raise MmspecError(f"{out} is there already and holds no drafter of kind {kind}: give another folder as --out")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise MmspecError for a folder that is not there and cannot be made."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise MmspecError(f"cannot write to {folder}: {nearest} is no folder that can be written to; give another")

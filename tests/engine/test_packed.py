@@ -1,6 +1,7 @@
 """Weights in the matrix library's layout: the same products, whatever the width, from one copy."""
 
 import copy
+from io import BytesIO
 
 import pytest
 import torch
@@ -35,40 +36,68 @@ def test_a_row_has_the_same_bits_in_every_width(inner: int, outer: int, bias: bo
     assert error <= 1.5 * own + 1e-6
 
 
+def two_layers() -> nn.Sequential:
+    return nn.Sequential(linear(64, 32, True), nn.SiLU(), linear(32, 16))
+
+
 def test_there_is_one_copy_which_can_be_had_back() -> None:
-    model = nn.Sequential(linear(64, 32, True), nn.SiLU(), linear(32, 16))
+    """State dictionaries, copies and pickles have plain weights, and leave layers packed."""
+    model = two_layers()
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    weight = model[0].weight
     assert pack_weights(model) == 2
-    assert [name for name, _ in model.named_parameters()] == ["0.bias"]
+    assert weight.numel() == 0
     after = model.state_dict()
-    assert after.keys() == before.keys()
+    assert list(after) == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    copied = copy.deepcopy(model)
-    assert type(copied[0]) is nn.Linear and type(model[0]) is PackedLinear
-    assert torch.equal(copied[0].weight, before["0.weight"])
-    copied.load_state_dict({name: value + 1 for name, value in before.items()})
-    pack_weights(copied)
-    x = torch.ones(1, 64, dtype=torch.bfloat16)
-    assert not torch.equal(copied[0](x), model[0](x))
-    twin = nn.Sequential(linear(64, 32, True), nn.SiLU(), linear(32, 16))
-    pack_weights(twin)
-    twin.load_state_dict({name: value + 1 for name, value in before.items()})
-    assert all(torch.equal(twin.state_dict()[name], value + 1) for name, value in before.items())
-    model.float()
+    file = BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        assert type(other[0]) is nn.Linear and type(model[0]) is PackedLinear
+        assert torch.equal(other[0].weight, before["0.weight"])
+        other.load_state_dict({name: value + 1 for name, value in before.items()})
+        pack_weights(other)
+        x = torch.ones(1, 64, dtype=torch.bfloat16)
+        with torch.no_grad():
+            assert not torch.equal(other[0](x), model[0](x))
+
+
+@pytest.mark.parametrize("touch", ["weight", "parameters", "float", "load", "gradient"])
+def test_who_touches_parameters_finds_those_that_were_there(touch: str) -> None:
+    """The very objects, with their numbers, and what is done to them has effect."""
+    model = two_layers()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    pack_weights(model)
+    x, factor = torch.ones(3, 64, dtype=torch.bfloat16), 1
+    if touch == "weight":
+        model[0].weight.data.mul_(2)
+        assert model[2].weight is parameters["2.weight"]
+        factor = 2
+    elif touch == "parameters":
+        assert dict(model.named_parameters()).items() == parameters.items()
+    elif touch == "float":
+        model.float()
+    elif touch == "load":
+        model.load_state_dict({name: 2 * value for name, value in before.items()})
+        assert torch.equal(model[2].weight, 2 * before["2.weight"])
+        factor = 2
+    else:
+        model(x).float().square().sum().backward()
+        assert all(parameter.grad is not None for parameter in parameters.values())
     assert [type(module) for module in model] == [nn.Linear, nn.SiLU, nn.Linear]
-    assert all(torch.equal(model.state_dict()[name], value.float()) for name, value in before.items())
+    assert model[0].weight is parameters["0.weight"]
+    assert torch.equal(model[0].weight, factor * before["0.weight"].to(model[0].weight.dtype))
 
 
-def test_a_gradient_passes_through() -> None:
-    plain = linear(64, 32)
-    packed = copy.deepcopy(plain)
+def test_autocast() -> None:
+    plain, packed = linear(64, 32), linear(64, 32)
     pack_weights(nn.Sequential(packed))
-    grads = []
-    for layer in (plain, packed):
-        x = torch.ones(3, 64, dtype=torch.bfloat16, requires_grad=True)
-        layer(x).float().square().sum().backward()
-        grads.append(x.grad)
-    assert torch.equal(*grads)
+    x = torch.ones(3, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(plain(x), packed(x))
+    assert isinstance(packed, PackedLinear)
 
 
 def test_what_is_left_as_it_is() -> None:
