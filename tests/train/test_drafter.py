@@ -205,8 +205,13 @@ def test_kinds_that_are_not_trained() -> None:
 def test_drafters_that_cannot_be_built(tmp_path: Path) -> None:
     """Options that a class does not have, and weights that it cannot begin with, are refused by name."""
     target = image_target(torch.float32)
-    with pytest.raises(MmspecError, match="medusa is not built so: .*unexpected keyword argument 'depth'"):
-        build_drafter(DrafterSettings.of("medusa", model={"depth": 3}), target, [])
+    with pytest.raises(MmspecError, match="unknown option of medusa 'depth': known are neighbours"):
+        DrafterSettings.of("medusa", model={"depth": 3})
+    with pytest.raises(MmspecError, match="medusa is not built so"):
+        build_drafter(DrafterSettings.of("medusa", model={"neighbours": "x"}), target, [])
+    for loss, lr, message in (({"tv": 2}, 1e-3, "tv is a share"), ({"tv": float("nan")}, 1e-3, "tv"), ({}, -1.0, "lr")):
+        with pytest.raises(MmspecError, match=message):
+            DrafterSettings.of("medusa", loss=loss, lr=lr)
     torch.save({}, tmp_path / "heads.pt")
     with pytest.raises(MmspecError, match="'hawk-path' cannot begin with weights"):
         build_drafter(DrafterSettings.of("hawk-path"), target, [], tmp_path / "heads.pt")

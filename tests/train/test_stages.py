@@ -17,10 +17,12 @@ from mmspec import drafters
 from mmspec.cli import main, parse
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
+from mmspec.errors import MmspecError
 from mmspec.pipelines import pipeline, task_of
 from mmspec.train import corpus as corpus_module
 from mmspec.train import drafter as drafter_module
 from mmspec.train.plan import make_plan
+from mmspec.train.stages import check_output
 
 # Every test trains a drafter, so all is short.
 SHORT = ["--steps", "2", "--at-once", "4", "--held-out", "1", "--batch", "2", "--max-new-tokens", "12"]
@@ -219,3 +221,18 @@ def test_wrong_input(
         main([*arguments, "--dtype", "fp32", "--device", "cpu", "--at-once", "1", "--max-new-tokens", "3"])
     assert end.value.code == 2
     assert text in " ".join(capsys.readouterr().err.split())
+
+
+def test_folders_that_hold_something_else(tmp_path: Path) -> None:
+    """A model, other files, a file, a place that cannot be written to: refused before anything is done."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "drafter").mkdir()
+    (tmp_path / "drafter" / "config.json").write_text('{"kind": "medusa"}')
+    (tmp_path / "file").write_text("mine")
+    check_output(tmp_path / "new" / "folder", "medusa")
+    check_output(tmp_path / "drafter", "medusa")
+    for path, kind in (("model", "medusa"), ("drafter", "hawk"), ("file", "medusa"), ("file/below", "medusa")):
+        with pytest.raises(MmspecError, match="holds no drafter|cannot write"):
+            check_output(tmp_path / path, kind)
+    assert not (tmp_path / "new").exists()
