@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mmspec.engine.cache import TreeCache, cache_kwarg
+from mmspec.engine.packed import kept_packed
 from mmspec.errors import short
 
 # Nodes of a pass, padding included: a pass takes the smallest number that holds its tree.
@@ -106,7 +107,8 @@ class CompiledPass:
         try:
             if not known:
                 self._graphs[shape] = self._compile()
-            compiled = self._graphs[shape](*given)
+            with kept_packed():
+                compiled = self._graphs[shape](*given)
         except Exception as error:  # of the compiler or the C++ compiler that it calls
             self._give_up(short(error))
             return self._pass(*given)

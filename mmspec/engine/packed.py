@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from threading import local
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 ROWS = 16
 
 _DTYPES = (torch.bfloat16, torch.float16)
+
+# Whether layers stay packed that are looked at in this thread.
+_THREAD = local()
 
 # Graphs cannot hold weights in this layout: they name a layer by its number.
 _LAYERS: "WeakValueDictionary[int, nn.Linear]" = WeakValueDictionary()
@@ -83,7 +87,8 @@ class PackedLinear(nn.Linear):
 
     @property
     def _parameters(self) -> dict[str, nn.Parameter | None]:  # type: ignore[override]
-        self.unpack()
+        if not getattr(_THREAD, "keeps", False):
+            self.unpack()
         return self.__dict__["_parameters"]
 
     @property
@@ -149,6 +154,16 @@ def pack_weights(model: nn.Module) -> int:
             PackedLinear.pack(module)
             packed += 1
     return packed
+
+
+@contextmanager
+def kept_packed() -> Iterator[None]:
+    """For compilers, which look at all that a layer has: their graphs call packed layers by number."""
+    _THREAD.keeps = True
+    try:
+        yield
+    finally:
+        _THREAD.keeps = False
 
 
 @contextmanager

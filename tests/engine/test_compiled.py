@@ -1,5 +1,7 @@
 """Compiled passes: the same tokens, no recompilation, and the decoder's own pass where there is no compiler."""
 
+import copy
+
 import pytest
 import torch
 from tiny import drafter, llama, prompts
@@ -7,6 +9,7 @@ from torch._dynamo.utils import counters
 
 from mmspec.engine.compiled import padded_width
 from mmspec.engine.loop import Stop, generate
+from mmspec.engine.packed import PackedLinear, can_pack, pack_weights
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
 from mmspec.targets.causal import CausalTarget
@@ -36,6 +39,26 @@ def test_equal_tokens_without_recompilation() -> None:
     before = dict(counters["stats"])
     tokens(target, "jacobi", 1.0)
     assert counters["stats"]["unique_graphs"] == before["unique_graphs"]
+
+
+@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this CPU does not multiply bfloat16")
+def test_graphs_call_packed_layers() -> None:
+    """Compiling leaves them packed, and a layer that is unpacked afterwards is followed."""
+    model = copy.deepcopy(llama()).bfloat16()
+    target = CausalTarget(model)
+    count = pack_weights(target.decoder)
+    plain = tokens(target, "none", 1.0, rows=1)
+    target.compiled = True
+    for _ in range(2):
+        assert tokens(target, "none", 1.0, rows=1) == plain
+        assert sum(isinstance(module, PackedLinear) for module in model.modules()) == count > 0
+    assert target.passes is not None and len(target.passes._graphs) == 1 and not target.passes._failed
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, PackedLinear):
+                module.weight.mul_(0.5)
+    other = CausalTarget(copy.deepcopy(model))
+    assert tokens(target, "none", 1.0, rows=1) == tokens(other, "none", 1.0, rows=1)
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
