@@ -204,7 +204,10 @@ class Corpus:
         path = self.answer_file(job)
         if not path.is_file():
             raise MmspecError(f"{path} is missing: run the stage generate first")
-        return json.loads(path.read_text())
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            raise MmspecError(f"{path} is damaged: remove it and run the stage generate again") from None
 
     def feature_folder(self, with_prompts: bool) -> Path:
         return self.folder / ("features-and-prompts" if with_prompts else "features")

@@ -17,7 +17,7 @@ from rich.console import Console
 from mmspec import drafters, zoo
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.examples import Example
-from mmspec.errors import MmspecError, unknown
+from mmspec.errors import MmspecError, short, unknown
 from mmspec.train.calibrate import calibrate
 from mmspec.train.corpus import Corpus, Job
 from mmspec.train.drafter import DrafterSettings, build_drafter, drafter_class, save_drafter, train_drafter
@@ -84,8 +84,13 @@ class Training:
         from huggingface_hub import HfApi
 
         api = HfApi()
-        api.create_repo(hub_id, exist_ok=True)
-        api.upload_folder(repo_id=hub_id, folder_path=self.out)
+        try:
+            api.create_repo(hub_id, exist_ok=True)
+            api.upload_folder(repo_id=hub_id, folder_path=self.out)
+        except Exception as error:  # of the hub, or of the network on the way
+            raise MmspecError(
+                f"the drafter is in {self.out}, but not on the hub ({short(error)}): give --stages report again"
+            ) from None
 
     def run(self, stages: Sequence[str] = STAGES) -> Path:
         """Run the stages in order, and return the drafter's folder."""
