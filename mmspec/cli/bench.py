@@ -130,6 +130,8 @@ class Bench:
             check_ranges({"temperature": temperature})
         if self.suite and self.tokens:
             raise MmspecError("a suite generates whole pictures, sentences and answers: leave --tokens out")
+        if self.suite and self.compile:
+            raise MmspecError("--compile is for prompts of your own: leave it out of a suite")
         if not self.suite and self.batch != [1]:
             raise MmspecError("prompts of your own are decoded one at a time: leave --batch out")
         if not self.suite and count is not None and count > lines:

@@ -66,7 +66,7 @@ def test_quick_and_numbers(run, prompts: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(image, "run", record("suite"))
     assert run("bench", "--prompts", prompts, "--quick", "--seed", 3)[0] == 0
     assert run("bench", "--prompts", prompts)[0] == 0
-    assert [len(call[3]) for call in asked] == [1, 3] and asked[0][5:] == ([], (), ["bf16"], "cpu", 3, None)
+    assert [len(call[3]) for call in asked] == [1, 3] and asked[0][5:] == ([], (), ["bf16"], "cpu", 3, None, False)
     code, _, err = run("bench", "image", "--prompts", 6)
     assert code == 0 and "--prompts 6 is read as --count 6: --prompts takes a file" in err
     assert run("bench", "image", "--prompts", prompts, "--temperature", 0, 1, "--drafters", "jacobi")[0] == 0
@@ -84,7 +84,7 @@ def test_quick_and_numbers(run, prompts: Path, monkeypatch: pytest.MonkeyPatch) 
         ([], "say what to measure: image, speech or vlm, or --model MODEL and --prompts FILE"),
         (["--prompts", "6"], "say what to measure"),
         (["--prompts", "gone.txt"], "cannot read gone.txt: No such file or directory"),
-        (["--prompts-file", "prompts.txt"], "no option --prompts-file: did you mean --prompts?"),
+        (["--prompts-file", "prompts.txt"], "no option --prompts-file: did you mean --prompts"),
         (["--prompts", "prompts.txt", "--count", "4"], "--count 4 is more than the 3 prompts in prompts.txt"),
         (["--prompts", "prompts.txt", "--batch", "2"], "decoded one at a time: leave --batch out"),
         (["--prompts", "prompts.txt", "--temperature", "-1"], "temperature=-1.0 is out of range"),
@@ -93,6 +93,7 @@ def test_quick_and_numbers(run, prompts: Path, monkeypatch: pytest.MonkeyPatch) 
         (["--prompts", "prompts.txt", "--drafters", "hwak"], "unknown drafter 'hwak'"),
         (["--prompts", "prompts.txt", "--drafters", "no/folder/here"], "no folder no/folder/here"),
         (["image", "--tokens", "4"], "a suite generates whole pictures"),
+        (["image", "--compile"], "--compile is for prompts of your own"),
         (["--compare", "a.json"], "--compare takes two files, and 1 are given"),
         (["--compare", "a.json", "b.json"], "measures nothing: leave suite, --model and --prompts out"),
     ],
