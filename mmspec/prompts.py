@@ -32,6 +32,11 @@ def read_prompts(file: Path) -> tuple[dict, ...]:
     return rows
 
 
+def pictures_of(row: dict) -> list[str]:
+    """The paths of a line's pictures."""
+    return [row["image"]] if row.get("image") else row.get("images") or []
+
+
 def _read_line(line: str, file: Path, where: str) -> dict:
     try:
         row = json.loads(line) if line.startswith("{") else {"prompt": line}

@@ -37,6 +37,7 @@ from mmspec.errors import MmspecError, short
 from mmspec.pipelines import pipeline, task_of
 from mmspec.pipelines.base import Pipeline
 from mmspec.pipelines.generation_config import NEUTRAL
+from mmspec.prompts import pictures_of
 from mmspec.targets.base import Prompts, Target
 
 PLAIN, GENERATE = "AR, our loop", "transformers.generate"
@@ -141,8 +142,7 @@ def labels_of(names: Sequence[str]) -> dict[str, str]:
 
 def identity(row: dict) -> str:
     """Names a prompt and its pictures, whatever files these are in."""
-    pictures = [row["image"]] if row.get("image") else row.get("images", [])
-    digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in pictures]
+    digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in pictures_of(row)]
     rest = {key: value for key, value in row.items() if key not in ("image", "images")}
     text = json.dumps([rest, digests], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -96,18 +96,25 @@ class Shape:
         attention = 4 * self.layers * self.heads * self.head_width * (self.context + nodes)
         return self.branches * nodes * (2 * self.weights + attention)
 
-    def seconds(self, nodes: int, card: Card, captured: bool) -> float:
-        """What a pass takes at least: memory, arithmetic, or launches, whichever binds."""
-        launches = 0 if captured else self.layers * LAYER_OPERATIONS * card.launch
-        return max(self.bytes(nodes) / card.bandwidth, self.flops(nodes) / card.flops, launches)
-
-    def binding(self, nodes: int, card: Card, captured: bool) -> str:
-        """Which of them binds."""
-        limits = {
+    def limits(self, nodes: int, card: Card, captured: bool) -> dict[str, float]:
+        """Seconds that memory, arithmetic and launches take at least."""
+        return {
             "memory": self.bytes(nodes) / card.bandwidth,
             "arithmetic": self.flops(nodes) / card.flops,
-            "launches": 0 if captured else self.layers * LAYER_OPERATIONS * card.launch,
+            "launches": 0.0 if captured else self.launching(card),
         }
+
+    def launching(self, card: Card) -> float:
+        """Seconds that the operations of an eager pass take to be launched."""
+        return self.layers * LAYER_OPERATIONS * card.launch
+
+    def seconds(self, nodes: int, card: Card, captured: bool) -> float:
+        """What a pass takes at least: the largest of the limits."""
+        return max(self.limits(nodes, card, captured).values())
+
+    def binding(self, nodes: int, card: Card, captured: bool) -> str:
+        """Which of them that is."""
+        limits = self.limits(nodes, card, captured)
         return max(limits, key=limits.__getitem__)
 
     def speedup(self, nodes: int, length: float, card: Card, captured: bool, draft_operations: int) -> float:
@@ -191,9 +198,9 @@ def check(name: str) -> str:
         "|---|---|---|---|---|",
     ]
     for nodes in NODES:
-        least = max(shape.bytes(nodes) / card.bandwidth, shape.flops(nodes) / card.flops)
+        least = shape.seconds(nodes, card, captured=True)
         # A CPU launches and computes one after the other.
-        eager, seconds = least + shape.layers * LAYER_OPERATIONS * card.launch, cost.target(nodes)
+        eager, seconds = least + shape.launching(card), cost.target(nodes)
         lines.append(
             f"| {nodes} | {1e3 * least:.2f} | {1e3 * eager:.2f} | {1e3 * seconds:.2f} | {seconds / eager:.2f} |"
         )

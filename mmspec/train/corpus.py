@@ -21,6 +21,7 @@ from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
 from mmspec.files import write_atomically
 from mmspec.pipelines.base import GenerateOptions, Pipeline
+from mmspec.prompts import pictures_of
 from mmspec.targets.base import Prompts
 from mmspec.train.capture import read_features
 
@@ -289,11 +290,6 @@ def split(count: int, settings: CorpusSettings) -> dict[Split, list[int]]:
 def has_answer(row: dict) -> bool:
     """Whether a line brings its answer."""
     return bool(row.get("answer") or row.get("tokens"))
-
-
-def pictures_of(row: dict) -> list[str]:
-    """The paths of a line's pictures."""
-    return [row["image"]] if row.get("image") else row.get("images") or []
 
 
 def flatten(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
