@@ -104,6 +104,9 @@ class Train:
     """Of answers, weights and batches."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
+    device_map: Annotated[str | None, tyro.conf.arg(metavar="MAP", help_behavior_hint="")] = None
+    """How transformers spreads a target that is too large for one device over several, such as auto; --device is then
+    ignored."""
     dtype: Name = None
     """The target's: bf16, fp32, fp16 or fp64; the faster of bf16 and fp32 here if left out."""
     push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="HUB_ID", help_behavior_hint="")] = None
@@ -223,7 +226,8 @@ class Train:
         )
         dtype = self.dtype or ("bf16" if has_fast_bf16(device_of(device)) else "fp32")
         with loading(self.model, quiet=False):
-            pipe = pipeline(task, folder, device=device, dtype=dtype)
+            spread = {"device_map": self.device_map} if self.device_map else {}
+            pipe = pipeline(task, folder, device=device, dtype=dtype, **spread)
             quiet_libraries()
         check_folder(self.work)
         corpus = Corpus(pipe, rows, corpus_settings, self.work, drafter_class(self.what).calibrates_greedy)

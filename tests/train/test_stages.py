@@ -22,7 +22,7 @@ from mmspec.pipelines import pipeline, task_of
 from mmspec.train import corpus as corpus_module
 from mmspec.train import drafter as drafter_module
 from mmspec.train.plan import make_plan
-from mmspec.train.stages import check_output
+from mmspec.train.stages import Training, check_output
 
 # Every test trains a drafter, so all is short.
 SHORT = ["--steps", "2", "--at-once", "4", "--held-out", "1", "--batch", "2", "--max-new-tokens", "12"]
@@ -72,6 +72,27 @@ def test_pictures(kind: str, model_folder: Path, tmp_path: Path) -> None:
 
 def test_speech(speech_folder: Path, tmp_path: Path) -> None:
     check_equal(speech_folder, train("vadusa", speech_folder, tmp_path))
+
+
+def test_large_targets(tmp_path: Path) -> None:
+    """A target whose layers wait on the disk for their turn, by accelerate's hooks, is trained for like any other."""
+    folder = save_orpheus(tmp_path / "model")
+    layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+    near = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    places = near | {f"model.layers.{number}": "disk" for number in range(layers)}
+    loading: dict = {"device_map": places, "offload_folder": str(tmp_path / "offload")}
+    pipe = pipeline(task_of(folder), folder, dtype="fp32", device="cpu", **loading)
+    assert {str(weight.device) for weight in pipe.transformer.model.layers.parameters()} == {"meta"}
+    rows = [{"prompt": f"a cat {number}"} for number in range(9)]
+    settings = corpus_module.CorpusSettings(held_out=1, length=12, batch=4)
+    corpus = corpus_module.Corpus(pipe, rows, settings, tmp_path / "work")
+    out = Training(corpus, drafter_module.DrafterSettings.of("vadusa", steps=2, batch=2), tmp_path / "out").run()
+    check_equal(folder, out)
+
+
+def test_a_map_of_devices(tmp_path: Path) -> None:
+    folder = save_orpheus(tmp_path / "model")
+    check_equal(folder, train("medusa", folder, tmp_path, *MEDUSA, "--device-map", "cpu"))
 
 
 def test_questions(vision_folder: Path, tmp_path: Path) -> None:
