@@ -64,9 +64,10 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter, library_name="mms
 
     `coupled` ranks candidates by log q + lambda g, with the noise that the target's sample will use, else by q alone. A
     tree grows from `beam` nodes a level and `ranks` children each. `widths` are the children per level of trees that
-    are sampled for `rejection`. `coupling[depth]` (lambda) and `beta[depth]` are calibrated: softmax(beta (log q +
-    lambda g)) is the probability that a candidate is the target's sample. lambda is 1 if q is the target's p, and 0 if
-    the target is certain of a token that the drafter does not know: the noise then decides nothing.
+    are sampled for `rejection`. `coupling[depth]` (lambda) and `beta[depth]` are calibrated: softmax(beta T (log q +
+    lambda g)) is the probability that a candidate is the target's sample at temperature T. A drafter errs by so many
+    nats of its logits, T log q, whatever the temperature. lambda is 1 if q is the target's p, and 0 if the target is
+    certain of a token that the drafter does not know: the noise then decides nothing.
     """
 
     needs_features = True
@@ -84,6 +85,13 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter, library_name="mms
         self.greedy: list[float] = []
         self.coupled, self.beam, self.ranks = True, beam, ranks
         self.widths = [3, 2, *[1] * depth]
+
+    def sharpen(
+        self, log_q: Float[Tensor, "*row node vocab"], noise: Float[Tensor, "*row #node vocab"], depth: int | slice
+    ) -> Float[Tensor, "*row node vocab"]:
+        """beta T (log q + lambda g), for nodes of one depth, or for one node of each depth of a slice."""
+        coupling, beta = (log_q.new_tensor(each[depth]).unsqueeze(-1) for each in (self.coupling, self.beta))
+        return beta * self.sampling.temperature * (log_q + coupling * noise.to(log_q.dtype))
 
     def candidates(self, scores: Float[Tensor, "row beam vocab"]) -> Candidates:
         """The best children of each node, and their probabilities: the softmax of `scores`."""

@@ -51,7 +51,7 @@ class HawkPathDrafter(TrainedDrafter):
     of a tree, and `target` the target's `weights_hash`.
 
     A coupled drafter that samples scores its candidates with
-    `beta ((1 - blend) (log q + lambda g) + blend (log p + g))`, where log p + g are the stale scores of the position
+    `beta T ((1 - blend) (log q + lambda g) + blend (log p + g))`, where log p + g are the stale scores of the position
     from the last round. Without stale scores, `blend` counts as 0.
     """
 
@@ -184,7 +184,7 @@ class HawkPathDrafter(TrainedDrafter):
             values = scores(depth, tokens, parent_index)
             if gumbel is not None:
                 values = values + self.coupling[depth] * gumbel[:, depth, None].to(values.dtype)
-                values = self._stale.mix(depth, values, self.blend) * self.beta[depth]
+                values = self._stale.mix(depth, values, self.blend) * self.beta[depth] * self.sampling.temperature
             return self.candidates(values)
 
         if self.needs_draft_probs:

@@ -156,8 +156,7 @@ class HeadDrafter(TrainedDrafter):
             return self._sample(state, noise, scores, valid)
         pooled = self.pool(scores, torch.tensor(valid, device=scores.device))
         if self.coupled and not noise.greedy:
-            coupling, beta = (pooled.new_tensor(each[:height])[:, None] for each in (self.coupling, self.beta))
-            pooled = beta * (pooled + coupling * noise.gumbel(state.counts, height).to(pooled.dtype))
+            pooled = self.sharpen(pooled, noise.gumbel(state.counts, height), slice(height))
         return product_tree(state.roots, self.candidates(pooled), self.max_nodes)
 
     def _sample(

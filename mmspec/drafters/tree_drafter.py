@@ -119,9 +119,7 @@ class TreeDrafter(TrainedDrafter):
             values = scores(depth, tokens, parent_index)
             if gumbel is not None:
                 index = slice(values.shape[2]) if self.tokens is None else self.tokens
-                values = torch.log_softmax(values, -1)
-                values = values + self.coupling[depth] * gumbel[:, depth, None, index].to(values.dtype)
-                values = values * self.beta[depth]
+                values = self.sharpen(torch.log_softmax(values, -1), gumbel[:, depth, None, index], depth)
             elif noise.greedy:
                 values = values * self.greedy[depth]
             proposed = self.candidates(values)

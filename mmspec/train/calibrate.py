@@ -112,8 +112,8 @@ def fit_calibration(drafter: TrainedDrafter, depths: Sequence[Sequence[Observati
 
 @torch.inference_mode()
 def observe(drafter: TrainedDrafter, target: Target, examples: Sequence[Example]) -> list[list[Observations]]:
-    """What the drafter predicts along sequences at each depth and their temperature, with the noise that they were
-    sampled with (none if greedy); with a large vocabulary, after every n-th of their tokens.
+    """What the drafter predicts along sequences at each depth and their temperature T, T log q, with the noise T g that
+    they were sampled with (none if greedy); with a large vocabulary, after every n-th of their tokens.
     """
     depths: list[list[Observations]] = [[] for _ in drafter.beta]
     drafted = drafter.drafted_tokens(target)
@@ -128,9 +128,10 @@ def observe(drafter: TrainedDrafter, target: Target, examples: Sequence[Example]
         for depth, predictions in enumerate(drafter.predictions(target, example)):
             chosen = (predictions.positions - depth) % every == 0
             positions, log_q = predictions.positions[chosen], predictions.log_q[chosen]
-            if example.seed >= 0 and example.temperature != 1:
-                log_q = torch.log_softmax(log_q / example.temperature, -1)
             gumbel = noise[positions][:, tokens[: log_q.shape[1]]]
+            if example.seed >= 0 and example.temperature != 1:
+                log_q = example.temperature * torch.log_softmax(log_q / example.temperature, -1)
+                gumbel = example.temperature * gumbel
             sampled = index[example.tokens.to(target.device)[positions]]
             depths[depth].append((row, positions - depth, log_q, gumbel, sampled))
     return depths
