@@ -11,7 +11,7 @@ ARGMAX_BLOCK, TOP_BLOCK = 128, 64
 
 # How many of the largest scores are looked at for top-p alone, and how near to its bound sums may come: what is not
 # decided by them is left to the whole sort.
-NUCLEUS, MARGIN = 1024, 1e-5
+NUCLEUS, MARGIN = 1024, 2e-6
 
 
 def argmax(scores: Float[Tensor, "row node vocab"]) -> Int[Tensor, "row node"]:
@@ -73,7 +73,8 @@ def cut(
     certain = ~_splits_equals(values, kept)
     if top_p < 1:
         total = values[:, :top_k] if top_k else logits / temperature
-        shares = (values - total.logsumexp(1, keepdim=True)).double().exp() * kept
+        most = values[:, :1]  # taken off first, sums are exact to a few parts in ten million
+        shares = (values - most).exp().double() / (total - most).exp_().sum(1, keepdim=True).double() * kept
         above = shares.cumsum(1) - shares
         kept &= above < top_p
         kept[:, 0] = True
