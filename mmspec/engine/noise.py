@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# Noise is computed for so many positions ahead, while they have no more numbers than this.
+AHEAD, AHEAD_NUMBERS = 8, 2**15
+
 _GOLDEN, _M1, _M2 = 0x9E3779B9, 0x7FEB352D, 0x846CA68B
 
 
@@ -77,12 +80,15 @@ class Noise:
         """g_t for `count` positions of each row, from `first[row]` on; earlier positions are forgotten."""
         if self.greedy:
             return torch.zeros(len(first), count, 1, device=self.device)
-        missing = [
-            [position for position in range(start, start + count) if position not in computed]
-            for start, computed in zip(first, self._computed, strict=True)
-        ]
-        most = max(map(len, missing))
-        if most:
+        known = zip(first, self._computed, strict=True)
+        if any(position not in computed for start, computed in known for position in range(start, start + count)):
+            # Small vocabularies cost calls, and not arithmetic.
+            end = count + min(AHEAD, AHEAD_NUMBERS // self.vocabulary)
+            missing = [
+                [position for position in range(start, start + end) if position not in computed]
+                for start, computed in zip(first, self._computed)
+            ]
+            most = max(map(len, missing))
             padded = [(row + [0] * most)[:most] for row in missing]
             fresh = to_gumbel(uniforms(self.seeds, padded, self.vocabulary, self.SAMPLE, self.device))
             for row, positions in enumerate(missing):
