@@ -108,6 +108,8 @@ class Batch:
         self.watch.restart()
         rows = self.rows
         assert rows is not None, "the batch has no rows"
+        if not self._drafter_knows_rows:
+            self._start_drafter(rows)
         tree = self._draft(rows)
         output = self._verify(rows, tree)
         path, gumbel_scores = self._accept(rows, tree, output)
@@ -164,15 +166,19 @@ class Batch:
 
     @timed("draft")
     def _follow_rows(self, previous: list[int | None]) -> None:
-        """Tell the drafter which rows there are: row i was row `previous[i]`, or is new if that is None."""
+        """Tell a drafter that has begun which rows there are: row i was row `previous[i]`, or is new if that is None.
+
+        One that has not begins with the next round, so that first tokens do not wait until it has read their prompts.
+        """
         if not any(self.running):
             self._drafter_knows_rows = False
-            return
-        assert self.state is not None
-        if self._drafter_knows_rows:
+        elif self._drafter_knows_rows:
+            assert self.state is not None
             self.drafter.change_rows(self.state, previous)
-        else:
-            self.drafter.start(self.target, self.state, self.sampling, self.rule.needs_draft_probs)
+
+    @timed("draft")
+    def _start_drafter(self, rows: Rows) -> None:
+        self.drafter.start(self.target, rows.state, self.sampling, self.rule.needs_draft_probs)
         self._drafter_knows_rows = True
 
     def _report(self, tokens: list[list[int]], nodes: int) -> Round:

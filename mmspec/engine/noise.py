@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# Noise is computed for so many positions ahead, while they have no more numbers than this.
+AHEAD, AHEAD_NUMBERS = 8, 2**15
+
 _GOLDEN, _M1, _M2 = 0x9E3779B9, 0x7FEB352D, 0x846CA68B
 
 
@@ -14,11 +17,12 @@ def _signed(word: int) -> int:
 
 def mix(x: Tensor) -> Tensor:
     """The lowbias32 integer hash, in place on int32 (multiplication wraps, shifts are made logical)."""
-    x ^= (x >> 16) & 0xFFFF
-    x *= _signed(_M1)
-    x ^= (x >> 15) & 0x1FFFF
-    x *= _signed(_M2)
-    x ^= (x >> 16) & 0xFFFF
+    shifted = torch.empty_like(x)
+    for bits, factor in ((16, _M1), (15, _M2), (16, None)):
+        torch.bitwise_right_shift(x, bits, out=shifted)
+        x ^= shifted.bitwise_and_((1 << (32 - bits)) - 1)
+        if factor is not None:
+            x *= _signed(factor)
     return x
 
 
@@ -47,10 +51,10 @@ def uniforms(
     words = (words - ((words >> 31) << 32)).to(torch.int32).to(device)
     x = torch.arange(vocabulary, dtype=torch.int32, device=device) * _signed(_GOLDEN)
     x = mix(x + words[..., :1])
-    x = mix(x ^ words[..., 1:])
-    low = (x & 0xFFFF).float() + 0.5
-    high = ((x >> 16) & 0xFFFF).float()
-    return (high * 65536.0 + low).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
+    x = mix(x.bitwise_xor_(words[..., 1:]))
+    low = (x & 0xFFFF).float().add_(0.5)
+    high = x.bitwise_right_shift_(16).bitwise_and_(0xFFFF).float()
+    return high.mul_(65536.0).add_(low).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
 
 
 def to_gumbel(uniform: Tensor) -> Tensor:
@@ -76,21 +80,23 @@ class Noise:
         """g_t for `count` positions of each row, from `first[row]` on; earlier positions are forgotten."""
         if self.greedy:
             return torch.zeros(len(first), count, 1, device=self.device)
-        missing = [
-            [position for position in range(start, start + count) if position not in computed]
-            for start, computed in zip(first, self._computed, strict=True)
-        ]
-        most = max(map(len, missing))
-        if most:
+        known = zip(first, self._computed, strict=True)
+        if any(position not in computed for start, computed in known for position in range(start, start + count)):
+            # Small vocabularies cost calls, and not arithmetic.
+            end = count + min(AHEAD, AHEAD_NUMBERS // self.vocabulary)
+            missing = [
+                [position for position in range(start, start + end) if position not in computed]
+                for start, computed in zip(first, self._computed)
+            ]
+            most = max(map(len, missing))
             padded = [(row + [0] * most)[:most] for row in missing]
             fresh = to_gumbel(uniforms(self.seeds, padded, self.vocabulary, self.SAMPLE, self.device))
             for row, positions in enumerate(missing):
                 self._computed[row].update(zip(positions, fresh[row]))
         for row, start in enumerate(first):
             self._computed[row] = {position: g for position, g in self._computed[row].items() if position >= start}
-        return torch.stack(
-            [torch.stack([computed[start + i] for i in range(count)]) for start, computed in zip(first, self._computed)]
-        )
+        every = [computed[start + i] for start, computed in zip(first, self._computed) for i in range(count)]
+        return torch.stack(every).view(len(first), count, self.vocabulary)
 
     def fresh(self, positions: list[list[int]], use: int, copies: int = 1) -> Float[Tensor, "row position copy vocab"]:
         """Gumbel noise independent of `gumbel`, for sampling drafts and residuals: independent copies at each

@@ -3,17 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
+from mmspec.engine.largest import NUCLEUS, cut
 from mmspec.engine.ranges import check_ranges
-
-if TYPE_CHECKING:
-    pass
 
 # Processors whose output does not depend on the prefix: one call serves every node of a tree.
 PREFIX_FREE = (
@@ -59,24 +56,20 @@ class SamplingOptions:
         return hf.LogitsProcessorList([*(penalty if self.repetition_penalty != 1 else []), *self.logits_processor])
 
     @cached_property
-    def pipeline(self) -> hf.LogitsProcessorList:
-        """Processors and warpers, in the order in which they are applied."""
-        chosen = list(self.processors)
+    def cuts(self) -> hf.LogitsProcessorList:
+        """The warpers up to top-p."""
+        temperature, top_k, top_p = float(self.temperature), self.top_k, self.top_p
+        chosen: list[hf.LogitsProcessor] = []
         if not self.greedy:
-            if self.temperature != 1.0:
-                chosen.append(hf.TemperatureLogitsWarper(float(self.temperature)))
-            if self.top_k:
-                chosen.append(hf.TopKLogitsWarper(self.top_k))
-            if self.top_p < 1.0:
-                chosen.append(hf.TopPLogitsWarper(self.top_p))
-            if self.min_p > 0.0:
-                chosen.append(hf.MinPLogitsWarper(self.min_p))
+            chosen += [hf.TemperatureLogitsWarper(temperature)] if temperature != 1 else []
+            chosen += [hf.TopKLogitsWarper(top_k)] if top_k else []
+            chosen += [hf.TopPLogitsWarper(top_p)] if top_p < 1 else []
         return hf.LogitsProcessorList(chosen)
 
     @property
     def reads_prefix(self) -> bool:
         """Whether a node's scores depend on the tokens before it."""
-        return not all(isinstance(processor, PREFIX_FREE) for processor in self.pipeline)
+        return not all(isinstance(processor, PREFIX_FREE) for processor in self.processors)
 
     def without_processors(self) -> "SamplingOptions":
         """The warpers alone: drafters propose without reading prefixes."""
@@ -90,19 +83,37 @@ class SamplingOptions:
         Each node has its own prefix, of which processors are given the part that lies in the vocabulary.
         """
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        if not self.pipeline:
+        if not (self.processors or self.cuts or self.min_p):
             return logits
-        if not self.reads_prefix:
-            flat = logits.flatten(0, 1)
-            return self.pipeline(flat.new_zeros(len(flat), 1, dtype=torch.long), flat).view_as(logits)
-        assert prefixes is not None, "processors that read the prefix need the tree's prefixes"
-        rows, nodes, vocabulary = logits.shape
-        all_ids = [prefixes(row, node) for row in range(rows) for node in range(nodes)]
-        ids = [prefix[(prefix >= 0) & (prefix < vocabulary)] for prefix in all_ids]
         flat = logits.flatten(0, 1)
-        for processor in self.pipeline:
+        if self.reads_prefix:
+            assert prefixes is not None, "processors that read the prefix need the tree's prefixes"
+            rows, nodes, vocabulary = logits.shape
+            all_ids = [prefixes(row, node) for row in range(rows) for node in range(nodes)]
+            ids = [prefix[(prefix >= 0) & (prefix < vocabulary)] for prefix in all_ids]
+        else:
+            ids = list(flat.new_zeros(len(flat), 1, dtype=torch.long))
+        for processor in self.processors:
             flat = _process(processor, ids, flat)
-        return flat.view_as(logits)
+        return self._warp(flat).view_as(logits)
+
+    def _warp(self, scores: Float[Tensor, "node vocab"]) -> Float[Tensor, "node vocab"]:
+        """What the warpers make of scores.
+
+        On a CPU, whose numbers are at hand, those of a large vocabulary are not sorted where a part of them decides.
+        """
+        if self.greedy:
+            return scores
+        no_ids = scores.new_zeros(len(scores), 1, dtype=torch.long)
+        large = scores.device.type == "cpu" and scores.shape[1] > 4 * (self.top_k or NUCLEUS)
+        if large and (self.top_k or self.top_p < 1):
+            warped, certain = cut(scores, float(self.temperature), self.top_k, self.top_p)
+            for node, decided in enumerate(certain.tolist()):
+                if not decided:
+                    warped[node] = self.cuts(no_ids[:1], scores[node, None])[0]
+        else:
+            warped = self.cuts(no_ids, scores)
+        return hf.MinPLogitsWarper(self.min_p)(no_ids, warped) if self.min_p else warped
 
 
 def _process(

@@ -21,6 +21,15 @@ def test_tiny_drafters(name: str, rows: int) -> None:
     assert counts and max(counts) <= 2 and min(counts) >= 1 and drafting == 0
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("name", ["none", "jacobi"])
+def test_one_read_a_round(name: str, rows: int) -> None:
+    """Where no width is to be chosen, the accepted path is all that is read, whatever the drafts."""
+    target = image_target()
+    counts, drafting = count_reads(target, drafter(name, target), prompts([[1, 3, 2]] * rows), rows, Stop(40))
+    assert set(counts) == {1} and drafting == 0
+
+
 def test_reads_are_counted() -> None:
     """The negative control: each of these is a read."""
     with CountReads() as counter:

@@ -179,3 +179,25 @@ def test_prompts_outside_the_generated_vocabulary() -> None:
     state = target.prefill(prompts([[1, 2], [OFFSET + 3, 2]]), 4)
     assert state.history(0) == [-2, -3] and state.history(1) == [3, -3]
     assert state.history(0) == [-2, -3] and state.roots.tolist() == [-3, -3]
+
+
+def test_first_tokens_do_not_wait_for_the_drafter() -> None:
+    """A drafter begins, and reads the prompts, in the first round: not before the first tokens are there, and not at
+    all where they are the last.
+    """
+    target = image_target()
+    guesser = drafter("hawk", target)
+    start, begun = guesser.start, []
+
+    def counted(*args) -> None:
+        begun.append(args[1].counts)
+        start(*args)
+
+    guesser.start = counted
+    rounds = stream(target, prompts(), len(TEXTS), Stop(5), guesser)
+    next(rounds)
+    assert not begun
+    next(rounds)
+    assert begun == [[1] * len(TEXTS)]
+    generate(target, prompts(), len(TEXTS), Stop(1), guesser)
+    assert len(begun) == 1

@@ -8,6 +8,7 @@ import torch
 from tiny import OFFSET, TEXTS, drafter, forest, image_target, prompts, random_parents, text_target
 from transformers.generation import logits_process as hf
 
+from mmspec.engine.largest import argmax
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import Prefixes
@@ -111,3 +112,43 @@ def test_errors(text: str, options: dict) -> None:
     """A number out of range is refused with its name, its value and the range."""
     with pytest.raises(MmspecError, match=f"^{re.escape(text)}$"):
         SamplingOptions(**options)
+
+
+LARGE = {
+    "top_k": SamplingOptions(0.7, top_k=50),
+    "top_p": SamplingOptions(0.7, top_p=0.9),
+    "flat": SamplingOptions(1.0, top_p=0.99),
+    "both": SamplingOptions(0.7, top_k=50, top_p=0.9),
+    "all": SamplingOptions(1.3, top_k=20, top_p=0.99, min_p=0.02),
+}
+
+
+@pytest.mark.parametrize("vocabulary", [5000, 16384, 50001])
+@pytest.mark.parametrize("name", LARGE)
+def test_large_vocabularies_equal_transformers(name: str, vocabulary: int) -> None:
+    """Where a part of the scores decides what is kept, and where it does not, since they tie or are too flat, the bits
+    are those of transformers' warpers.
+    """
+    sampling, generator = LARGE[name], torch.Generator().manual_seed(0)
+    warpers = list(sampling.cuts) + ([hf.MinPLogitsWarper(sampling.min_p)] if sampling.min_p else [])
+    sharp = torch.randn(1, 4, vocabulary, generator=generator) * 4
+    rare = torch.rand(vocabulary, generator=generator) < 0.002
+    for logits in (sharp, sharp / 8, sharp.round(), sharp.bfloat16(), sharp.masked_fill(~rare, -torch.inf)):
+        wanted = hf.LogitsProcessorList(warpers)(torch.zeros(4, 1, dtype=torch.long), logits[0].float())
+        assert torch.equal(sampling.scores(logits)[0], wanted)
+
+
+@pytest.mark.parametrize("vocabulary", [40, 2047, 2048, 50001])
+def test_argmax_takes_the_first_of_equals(vocabulary: int) -> None:
+    """Blocks make it faster, and no different: in the last tokens, among equals, among nothing but -inf, and for NaN,
+    too.
+    """
+    scores = torch.randn(2, 3, vocabulary, generator=torch.Generator().manual_seed(0))
+    last = scores.clone()
+    last[..., -1] = 100
+    broken = scores.clone()
+    broken[..., [7, vocabulary - 1]] = torch.nan
+    ended = scores.clone()
+    ended[..., -1] = torch.nan
+    for given in (scores, last, broken, ended, scores.round(), torch.full_like(scores, -torch.inf), scores.double()):
+        assert torch.equal(argmax(given), given.argmax(2))

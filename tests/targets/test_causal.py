@@ -5,6 +5,7 @@ import torch
 import transformers as hub
 from text_families import text_family
 from tiny import TEXTS, drafter, llama, prompts, text_target
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.generation import logits_process as hf
 
 from mmspec.engine.loop import Stop, generate
@@ -183,3 +184,29 @@ def test_recurrent_models_are_refused() -> None:
 def test_unequal_streams_are_refused() -> None:
     with pytest.raises(MmspecError, match="^2 prompts have 1 unconditional twins: give one each$"):
         Prompts([[1, 2], [1, 2]], [[1, 2]], 2.0)
+
+
+@pytest.mark.parametrize("length", [600, 1500])
+def test_long_prompts_need_no_mask(length: int) -> None:
+    """Nothing of length times length is made of a causal prompt, whose attention is computed without a mask."""
+
+    class LargeTensors(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made: list[str] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.numel() >= length * length:
+                self.made.append(str(function))
+            return result
+
+    model = llama(dtype=torch.float32)
+    model.config.max_position_embeddings = 2048
+    target = CausalTarget(model, check=False)
+    with LargeTensors() as large:
+        target.prefill(Prompts([[3 + i % 20 for i in range(length)]]), 80)
+    assert not large.made
+    with LargeTensors() as large:  # the negative control
+        torch.ones(length, length)
+    assert large.made

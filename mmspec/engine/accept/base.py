@@ -94,8 +94,10 @@ def add_gumbel(
     if noise.greedy:
         return scores
     gumbel = noise.gumbel(counts, tree.height + 1)
-    index = tree.depths[:, :, None].expand(-1, -1, gumbel.shape[2])
-    return scores + gumbel.to(scores.dtype).gather(1, index)
+    first = torch.arange(0, gumbel.shape[0] * gumbel.shape[1], gumbel.shape[1], device=gumbel.device)
+    # Whole rows are copied many times faster by `index_select` than by `gather`.
+    rows = gumbel.to(scores.dtype).flatten(0, 1).index_select(0, (first[:, None] + tree.depths).flatten())
+    return rows.view_as(scores).add_(scores)
 
 
 def is_protected(tokens: Int[Tensor, "*shape"], protected: frozenset[int]) -> Bool[Tensor, "*shape"]:

@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mmspec.engine.accept.base import Acceptable
+from mmspec.engine.largest import argmax
 from mmspec.engine.noise import Noise
 from mmspec.engine.tree import DraftTree
 
@@ -30,6 +31,6 @@ class Exact:
         counts: list[int],
         protected: frozenset[int] = frozenset(),
     ) -> Acceptable:
-        samples = gumbel_scores.argmax(2)
+        samples = argmax(gumbel_scores)
         right = tree.tokens == samples.gather(1, tree.parents.clamp(min=0))
         return Acceptable(tree, right.long() - 1, samples)

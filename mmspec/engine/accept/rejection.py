@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmspec.engine.accept.base import Accepted
+from mmspec.engine.largest import argmax
 from mmspec.engine.noise import Noise
 from mmspec.engine.tree import DraftTree
 
@@ -94,4 +95,4 @@ class Rejection:
             lengths += walking
             walking = walking & (following >= 0)
             node = torch.where(walking, following, node)
-        return Accepted(torch.stack(path, 1), torch.stack(tokens, 1), lengths, gumbel_scores.argmax(2))
+        return Accepted(torch.stack(path, 1), torch.stack(tokens, 1), lengths, argmax(gumbel_scores))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmspec.engine.accept.base import Acceptable, is_protected
+from mmspec.engine.largest import argmax
 from mmspec.engine.noise import Noise
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
@@ -47,7 +48,7 @@ class Typical:
         p = log_p.exp()
         entropy = -(p * log_p.clamp(min=-1e4)).sum(2)
         floor = torch.minimum(torch.full_like(entropy, self.epsilon), self.delta * (-entropy).exp())
-        samples = gumbel_scores.argmax(2)
+        samples = argmax(gumbel_scores)
         parents = tree.parents.clamp(min=0)
         expected = samples.gather(1, parents)
         child_p = p.flatten(1).gather(1, parents * p.shape[2] + tree.tokens.clamp(min=0))
