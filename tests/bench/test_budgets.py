@@ -30,7 +30,7 @@ def test_reads(name: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["medusa", "vadusa", "hawk"])
-def test_heads_draft_in_a_fixed_number_of_operations(name: str) -> None:
-    """Whatever the depth: with two horizontal heads as with all, in the rounds that draw noise (others find it drawn)."""
+def test_deeper_heads_draft_in_no_more_operations(name: str) -> None:
+    """All horizontal heads take no more than two, in the rounds that take most (some find their noise drawn)."""
     few, many = ({each.operations["draft"] for each in rounds(name, **o)} for o in ({"horizontal": [0, 1]}, {}))
-    assert max(few) == max(many)
+    assert max(many) <= max(few)
