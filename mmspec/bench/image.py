@@ -16,20 +16,20 @@ from mmspec.bench import report
 from mmspec.bench.suite import (
     Case,
     Choice,
+    Setting,
     TransformersBaseline,
-    build_runners,
+    by_generate,
+    can_compile,
     choose_min_query_len,
-    compare,
+    measure,
     new_results,
+    passes_of,
     print_location,
-    result_row,
-    run_in_turns,
     sweep,
 )
 from mmspec.drafters.base import Drafter
-from mmspec.engine.loop import Stop, generate
+from mmspec.engine.loop import Generation, Stop, generate
 from mmspec.engine.sampling import SamplingOptions
-from mmspec.engine.stats import GenerationStats
 from mmspec.pipelines.families import example_prompts
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.placement import dtype_of
@@ -86,15 +86,15 @@ def draw(
     prompts: Prompts,
     length: int,
     seed: int,
-) -> GenerationStats:
-    """What one call cost."""
+) -> Generation:
+    """By the loop."""
     rows = len(prompts.conditional)
-    return generate(target, prompts, rows, Stop(length), drafter, sampling=sampling, seeds=seed, rule=rule).stats
+    return generate(target, prompts, rows, Stop(length), drafter, sampling=sampling, seeds=seed, rule=rule)
 
 
-def draw_by_transformers(model: TransformersBaseline, prompts: Prompts, length: int, seed: int) -> GenerationStats:
-    """The same by `transformers.generate`."""
-    return model(prompts, length, seed).stats
+def image_fields(label: str, runs: Sequence[Generation]) -> dict:
+    """What rows of pictures have beside the others' fields."""
+    return {"seconds_per_image": sum(run.stats.total for run in runs) / sum(len(run.tokens) for run in runs)}
 
 
 def run_setting(
@@ -117,22 +117,17 @@ def run_setting(
         return pipe.encode(texts, guidance), target.grid.tokens
 
     choose_min_query_len(target, *job(0))
+    pipe.compiled = can_compile(choice, job(0)[0])
     results: list[dict] = []
     for temperature in choice.temperatures or (1.0,):
-        entrants = build_runners(cases, folder, target, *job(0), partial(draw, target, SamplingOptions(temperature)))
+        title = f"{dtype}, batch {batch}, guidance {guidance:g}, T = {temperature:g}, {passes_of(target)}"
+        sampling = SamplingOptions(temperature)
+        setting = Setting(target, folder, job, Stop, repeats, batch, seed, dtype, sampling, title, nodes=choice.nodes)
+        foreign = []
         if batch == 1 and cases is not ABLATIONS and not target.why_not_comparable(guidance, 1.0):
-            plain = TransformersBaseline(target, temperature=temperature)
-            entrants.insert(1, (plain.label, partial(draw_by_transformers, plain)))
-        title = (
-            f"{dtype}, batch {batch}, guidance {guidance:g}, T = {temperature:g}, passes of {target.min_query_len} "
-            "nodes or more"
-        )
-        rows = []
-        for label, runs in run_in_turns(entrants, job, repeats, batch, seed, title).items():
-            seconds = sum(stats.total for stats in runs) / sum(len(stats.runs) for stats in runs)
-            fields = {"temperature": temperature, "seconds_per_image": seconds}
-            rows.append(result_row(label, title, runs, dtype, device, batch, guidance) | fields)
-        results += compare(rows)
+            plain = partial(TransformersBaseline, target, None, temperature)
+            foreign = by_generate(plain, target.compiled)
+        results += measure(setting, cases, partial(draw, target, sampling), foreign, image_fields)
     return results
 
 
@@ -220,7 +215,8 @@ def run(
         out,
         dtypes,
         batches,
-        lambda dtype, batch: run_setting(folder, dtype, device, batch, max(1, prompts // batch), seed, cases, choice),
+        choice,
+        lambda dtype, batch, now: run_setting(folder, dtype, device, batch, max(1, prompts // batch), seed, cases, now),
     )
     if not quick and not choice.drafters:
         results["ablations"] = run_setting(folder, dtypes[0], device, 1, prompts, seed, ABLATIONS)

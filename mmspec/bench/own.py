@@ -13,15 +13,17 @@ from time import perf_counter
 from typing import cast
 
 import torch
-from transformers import CompileConfig, GenerationMixin, SuppressTokensLogitsProcessor
+from transformers import GenerationMixin, SuppressTokensLogitsProcessor
 
 from mmspec import drafters, reference
 from mmspec.bench import own_report
 from mmspec.bench.intervals import interval
 from mmspec.bench.suite import (
+    GENERATE,
     Runner,
     choose_min_query_len,
     compare,
+    compile_options,
     new_results,
     print_location,
     result_row,
@@ -40,9 +42,9 @@ from mmspec.pipelines.generation_config import NEUTRAL
 from mmspec.prompts import pictures_of
 from mmspec.targets.base import Prompts, Target
 
-PLAIN, GENERATE = "AR, our loop", "transformers.generate"
+PLAIN = "AR, our loop"
 LOOKUP, ASSISTED = "transformers, prompt lookup", "transformers, assisted by {}"
-COMPILED = "transformers.generate, compiled"
+COMPILED = f"{GENERATE}, compiled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +221,7 @@ def run_setting(
     target, (prompts, stop) = pipe.target, encoded[0]
     options: dict[str, dict] = {GENERATE: {}, LOOKUP: {"prompt_lookup_num_tokens": 10}}
     if target.compiled and prompts.unconditional is None:
-        compiling = CompileConfig(fullgraph=False, mode="default")
-        compiling._compile_all_devices = True  # transformers compiles on GPUs alone unless told so
-        options[COMPILED] = {"cache_implementation": "static", "compile_config": compiling}
+        options[COMPILED] = compile_options()
     for label, drafter in ready.items():
         if isinstance(drafter, ModelDrafter):
             options[ASSISTED.format(label)] = {"assistant_model": drafter.model}

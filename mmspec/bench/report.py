@@ -1,6 +1,7 @@
 """Results as JSON, as a Markdown table and as a plot."""
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,8 @@ HEADS = (
     "tokens/s",
     "accepted length",
     "nodes",
-    "speed-up",
+    "over AR",
+    "over generate",
     "÷ length",
     "draft",
     "target",
@@ -48,6 +50,7 @@ def line(row: dict) -> list[str]:
         formatted(row["mean_acceptance_length"], ".2f"),
         f"{row['nodes_per_round']:.1f}",
         f"{row['speedup']:.2f}×",
+        formatted(row["over_generate"], ".2f", "×"),
         formatted(row["efficiency"], ".2f"),
         *split,
         formatted(row["cache_bytes"] / 1e6 or None, ".1f"),
@@ -55,11 +58,49 @@ def line(row: dict) -> list[str]:
     ]
 
 
-def table(rows: list[dict]) -> str:
+def joined(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    heads = HEADS + (SPOKEN if "ended" in rows[0] else (FIRST,) if "seconds_to_first_token" in rows[0] else ())
-    body = ["| " + " | ".join(line(row)) + " |" for row in rows]
+    body = ["| " + " | ".join(cells) + " |" for cells in lines]
     return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *body])
+
+
+def counts_table(rows: list[dict]) -> list[str]:
+    """Operations and host reads of a round, by phase."""
+    known = [row for row in rows if row["operations"]]
+    if not known:
+        return []
+    phases = list(known[0]["operations"])
+    heads = ["", *(f"operations, {phase}" for phase in phases), *(f"reads, {phase}" for phase in phases)]
+    lines = [
+        [
+            row["label"],
+            *(f"{row['operations'][phase]:.0f}" for phase in phases),
+            *(f"{row['reads'][phase]:.1f}" for phase in phases),
+        ]
+        for row in known
+    ]
+    return ["Operations and host reads a round (uncompiled passes):", joined(heads, lines)]
+
+
+def nodes_table(rows: list[dict]) -> list[str]:
+    """Accepted lengths with equal numbers of draft nodes; in brackets how many a tree had that had fewer."""
+    known = [row for row in rows if row["by_nodes"]]
+    if not known:
+        return []
+    numbers = list(known[0]["by_nodes"])
+    lines = []
+    for row in known:
+        cells = [(int(number), row["by_nodes"][number]) for number in numbers]
+        fewer = [f" ({cell['nodes']:.1f})" if cell["nodes"] < 0.9 * number else "" for number, cell in cells]
+        lines.append([row["label"], *(f"{c['mean_acceptance_length']:.2f}{few}" for (_, c), few in zip(cells, fewer))])
+    heads = ["draft nodes", *numbers]
+    return ["Accepted length by draft nodes a round (in brackets: nodes of smaller trees):", joined(heads, lines)]
+
+
+def table(rows: list[dict]) -> str:
+    """The table of speeds."""
+    heads = HEADS + (SPOKEN if "ended" in rows[0] else (FIRST,) if "seconds_to_first_token" in rows[0] else ())
+    return joined(heads, [line(row) for row in rows])
 
 
 def markdown(results: dict) -> str:
@@ -67,25 +108,26 @@ def markdown(results: dict) -> str:
     origin = ", ".join(f"{key} {value}" for key, value in results["provenance"].items())
     parts = [f"# {results['suite']}, {results['model']}", origin]
     for shared in dict.fromkeys(row["setting"] for row in results["rows"]):
-        parts += [f"## {shared}", table([row for row in results["rows"] if row["setting"] == shared])]
+        rows = [row for row in results["rows"] if row["setting"] == shared]
+        parts += [f"## {shared}", table(rows), *counts_table(rows), *nodes_table(rows)]
     if results["ablations"]:
         parts += [f"## Ablations, {results['ablations'][0]['dtype']}, batch 1", table(results["ablations"])]
     if results["growth"]:
-        rows = ["| grid | drafter | rounds | ms per round | of it ours | cache MB |", "|---|---|---|---|---|---|"]
+        lines = ["| grid | drafter | rounds | ms per round | of it ours | cache MB |", "|---|---|---|---|---|---|"]
         for line in results["growth"]:
-            rows.append(
+            lines.append(
                 f"| {line['side']}×{line['side']} | {line['drafter']} | {line['rounds']} | "
                 f"{line['ms_per_round']:.2f} "
                 f"| {line['ours_ms_per_round']:.2f} | {line['cache_bytes'] / 1e6:.1f} |"
             )
-        parts += ["## Growth with tokens, random weights, bf16, guidance 2", "\n".join(rows)]
+        parts += ["## Growth with tokens, random weights, bf16, guidance 2", "\n".join(lines)]
     if results["memory"]:
-        rows = ["| drafter | peak MB | over AR |", "|---|---|---|"]
-        rows += [
+        lines = ["| drafter | peak MB | over AR |", "|---|---|---|"]
+        lines += [
             f"| {line['drafter']} | {line['peak_bytes'] / 1e6:.0f} | {line['over_ar']:.2f}× |"
             for line in results["memory"]
         ]
-        parts += ["## Peak memory, one picture, bf16, a process each", "\n".join(rows)]
+        parts += ["## Peak memory, one picture, bf16, a process each", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -13,14 +13,16 @@ import torch
 from mmspec.bench.suite import (
     Case,
     Choice,
+    Runner,
+    Setting,
     TransformersBaseline,
-    build_runners,
+    by_generate,
+    can_compile,
     choose_min_query_len,
-    compare,
+    measure,
     new_results,
+    passes_of,
     print_location,
-    result_row,
-    run_in_turns,
     sweep,
 )
 from mmspec.codecs.base import StreamDecoder
@@ -195,22 +197,23 @@ def run_setting(
         return prompts, stop.length
 
     choose_min_query_len(pipe.target, *job(0))
+    pipe.compiled = can_compile(choice, job(0)[0])
     usable, results = [case for case in cases if fits(case, folder)], []
     for temperature in dict.fromkeys(choice.temperatures or (1.0, pipe.temperature)):
-        entrants = build_runners(
-            usable, folder, pipe.target, *job(0), partial(speak, pipe, SamplingOptions(temperature))
+        title = f"{dtype}, batch {batch}, T = {temperature:g}, {passes_of(pipe.target)}"
+        sampling = SamplingOptions(temperature)
+        setting = Setting(
+            pipe.target, folder, job, pipe.stop, repeats, batch, seed, dtype, sampling, title, nodes=choice.nodes
         )
+        foreign: list[tuple[str, Runner[SpeechRun]]] = []
         if batch == 1 and pipe.codec.frame_tokens == 1 and temperature:
-            plain = TransformersBaseline(pipe.target, pipe.end, temperature)
-            entrants.insert(1, (plain.label, partial(speak_by_transformers, pipe, plain)))
-        title, rows = (
-            f"{dtype}, batch {batch}, T = {temperature:g}, passes of {pipe.target.min_query_len} nodes or more",
-            [],
-        )
-        for label, runs in run_in_turns(entrants, job, repeats, batch, seed, title).items():
-            fields = {"temperature": temperature} | speech_fields(label, runs)
-            rows.append(result_row(label, title, [run.stats for run in runs], dtype, device, batch) | fields)
-        results += compare(rows)
+
+            def runner_of(options: dict, temperature: float = temperature) -> Runner[SpeechRun]:
+                plain = TransformersBaseline(pipe.target, pipe.end, temperature, options)
+                return partial(speak_by_transformers, pipe, plain)
+
+            foreign = by_generate(runner_of, pipe.compiled)
+        results += measure(setting, usable, partial(speak, pipe, sampling), foreign, speech_fields)
     return results
 
 
@@ -237,7 +240,8 @@ def run(
         out,
         dtypes,
         batches,
-        lambda dtype, batch: run_setting(folder, dtype, device, batch, max(1, prompts // batch), seed, cases, choice),
+        choice,
+        lambda dtype, batch, now: run_setting(folder, dtype, device, batch, max(1, prompts // batch), seed, cases, now),
     )
     print_location(results, out)
     return out

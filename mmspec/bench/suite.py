@@ -2,27 +2,42 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import track
+from transformers import CompileConfig
 
 from mmspec import drafters
 from mmspec.bench import report
+from mmspec.bench.counting import count_rounds, length_by_nodes, mean_counts, uncompiled
 from mmspec.drafters.base import Drafter
+from mmspec.engine.compiled import SEQUENCES
 from mmspec.engine.loop import Generation, Stop, stream
 from mmspec.engine.packed import unpacked
+from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.stats import GenerationStats
 from mmspec.targets.causal import CausalTarget, Prompts
 from mmspec.versions import provenance
 
+GENERATE = "transformers.generate"
+
+
+class Measured(Protocol):
+    """The result of a call, with what it cost."""
+
+    @property
+    def stats(self) -> GenerationStats: ...
+
+
 Result = TypeVar("Result")
+Costed = TypeVar("Costed", bound=Measured)
 
 # Called as (prompts, maximum number of new tokens, seed of the first row); row i uses seed + i. Returns one result.
 Runner = Callable[[Prompts, int, int], Result]
@@ -44,11 +59,17 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a caller measures in the place of a suite's own prompts, cases and temperatures, as far as it is given."""
+    """What a caller measures in the place of a suite's own prompts, cases and temperatures, as far as it is given.
+
+    With `compiled` passes are graphs, and plain decoding and `generate` are measured uncompiled, too. `nodes` are the
+    numbers of draft nodes that all drafters' accepted lengths are compared at.
+    """
 
     prompts: tuple[dict, ...] = ()
     drafters: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = ()
+    compiled: bool = False
+    nodes: tuple[int, ...] = ()
 
     def cases(self, own: Sequence[Case]) -> tuple[Case, ...]:
         """Plain decoding and the chosen drafters by name; a suite's own cases if none are chosen."""
@@ -61,17 +82,32 @@ class Choice:
 NOT_SAMPLED: dict = dict(do_sample=False)
 
 
+def compile_options() -> dict[str, object]:
+    """Options by which transformers compiles the passes of `generate`."""
+    compiling = CompileConfig(fullgraph=False, mode="default")
+    compiling._compile_all_devices = True  # transformers compiles on GPUs alone unless told so
+    return {"cache_implementation": "static", "compile_config": compiling}
+
+
 class TransformersBaseline:
     """A runner that samples with `transformers.generate`, and with transformers' own classifier-free guidance.
+
+    With `options` that compile its passes, those of the unconditional branch of guidance stay as they are.
 
     `end` is the token of the loop that ends a row, or None if only the length does. The time of the prefill is included
     in `target` seconds of the statistics.
     """
 
-    label = "transformers.generate"
+    label = GENERATE
 
-    def __init__(self, target: CausalTarget, end: int | None = None, temperature: float = 1.0):
-        self.target, self.temperature = target, temperature
+    def __init__(
+        self,
+        target: CausalTarget,
+        end: int | None = None,
+        temperature: float = 1.0,
+        options: dict[str, object] | None = None,
+    ):
+        self.target, self.temperature, self.options = target, temperature, options or {}
         self.ends = {} if end is None else dict.fromkeys(("eos_token_id", "pad_token_id"), int(target.vocabulary[end]))
 
     def __call__(self, prompts: Prompts, length: int, seed: int) -> Generation:
@@ -93,7 +129,7 @@ class TransformersBaseline:
         numbers = {model_id: token for token, model_id in enumerate(self.target.vocabulary.tolist())}
         with unpacked(self.target.decoder):
             began = perf_counter()
-            out = self.target.own_ids(**inputs, **sampling_kwargs, **guided, **self.ends)
+            out = self.target.own_ids(**inputs, **sampling_kwargs, **guided, **self.ends, **self.options)
             tokens = [[numbers.get(model_id, -1 - model_id) for model_id in row] for row in out.tolist()]
             total = perf_counter() - began
         runs = [[1] * len(row) for row in tokens]
@@ -116,29 +152,112 @@ def choose_min_query_len(target: CausalTarget, prompts: Prompts, length: int) ->
         return (stats.total - stats.prefill) / stats.rounds
 
     widths = (1, 2, 4)
-    turns = [[seconds(nodes) for nodes in widths] for _ in range(5)]
+    with uncompiled(target):
+        turns = [[seconds(nodes) for nodes in widths] for _ in range(5)]
     target.min_query_len = min(zip(map(min, zip(*turns)), widths))[1]
 
 
-def build_runners(
-    cases: Sequence[Case],
-    folder: Path,
-    target: CausalTarget,
-    prompts: Prompts,
-    length: int,
-    run: Callable[[Drafter, str, Prompts, int, int], Result],
-) -> list[tuple[str, Runner[Result]]]:
-    """(label, runner) of each case that is required, or whose drafter needs no training or has weights in `folder`.
+def by_generate(runner_of: Callable[[dict], Runner[Result]], compiled: bool) -> list[tuple[str, Runner[Result]]]:
+    """`generate` as a runner made with options of its own, and again with those that compile it."""
+    more = [(f"{GENERATE}, compiled", runner_of(compile_options()))] if compiled else []
+    return [(GENERATE, runner_of({})), *more]
 
-    A runner is `run` with the case's drafter and acceptance rule as its first two arguments. `prompts` and `length` are
-    those after which the cost of a target pass is measured.
+
+def can_compile(choice: Choice, prompts: Prompts) -> bool:
+    """Whether these rows go through compiled graphs: larger batches run uncompiled."""
+    return choice.compiled and len(prompts.branches) <= SEQUENCES
+
+
+def passes_of(target: CausalTarget) -> str:
+    """How passes run, for a title."""
+    plain = f"passes of {target.min_query_len} nodes or more"
+    return f"compiled passes, uncompiled {plain}" if target.compiled else plain
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all rows of one table share.
+
+    `job(turn)` returns the prompts of a turn and the maximum number of new tokens, `stop(length)` what ends its rows;
+    each of the `turns` has `batch` rows. `nodes` are those of the table of accepted lengths by nodes.
     """
-    usable: list[tuple[str, Runner[Result]]] = []
-    for case in cases:
-        if case.required or case.drafter in drafters.usable(folder):
-            drafter = drafters.load(case.drafter, folder, target, prompts, length, **case.options)
-            usable.append((case.label, partial(run, drafter, case.rule)))
-    return usable
+
+    target: CausalTarget
+    folder: Path
+    job: Callable[[int], tuple[Prompts, int]]
+    stop: Callable[[int], Stop]
+    turns: int
+    batch: int
+    seed: int
+    dtype: str
+    sampling: SamplingOptions
+    title: str
+    nodes: tuple[int, ...] = ()
+
+
+def measure(
+    setting: Setting,
+    cases: Sequence[Case],
+    run: Callable[[Drafter, str, Prompts, int, int], Costed],
+    foreign: Sequence[tuple[str, Runner[Costed]]],
+    fields: Callable[[str, Sequence[Costed]], dict],
+) -> list[dict]:
+    """The rows of one table: cases that are required, or whose drafters need no training or have weights.
+
+    `run` decodes with a case's drafter and acceptance rule, `foreign` runners come after plain decoding, and
+    `fields(label, results)` are a suite's own. Operations, reads and lengths by nodes are of uncompiled rounds that are
+    not timed.
+    """
+    target, (prompts, length) = setting.target, setting.job(0)
+    usable = [case for case in cases if case.required or case.drafter in drafters.usable(setting.folder)]
+    ready = {
+        case.label: (case, drafters.load(case.drafter, setting.folder, target, prompts, length, **case.options))
+        for case in usable
+    }
+    loops: list[tuple[str, Runner[Costed]]] = []
+    for label, (case, drafter) in ready.items():
+        loop = partial(run, drafter, case.rule)
+        if target.compiled and case.drafter == "none":
+            loops += [(label, partial(run_uncompiled, target, loop)), (f"{label}, compiled", loop)]
+        else:
+            loops.append((label, loop))
+    plain = 2 if target.compiled else 1
+    runners = [*loops[:plain], *foreign, *loops[plain:]]
+    turns, batch, seed = setting.turns, setting.batch, setting.seed
+    if target.compiled:  # graphs are made for every length before anything counts
+        run_in_turns(runners, setting.job, turns, batch, seed, "compiling")
+    rows = []
+    for label, results in run_in_turns(runners, setting.job, turns, batch, seed, setting.title).items():
+        stats, device = [result.stats for result in results], str(target.device)
+        row = result_row(label, setting.title, stats, setting.dtype, device, batch, prompts.guidance)
+        row |= (
+            {"temperature": setting.sampling.temperature} | fields(label, results) | counted(setting, ready.get(label))
+        )
+        row["compiled"] = label.endswith(", compiled") or (target.compiled and label in ready and label != loops[0][0])
+        rows.append(row)
+    return compare(rows)
+
+
+def run_uncompiled(target: CausalTarget, runner: Runner[Result], prompts: Prompts, length: int, seed: int) -> Result:
+    """What a runner of the loop gives without compiled passes."""
+    with uncompiled(target):
+        return runner(prompts, length, seed)
+
+
+def counted(setting: Setting, entrant: tuple[Case, Drafter] | None) -> dict:
+    """Fields of a row that are counted: operations and reads of a round by phase, and lengths by nodes; None for what
+    does not run on the loop, and for plain decoding, which has no nodes.
+    """
+    if entrant is None:
+        return {"operations": None, "reads": None, "by_nodes": None}
+    case, drafter = entrant
+    jobs = [setting.job(turn) for turn in range(setting.turns)]
+    ends = [(prompts, setting.stop(length)) for prompts, length in jobs]
+    how: dict = dict(sampling=setting.sampling, rule=case.rule, seed=setting.seed)
+    counts = mean_counts(count_rounds(setting.target, *ends[0], drafter, **how))
+    if not setting.nodes or not drafter.max_nodes:
+        return counts | {"by_nodes": None}
+    return counts | {"by_nodes": length_by_nodes(setting.target, ends, drafter, setting.nodes, **how)}
 
 
 def run_in_turns(
@@ -202,13 +321,17 @@ def result_row(
 
 
 def compare(rows: list[dict]) -> list[dict]:
-    """Add `speedup` and `efficiency` to the rows of one setting, in place, and return them.
+    """Add `speedup`, `over_generate` and `efficiency` to the rows of one setting, in place, and return them.
 
-    `speedup` is relative to the row with drafter "none". `efficiency` is `speedup` / `mean_acceptance_length`.
+    `speedup` is relative to the fastest row with drafter "none", `over_generate` to the fastest of
+    `transformers.generate` without drafts, None where there is none. `efficiency` is `speedup` /
+    `mean_acceptance_length`.
     """
-    base = next(line["tokens_per_second"] for line in rows if line["drafter"] == "none")
+    base = max(line["tokens_per_second"] for line in rows if line["drafter"] == "none")
+    theirs = [line["tokens_per_second"] for line in rows if line["label"].startswith(GENERATE)]
     for line in rows:
         line["speedup"] = line["tokens_per_second"] / base
+        line["over_generate"] = line["tokens_per_second"] / max(theirs) if theirs else None
         length = line["mean_acceptance_length"]
         line["efficiency"] = line["speedup"] / length if length else None
     return rows
@@ -219,12 +342,17 @@ def sweep(
     out: Path,
     dtypes: Sequence[str],
     batches: Sequence[int],
-    run_setting: Callable[[str, int], list[dict]],
+    choice: Choice,
+    run_setting: Callable[[str, int, Choice], list[dict]],
 ) -> None:
-    """`run_setting(dtype, batch)` for every setting; the report is written anew after each."""
+    """`run_setting(dtype, batch, choice)` for every setting; the report is written anew after each.
+
+    Accepted lengths by nodes are those of the first dtype and batch: they do not depend on these.
+    """
     for dtype in dtypes:
         for batch in batches:
-            results["rows"] += run_setting(dtype, batch)
+            results["rows"] += run_setting(dtype, batch, choice)
+            choice = replace(choice, nodes=())
             report.write(out, results)
 
 

@@ -15,13 +15,15 @@ from mmspec import zoo
 from mmspec.bench.suite import (
     Case,
     Choice,
-    build_runners,
+    Runner,
+    Setting,
+    by_generate,
+    can_compile,
     choose_min_query_len,
-    compare,
+    measure,
     new_results,
+    passes_of,
     print_location,
-    result_row,
-    run_in_turns,
     sweep,
 )
 from mmspec.drafters.base import Drafter
@@ -112,7 +114,8 @@ def answer_by_transformers(
     end_kwargs = dict(eos_token_id=sorted(pipe.ends) or None, pad_token_id=min(pipe.ends, default=0))
     with unpacked(pipe.transformer):
         clock = FirstTokenStreamer()
-        streamer_kwargs = {} if options else {"streamer": clock}  # assisted generation takes no streamer
+        streams = "prompt_lookup_num_tokens" not in options  # assisted generation takes no streamer
+        streamer_kwargs = {"streamer": clock} if streams else {}
         out = pipe.transformer.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -125,7 +128,7 @@ def answer_by_transformers(
         )
         total, count = perf_counter() - clock.began, out.shape[1] - ids.shape[1]
     stats = GenerationStats("transformers", "sampling", target=total, total=total, nodes=count, runs=[[1] * count])
-    return AnswerRun(stats, None if options else clock.first)
+    return AnswerRun(stats, clock.first if streams else None)
 
 
 def questions(folder: Path) -> list[dict]:
@@ -139,10 +142,19 @@ def questions(folder: Path) -> list[dict]:
     ]
 
 
+def answer_fields(task: str, label: str, runs: Sequence[AnswerRun]) -> dict:
+    """What rows of answers have beside the others' fields."""
+    firsts = [run.first for run in runs if run.first is not None]
+    fields: dict = {"task": task, "seconds_to_first_token": sum(firsts) / len(firsts) if firsts else None}
+    # transformers does not say how many of its guesses were accepted
+    return fields | ({"mean_acceptance_length": None} if label == ASSISTED else {})
+
+
 def run_setting(
+    pipe: ImageTextToTextPipeline,
     folder: Path,
     dtype: str,
-    device: str,
+    batch: int,
     repeats: int,
     seed: int,
     cases: Sequence[Case],
@@ -150,35 +162,39 @@ def run_setting(
     choice: Choice = Choice(),
 ) -> list[dict]:
     """All cases on the same questions and seeds, at every temperature."""
-    pipe = ImageTextToTextPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
     lines = [line for line in choice.prompts or questions(folder) if TASKS.get(line.get("kind", ""), SHORT) == task]
     if not lines:
         return []
-    encoded = [pipe.encode_examples([line])[0] for line in lines[:repeats]]
+    encoded = [
+        pipe.encode_examples([lines[(turn * batch + i) % len(lines)] for i in range(batch)])[0]
+        for turn in range(repeats)
+    ]
     choose_min_query_len(pipe.target, encoded[0], pipe.max_new_tokens)
+    pipe.compiled = can_compile(choice, encoded[0])
     results = []
     for temperature in choice.temperatures or TEMPERATURES:
         sampling = SamplingOptions(temperature)
-        entrants = build_runners(
-            cases, folder, pipe.target, encoded[0], pipe.max_new_tokens, partial(answer, pipe, sampling)
+        foreign: list[tuple[str, Runner[AnswerRun]]] = []
+        if batch == 1:
+            theirs = partial(answer_by_transformers, pipe, sampling)
+            foreign = by_generate(partial(partial, theirs), pipe.compiled)
+            # It would copy the places of a picture out of the prompt, and fail; what is suppressed is not copied.
+            assisted = {"prompt_lookup_num_tokens": 10, "suppress_tokens": [pipe.transformer.config.image_token_id]}
+            foreign.append((ASSISTED, partial(theirs, assisted)))
+        setting = Setting(
+            pipe.target,
+            folder,
+            lambda turn: (encoded[turn], pipe.max_new_tokens),
+            partial(Stop, eos=pipe.ends),
+            repeats,
+            batch,
+            seed,
+            dtype,
+            sampling,
+            f"{dtype}, batch {batch}, T = {temperature:g}, {task}, {passes_of(pipe.target)}",
+            choice.nodes,
         )
-        # It would copy the places of a picture out of the prompt, and fail; what is suppressed is not copied.
-        assisted = {"prompt_lookup_num_tokens": 10, "suppress_tokens": [pipe.transformer.config.image_token_id]}
-        for at, (label, options) in enumerate((("transformers.generate", {}), (ASSISTED, assisted))):
-            entrants.insert(1 + at, (label, partial(answer_by_transformers, pipe, sampling, options)))
-        title = f"{dtype}, T = {temperature:g}, {task}, passes of {pipe.target.min_query_len} nodes or more"
-        rows = []
-        turns = run_in_turns(
-            entrants, lambda turn: (encoded[turn % len(encoded)], pipe.max_new_tokens), repeats, 1, seed, title
-        )
-        for label, answers in turns.items():
-            firsts = [run.first for run in answers if run.first is not None]
-            fields: dict = {"temperature": temperature, "task": task}
-            fields["seconds_to_first_token"] = sum(firsts) / len(firsts) if firsts else None
-            if label == ASSISTED:  # transformers does not say how many of its guesses were accepted
-                fields["mean_acceptance_length"] = None
-            rows.append(result_row(label, title, [run.stats for run in answers], dtype, device, 1) | fields)
-        results += compare(rows)
+        results += measure(setting, cases, partial(answer, pipe, sampling), foreign, partial(answer_fields, task))
     return results
 
 
@@ -195,22 +211,23 @@ def run(
 ) -> Path:
     """Write `results.json`, `results.md` and `results.png` to `out`, anew after each setting, and return it.
 
-    `quick` runs the cases of `QUICK`. Questions are answered one at a time.
+    `quick` runs the cases of `QUICK`.
     """
-    if list(batches) != [1]:
-        raise MmspecError("bench vlm answers one question at a time: leave --batch out")
     folder = zoo.resolve(model, allow_transformers=True)
     if not reads_pictures(folder):
         raise MmspecError(f"{model} reads no pictures, and bench vlm asks about pictures: mmspec verify compares it")
     results = new_results("vlm", model, device)
     cases = choice.cases([case for case in CASES if not quick or case.label in QUICK])
 
-    def measure(dtype: str, batch: int) -> list[dict]:
-        tasks = ("descriptions", SHORT, "several turns")
+    def run_tasks(dtype: str, batch: int, now: Choice) -> list[dict]:
+        pipe = ImageTextToTextPipeline.from_pretrained(folder, torch_dtype=dtype_of(dtype)).to(device)
+        count = max(1, prompts // batch)
         return [
-            line for task in tasks for line in run_setting(folder, dtype, device, prompts, seed, cases, task, choice)
+            line
+            for task in ("descriptions", SHORT, "several turns")
+            for line in run_setting(pipe, folder, dtype, batch, count, seed, cases, task, now)
         ]
 
-    sweep(results, out, dtypes, batches, measure)
+    sweep(results, out, dtypes, batches, choice, run_tasks)
     print_location(results, out)
     return out

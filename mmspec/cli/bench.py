@@ -1,6 +1,6 @@
 """`mmspec bench`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -62,11 +62,13 @@ class Bench:
     dtype: Annotated[list[str] | None, tyro.conf.arg(metavar="DTYPE ...", help_behavior_hint="")] = None
     """bf16, fp32, fp64 or fp16; bf16 if left out, and bf16 and fp32 in a suite."""
     batch: Annotated[list[int], tyro.conf.arg(metavar="N ...")] = field(default_factory=lambda: [1])
-    """Rows at once; 1 alone for vlm and for prompts of your own."""
+    """Rows at once, a table each: 1 4 16 gives all three; 1 alone for prompts of your own."""
     seed: Count = 0
     """Seed of the first prompt; each next one counts up."""
     compile: Switch = False
-    """With prompts of your own: compiled passes for everyone, and `generate` compiled by transformers, too."""
+    """Compiled passes, and `generate` compiled by transformers too; in a suite plain decoding uncompiled as well."""
+    nodes: Annotated[list[int], tyro.conf.arg(metavar="N ...")] = field(default_factory=list)
+    """In a suite: also accepted lengths with so many draft nodes for every drafter, such as 4 8 16 32 64."""
     compare: Annotated[list[Path], tyro.conf.arg(metavar="A.json B.json", help_behavior_hint="")] = field(
         default_factory=list
     )
@@ -130,8 +132,10 @@ class Bench:
             check_ranges({"temperature": temperature})
         if self.suite and self.tokens:
             raise MmspecError("a suite generates whole pictures, sentences and answers: leave --tokens out")
-        if self.suite and self.compile:
-            raise MmspecError("--compile is for prompts of your own: leave it out of a suite")
+        if not all(1 <= nodes <= 64 for nodes in self.nodes):
+            raise MmspecError("--nodes are 1 to 64")
+        if not self.suite and self.nodes:
+            raise MmspecError("--nodes is for a suite: leave it out with prompts of your own")
         if not self.suite and self.batch != [1]:
             raise MmspecError("prompts of your own are decoded one at a time: leave --batch out")
         if not self.suite and count is not None and count > lines:
@@ -170,6 +174,7 @@ class Bench:
             measured = suite(task)
             quiet_libraries()
         choice = measured.Choice(rows, tuple(self.drafters), tuple(self.temperature or ()))
+        choice = replace(choice, compiled=self.compile, nodes=tuple(self.nodes))
         measured.run(model, self.out, self.quick, device, dtypes, self.seed, self.batch, count, choice)
 
     def run_own(self, folder: Path, rows: tuple[dict, ...], dtypes: list[str], device: str) -> None:

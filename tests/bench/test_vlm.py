@@ -89,7 +89,6 @@ def test_verify(run, model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "vlm", "--batch", "2"], "bench vlm answers one question at a time"),
         (["verify", "--guidance", "2"], "takes no guidance"),
     ],
 )
