@@ -143,7 +143,7 @@ def test_wrong_models(run, model: Path, model_folder: Path) -> None:
 
 def test_plain_decoding_at_its_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The width whose best rounds are quickest, however long others take; the prompt is not counted."""
-    target, turns = SimpleNamespace(min_query_len=9), iter(range(100))
+    target, turns = SimpleNamespace(min_query_len=9, compiled=False), iter(range(100))
 
     def rounds(target, prompts, rows, stop, stats):
         stats.prefill = stats.total = 5.0 / target.min_query_len
