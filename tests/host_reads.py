@@ -35,6 +35,7 @@ def count_reads(target: Target, guesser: Drafter, given: Prompts, rows: int, sto
     """Reads of each of some rounds, and reads while drafting in all of them."""
     batch = Batch(target, guesser, SamplingOptions(1.0))
     batch.join(given, list(range(rows)), stop)
+    batch.round()  # in which the drafter begins
     draft, drafting, counts = guesser.draft, CountReads(), []
 
     def counted(*args):

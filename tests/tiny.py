@@ -91,7 +91,7 @@ def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
         if name == "medusa":
             built: TrainedDrafter = MedusaDrafter(width, stride, [(0, 2), (0, 3), (0, 4)])
         elif name == "vadusa":
-            built = VadusaDrafter(width, heads=4)
+            built = VadusaDrafter(width, heads=4, vocabulary=target.vocabulary_size, rank=4, inner=8)
         elif name == "hawk":
             built = HawkDrafter(width, stride, [(0, 2), (0, 3), (0, 4), (1, 0), (1, 1)])
         else:

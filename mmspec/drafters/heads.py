@@ -1,16 +1,20 @@
 """Independent heads on the target's last hidden state: what Medusa and Hawk share."""
 
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmspec.drafters.base import TrainedDrafter
-from mmspec.drafters.examples import DepthPredictions, Example, divergence, guide, masked_mean, pad
+from mmspec.drafters.examples import Batch, DepthPredictions, Example, divergence, guide, masked_mean, pad
+from mmspec.drafters.lattice import PairTable, RootReader, lattice_paths, tree_of
 from mmspec.engine.accept import Committed
+from mmspec.engine.cost import best_width
 from mmspec.engine.noise import Noise
+from mmspec.engine.packed import pack_weights
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import DraftTree, product_tree, root
@@ -24,6 +28,9 @@ IMPOSSIBLE = -50.0
 
 # Weight of a head's loss against that of the head before it.
 DECAY = 0.8
+
+# With a table: weight of the loss of heads alone, candidates of a depth, and dropout in what reads the last token.
+ALONE, CANDIDATES, DROPOUT = 0.3, 12, 0.15
 
 
 class ResidualHead(nn.Module):
@@ -46,6 +53,10 @@ class HeadDrafter(TrainedDrafter):
     position one ahead is the target's own to sample, so horizontal heads begin at (0, 2): the k-th of them serves draft
     depth k. Heads for rows below are vertical: their proposals wait in the speculation cache until that row is drafted,
     and then serve whatever depth their position has.
+
+    With `rank`, heads know the last token by a `RootReader` of width `inner`, and candidates of neighbouring depths are
+    joined by a `PairTable` of that rank (`mmspec.drafters.lattice`); without, or where `joined` is set to False, all
+    candidates of a depth are followed alike.
     """
 
     name = "heads"
@@ -59,6 +70,9 @@ class HeadDrafter(TrainedDrafter):
         target: str = "",
         beta: list[float] | None = None,
         coupling: list[float] | None = None,
+        vocabulary: int = 0,
+        rank: int = 0,
+        inner: int = 512,
     ):
         right = sum(down == 0 for down, _ in neighbours)
         super().__init__(target, right, beta, coupling, beam=8, ranks=8)
@@ -70,15 +84,22 @@ class HeadDrafter(TrainedDrafter):
             raise MmspecError(f"horizontal neighbours must be (0, 2), (0, 3), ... in order, not {self.neighbours}")
         self.heads = nn.ModuleList(ResidualHead(hidden_size) for _ in self.neighbours)
         self.weights = nn.Parameter(torch.zeros(len(self.horizontal), 1 + len(self.vertical)))
+        self.table = PairTable(vocabulary, rank) if rank else None
+        self.reader = RootReader(hidden_size, vocabulary, inner, right) if rank else None
+        self.joined = True
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         super().start(target, state, sampling, needs_draft_probs)
         # One product for all horizontal heads.
-        weights = self.heads.state_dict()
-        self._across = (
-            torch.cat([weights[f"{i}.linear.weight"] for i in self.horizontal]),
-            torch.cat([weights[f"{i}.linear.bias"] for i in self.horizontal]),
-        )
+        weights, width = self.heads.state_dict(), target.hidden_size
+        across = nn.Linear(width, width * len(self.horizontal), device="meta")
+        for name in ("weight", "bias"):
+            parts = [weights[f"{i}.linear.{name}"] for i in self.horizontal]
+            setattr(across, name, nn.Parameter(torch.cat(parts), requires_grad=False))
+        pack_weights(across)
+        self._across = across.__call__  # what is no module stays out of `state_dict`
+        if self.reader is not None:
+            pack_weights(self.reader)
         self._fill_cache(state)
 
     def change_rows(self, state: State, previous: list[int | None]) -> None:
@@ -138,8 +159,10 @@ class HeadDrafter(TrainedDrafter):
         counts = torch.tensor(state.counts, device=state.roots.device)[:, None]
         rows = torch.arange(state.rows, device=counts.device)[:, None]
         latest = state.features[:, rows, counts - 1].squeeze(2)
-        moved = nn.functional.linear(latest, *self._across).unflatten(2, (len(self.horizontal), -1))[:, :, :height]
+        moved = self._across(latest).unflatten(2, (len(self.horizontal), -1))[:, :, :height]
         stacked = latest[:, :, None] + nn.functional.silu(moved)
+        if self.reader is not None:
+            stacked = stacked + self.reader(latest, state.roots.expand(latest.shape[:2]))[:, :, :height]
         positions = counts + torch.arange(height, device=counts.device)
         parts = [self.target.guide(state, self.target.logits(stacked), positions)]
         parts += [scores[rows, positions % scores.shape[1]] for scores in self._vertical_scores]
@@ -148,16 +171,29 @@ class HeadDrafter(TrainedDrafter):
 
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
-        height = min(limit, len(self.horizontal))
+        began, height = perf_counter(), min(limit, len(self.horizontal))
         if height < 1:
             return root(state.roots)
         scores, valid = self.sources(state, height), self._valid_sources(state, height)
         if self.needs_draft_probs:
             return self._sample(state, noise, scores, valid)
         pooled = self.pool(scores, torch.tensor(valid, device=scores.device))
-        if self.coupled and not noise.greedy:
+        coupled, table = self.coupled and not noise.greedy, self.table if self.joined else None
+        if table is not None:
+            first = pooled[:, 0] + table(state.roots) / (self.sampling.temperature or 1.0)
+            pooled = torch.cat([first[:, None], pooled[:, 1:]], 1)
+        if coupled:
             pooled = self.sharpen(pooled, noise.gumbel(state.counts, height), slice(height))
-        return product_tree(state.roots, self.candidates(pooled), self.max_nodes)
+        if table is None:
+            return product_tree(state.roots, self.candidates(pooled), self.max_nodes)
+        chosen = pooled.topk(min(CANDIDATES, pooled.shape[2]), dim=2).indices
+        pairs = table.pairs(chosen[:, :-1], chosen[:, 1:])
+        if coupled:  # beta T, for log probabilities at the temperature T
+            pairs = pairs * pairs.new_tensor(self.beta[1:height])[:, None, None]
+        rows = lattice_paths(pooled, pairs, chosen, self.nodes or self.max_nodes)
+        probs = [[probability for *_, probability in row] for row in rows]
+        width = best_width(probs, self.nodes, self.cost, perf_counter() - began)
+        return tree_of(state.roots, [row[:width] for row in rows])
 
     def _sample(
         self,
@@ -204,6 +240,8 @@ class HeadDrafter(TrainedDrafter):
     def build(cls, target: Target, **options: Any) -> "HeadDrafter":
         options = cls.default_options(target) | options
         stride = target.grid.stride if target.grid else 0
+        if options.get("rank"):
+            options["vocabulary"] = target.vocabulary_size
         return cls(hidden_size=target.hidden_size, stride=stride, target=target.weights_hash, **options)
 
     @classmethod
@@ -223,34 +261,55 @@ class HeadDrafter(TrainedDrafter):
         start = max(first, self.offsets[head] - 1)
         return torch.arange(start, max(start, length), device=device), [head, *self.vertical]
 
+    def _hidden(self, batch: Batch) -> list[Float[Tensor, "row branch _ width"]]:
+        """What each head predicts from, at the positions of its features that have a prediction within the batch."""
+        length, branches = batch.tokens.shape[1], batch.features.shape[1]
+        hidden = [
+            head(batch.features[:, :, : max(0, length + 1 - offset)])
+            for offset, head in zip(self.offsets, self.heads, strict=True)
+        ]
+        if self.reader is not None:
+            roots = batch.tokens[:, None].expand(-1, branches, -1)
+            changes = self.reader(batch.features, roots, DROPOUT)
+            for depth, head in enumerate(self.horizontal):
+                hidden[head] = hidden[head] + changes[:, :, : hidden[head].shape[2], depth]
+        return hidden
+
+    def _pooled(
+        self, guided: Sequence[Float[Tensor, "row _ vocab"]], tokens: Int[Tensor, "row token"], depth: int
+    ) -> tuple[Int[Tensor, "prediction"], Float[Tensor, "row prediction vocab"]]:
+        """The positions that all sources of a depth predict, and the pool of their logits, after the token before."""
+        positions, heads = self._pool_sources(depth, tokens.shape[1], tokens.device)
+        parts = [torch.log_softmax(guided[k][:, positions + 1 - self.offsets[k]], -1) for k in heads]
+        pooled = torch.as_tensor(
+            sum(weight * part for weight, part in zip(self.weights[depth].softmax(0), parts, strict=True))
+        )
+        return positions, pooled if self.table is None else pooled + self.table(tokens[:, positions - 1])
+
     def loss(self, target: Target, examples: Sequence[Example], tv: float = 0.0, **options: Any) -> dict[str, Tensor]:
         """`divergence` from the target's guided distribution.
 
         It is summed over heads with weight `DECAY`^(k-1), at the positions that each head reaches, and over depths for
-        the pool.
+        the pool. With a table the pool trains the heads too, and what they say alone, by which candidates are chosen,
+        has weight `ALONE`.
         """
         batch = pad(examples, target.device)
         probs = guide(target.logits(batch.features), batch.guidance).softmax(-1)
-        length = batch.tokens.shape[1]
         horizontal = [self.offsets[i] for i in self.horizontal]
         terms, guided = [], []
-        for offset, layer in zip(self.offsets, self.heads, strict=True):
-            hidden = layer(batch.features[:, :, : max(0, length + 1 - offset)])
+        for offset, hidden in zip(self.offsets, self._hidden(batch), strict=True):
             logits = guide(target.head.differentiable(hidden), batch.guidance).float()
-            guided.append(logits)
+            guided.append(logits if self.table is not None else logits.detach())
             order = horizontal.index(offset) if offset in horizontal else 0
             errors = divergence(logits, probs[:, offset - 1 :], tv)
             terms.append(DECAY**order * masked_mean(errors, batch.valid[:, offset - 1 :]))
         pooled = []
         for depth in range(len(self.horizontal)):
-            positions, heads = self._pool_sources(depth, length, target.device)
-            parts = [torch.log_softmax(guided[k][:, positions + 1 - self.offsets[k]].detach(), -1) for k in heads]
-            weights = self.weights[depth].softmax(0)
-            logits = sum(weight * part for weight, part in zip(weights, parts, strict=True))
-            errors = divergence(torch.as_tensor(logits), probs[:, positions], tv)
-            pooled.append(masked_mean(errors, batch.valid[:, positions]))
+            positions, logits = self._pooled(guided, batch.tokens, depth)
+            pooled.append(masked_mean(divergence(logits, probs[:, positions], tv), batch.valid[:, positions]))
+        alone = torch.stack(terms).sum() * (1.0 if self.table is None else ALONE)
         return {
-            "loss": torch.stack(terms).sum() + torch.stack(pooled).sum(),
+            "loss": alone + torch.stack(pooled).sum(),
             "head": terms[0].detach(),
             "pool": pooled[0].detach(),
             "last": pooled[-1].detach(),
@@ -258,14 +317,6 @@ class HeadDrafter(TrainedDrafter):
 
     def predictions(self, target: Target, example: Example) -> list[DepthPredictions]:
         batch = pad([example], target.device, torch.float32)
-        guided = [
-            torch.log_softmax(guide(target.logits(layer(batch.features)), batch.guidance), -1)[0]
-            for layer in self.heads
-        ]
-        predictions = []
-        for depth in range(len(self.horizontal)):
-            positions, heads = self._pool_sources(depth, len(example.tokens), target.device)
-            weights = self.weights[depth].softmax(0)
-            parts = [w * guided[k][positions + 1 - self.offsets[k]] for w, k in zip(weights, heads, strict=True)]
-            predictions.append(DepthPredictions(positions, torch.stack(parts).sum(0)))
-        return predictions
+        guided = [guide(target.logits(hidden), batch.guidance) for hidden in self._hidden(batch)]
+        depths = (self._pooled(guided, batch.tokens, depth) for depth in range(len(self.horizontal)))
+        return [DepthPredictions(positions, torch.log_softmax(logits, -1)[0]) for positions, logits in depths]

@@ -21,6 +21,8 @@ class MedusaDrafter(HeadDrafter):
 
     def to_released(self, target: Target, verifier: Verifier) -> Release:
         """Every head has one residual layer, and the target's output matrix as its own."""
+        if self.table is not None:
+            raise MmspecError("these heads count on a table and on the last token, of which Medusa's files have none")
         output, heads = target.model.get_output_embeddings(), [self.heads[i] for i in self.horizontal]
         tensors: dict[str, Tensor] = {}
         for k, head in enumerate(heads):

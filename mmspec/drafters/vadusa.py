@@ -19,8 +19,8 @@ class VadusaDrafter(HeadDrafter):
     samples next.
 
     With `sparse`, nodes go where `accuracies[k][i]`, how often the i-th candidate of head k was right on held-out
-    speech, says: always the same tree, grown greedily by products of accuracies as in the paper. Without, each
-    candidate's own chance decides.
+    speech, says: always the same tree, grown greedily by products of accuracies as in the paper, whatever a table says.
+    Without, each candidate's own chance decides.
     """
 
     name = "vadusa"
@@ -35,8 +35,12 @@ class VadusaDrafter(HeadDrafter):
         accuracies: list[list[float]] | None = None,
         sparse: bool = False,
         stride: int = 0,
+        vocabulary: int = 0,
+        rank: int = 0,
+        inner: int = 512,
     ):
-        super().__init__(hidden_size, stride, [(0, k + 2) for k in range(heads)], target, beta, coupling)
+        neighbours = [(0, k + 2) for k in range(heads)]
+        super().__init__(hidden_size, stride, neighbours, target, beta, coupling, vocabulary, rank, inner)
         self.accuracies, self.sparse = accuracies, sparse
 
     @classmethod
@@ -50,6 +54,7 @@ class VadusaDrafter(HeadDrafter):
                 "sparse out"
             )
         super().start(target, state, sampling, needs_draft_probs)
+        self.joined = self.joined and not self.sparse
 
     def candidates(self, scores: Float[Tensor, "row depth vocab"]) -> Candidates:
         proposed = super().candidates(scores)

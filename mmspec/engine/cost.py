@@ -66,9 +66,15 @@ def choose_width(tree: DraftTree, nodes: int | None, cost: Cost | None, drafting
     if tree.path_probs is None:
         return tree
     path_probs, depths = torch.stack([tree.path_probs.double(), tree.depths.double()]).tolist()
-    if nodes is None:
-        nodes = max(cost.best_node_count(row[1:], drafting) for row in path_probs) if cost else 16
-    return tree.first(1 + nodes, int(max(max(row[: 1 + nodes]) for row in depths)))
+    width = best_width([row[1:] for row in path_probs], nodes, cost, drafting)
+    return tree.first(1 + width, int(max(max(row[: 1 + width]) for row in depths)))
+
+
+def best_width(path_probs: list[list[float]], nodes: int | None, cost: Cost | None, drafting: float) -> int:
+    """How many draft nodes of sorted trees to verify: see `choose_width`."""
+    if nodes is not None:
+        return nodes
+    return max(cost.best_node_count(row, drafting) for row in path_probs) if cost else 16
 
 
 @torch.inference_mode()

@@ -205,7 +205,7 @@ def test_kinds_that_are_not_trained() -> None:
 def test_drafters_that_cannot_be_built(tmp_path: Path) -> None:
     """Options that a class does not have, and weights that it cannot begin with, are refused by name."""
     target = image_target(torch.float32)
-    with pytest.raises(MmspecError, match="unknown option of medusa 'depth': known are neighbours"):
+    with pytest.raises(MmspecError, match="unknown option of medusa 'depth': known are inner, neighbours, rank, tv"):
         DrafterSettings.of("medusa", model={"depth": 3})
     with pytest.raises(MmspecError, match="medusa is not built so"):
         build_drafter(DrafterSettings.of("medusa", model={"neighbours": "x"}), target, [])

@@ -1,0 +1,125 @@
+"""A lattice: candidates of every depth, joined by what a table says of neighbouring tokens, and the best tree in it.
+
+The table is the bilinear term of DSpark's Markov head and of DFlash 2's path selector: log q(v | u) gains b_v . a_u,
+where u is the token before v. That heads read the last token, too, and that candidates are chosen before the table
+joins them, were our choices.
+"""
+
+from heapq import heappop, heappush
+from math import exp
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmspec.engine.tree import DraftTree
+
+# Floor of a log probability.
+IMPOSSIBLE = -100.0
+
+
+class PairTable(nn.Module):
+    """b_v . a_u for tokens u and v after each other, of rank `rank`; zero before it is trained."""
+
+    def __init__(self, vocabulary: int, rank: int):
+        super().__init__()
+        self.before, self.after = nn.Embedding(vocabulary, rank), nn.Embedding(vocabulary, rank)
+        nn.init.zeros_(self.after.weight)
+
+    def forward(self, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape vocab"]:
+        """What is added to the log probabilities of the tokens that follow."""
+        scores = nn.functional.linear(self.before(tokens), self.after.weight)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def pairs(
+        self, before: Int[Tensor, "*shape first"], after: Int[Tensor, "*shape second"]
+    ) -> Float[Tensor, "*shape first second"]:
+        """The same for chosen tokens alone."""
+        scores = self.before(before) @ self.after(after).transpose(-1, -2)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+class RootReader(nn.Module):
+    """What the last token changes in the hidden states that heads of each depth predict from; zero before training."""
+
+    def __init__(self, hidden_size: int, vocabulary: int, inner: int, depth: int):
+        super().__init__()
+        self.feature, self.token = nn.Linear(hidden_size, inner, bias=False), nn.Embedding(vocabulary, inner)
+        self.scale, self.norm = nn.RMSNorm(hidden_size), nn.RMSNorm(inner)
+        self.up, self.down = nn.Linear(inner, inner), nn.Linear(inner, depth * hidden_size, bias=False)
+        nn.init.normal_(self.token.weight, std=0.3)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(
+        self, features: Float[Tensor, "*shape width"], tokens: Int[Tensor, "*shape"], dropout: float = 0.0
+    ) -> Float[Tensor, "*shape depth width"]:
+        mixed = self.norm(self.feature(self.scale(features)) + self.token(tokens))
+        mixed = nn.functional.dropout(mixed, dropout, self.training)
+        changes = self.down(mixed + nn.functional.silu(self.up(mixed)))
+        return changes.unflatten(-1, (-1, features.shape[-1]))
+
+
+# A node of a tree: its token, its parent's number (0 is the root), its depth, and the probability of reaching it.
+Node = tuple[int, int, int, float]
+
+
+def lattice_paths(
+    scores: Float[Tensor, "row depth vocab"],
+    pairs: Float[Tensor, "row after candidate candidate"],
+    chosen: Int[Tensor, "row depth candidate"],
+    max_nodes: int,
+) -> list[list[Node]]:
+    """For each row the `max_nodes` most probable paths of candidates, as the nodes that they end in, best first.
+
+    `scores` are log weights of all tokens of a depth, `chosen` its candidates, and `pairs[:, d]` what candidates of
+    depth d + 1 gain after each of those of depth d. A candidate's probability is its weight among those of all tokens
+    of its depth after the same token; of tokens that are no candidates, `pairs` says nothing. Reads the device once.
+    """
+    ranks = chosen.shape[2]
+    best = scores.gather(2, chosen)
+    total = scores.logsumexp(2, keepdim=True)
+    others = total + torch.log1p(-(best - total).exp().sum(2, keepdim=True).clamp(max=1 - 1e-6))
+    joined = best[:, :, None].expand(-1, -1, ranks, -1)
+    joined = torch.cat([joined[:, :1], joined[:, 1:] + pairs], 1)
+    logs = joined - torch.logaddexp(joined.logsumexp(3, keepdim=True), others[..., None])
+    logs = logs.nan_to_num(IMPOSSIBLE).clamp(min=IMPOSSIBLE)
+    logs, order = logs.sort(dim=3, descending=True, stable=True)
+    packed = torch.cat([logs.double(), order.double(), chosen[:, :, None].double()], 2).tolist()
+    return [best_paths(row, ranks, max_nodes) for row in packed]
+
+
+def tree_of(roots: Int[Tensor, "row"], rows: list[list[Node]]) -> DraftTree:
+    """The tree of these nodes, padded, which is verified whole."""
+    size = max(map(len, rows))
+    padded = [[(token, parent, depth) for token, parent, depth, _ in row] for row in rows]
+    padded = [[*row, *[(0, -1, 0)] * (size - len(row))] for row in padded]
+    tokens, parents, depths = torch.tensor(padded, device=roots.device).unbind(2)
+    first = roots[:, None]
+    return DraftTree(
+        torch.cat([first, tokens], 1),
+        torch.cat([torch.full_like(first, -1), parents], 1),
+        torch.cat([torch.zeros_like(first), depths], 1),
+        max(depth for row in rows for _, _, depth, _ in row),
+    )
+
+
+def best_paths(table: list[list[list[float]]], ranks: int, max_nodes: int) -> list[Node]:
+    """The most probable nodes of one row's tree, best first.
+
+    `table[depth]` has, for each candidate of the depth before, log probabilities from the best down, then in the same
+    order the numbers of the candidates, and last the candidates' tokens.
+    """
+    nodes: list[Node] = []
+    # Siblings wait in the queue one at a time: (-log probability, depth, parent's node, its candidate, rank).
+    queue = [(-table[0][0][0], 0, 0, 0, 0)]
+    while queue and len(nodes) < max_nodes:
+        cost, depth, parent, before, rank = heappop(queue)
+        level = table[depth]
+        child = int(level[ranks + before][rank])
+        nodes.append((int(level[-1][child]), parent, depth + 1, exp(-cost)))
+        if depth + 1 < len(table):
+            heappush(queue, (cost - table[depth + 1][child][0], depth + 1, len(nodes), child, 0))
+        if rank + 1 < ranks:
+            sibling = cost + level[before][rank] - level[before][rank + 1]
+            heappush(queue, (sibling, depth, parent, before, rank + 1))
+    return nodes
