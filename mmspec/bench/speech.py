@@ -56,7 +56,7 @@ CASES = (
     Case("jacobi", "jacobi"),
     Case("medusa, top-k", "medusa", options={"coupled": False}),
     Case("vadusa, coupled", "vadusa"),
-    Case("vadusa, its heads not joined", "vadusa", options={"joined": False}),
+    Case("vadusa with a table, coupled", "vadusa-table"),
     Case("vadusa, sparse tree", "vadusa", options={"sparse": True}),
     Case("vadusa, 4 heads", "vadusa", options=FOUR_HEADS),
     Case("vadusa, tolerance 2", "vadusa", "tolerance:2"),

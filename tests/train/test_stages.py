@@ -71,7 +71,10 @@ def test_pictures(kind: str, model_folder: Path, tmp_path: Path) -> None:
 
 
 def test_speech(speech_folder: Path, tmp_path: Path) -> None:
-    check_equal(speech_folder, train("vadusa", speech_folder, tmp_path))
+    """Heads that a table joins."""
+    out = train("vadusa", speech_folder, tmp_path, "--option", "rank=4", "inner=8")
+    assert "table.before.weight" in load_file(out / "model.safetensors")
+    check_equal(speech_folder, out)
 
 
 def test_large_targets(tmp_path: Path) -> None:
