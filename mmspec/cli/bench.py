@@ -67,7 +67,7 @@ class Bench:
     """Seed of the first prompt; each next one counts up."""
     compile: Switch = False
     """Compiled passes, and `generate` compiled by transformers too; in a suite plain decoding uncompiled as well."""
-    nodes: Annotated[list[int], tyro.conf.arg(metavar="N ...")] = field(default_factory=list)
+    nodes: Annotated[list[int], tyro.conf.arg(metavar="N ...", help_behavior_hint="")] = field(default_factory=list)
     """In a suite: also accepted lengths with so many draft nodes for every drafter, such as 4 8 16 32 64."""
     compare: Annotated[list[Path], tyro.conf.arg(metavar="A.json B.json", help_behavior_hint="")] = field(
         default_factory=list

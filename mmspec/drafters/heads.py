@@ -179,17 +179,18 @@ class HeadDrafter(TrainedDrafter):
             return self._sample(state, noise, scores, valid)
         pooled = self.pool(scores, torch.tensor(valid, device=scores.device))
         coupled, table = self.coupled and not noise.greedy, self.table if self.joined else None
+        temperature = self.sampling.temperature or 1.0
         if table is not None:
-            first = pooled[:, 0] + table(state.roots) / (self.sampling.temperature or 1.0)
+            first = pooled[:, 0] + table(state.roots) / temperature
             pooled = torch.cat([first[:, None], pooled[:, 1:]], 1)
         if coupled:
             pooled = self.sharpen(pooled, noise.gumbel(state.counts, height), slice(height))
         if table is None:
             return product_tree(state.roots, self.candidates(pooled), self.max_nodes)
         chosen = pooled.topk(min(CANDIDATES, pooled.shape[2]), dim=2).indices
-        pairs = table.pairs(chosen[:, :-1], chosen[:, 1:])
-        if coupled:  # beta T, for log probabilities at the temperature T
-            pairs = pairs * pairs.new_tensor(self.beta[1:height])[:, None, None]
+        pairs = table.pairs(chosen[:, :-1], chosen[:, 1:]) / temperature
+        if coupled:
+            pairs = pairs * temperature * pairs.new_tensor(self.beta[1:height])[:, None, None]
         rows = lattice_paths(pooled, pairs, chosen, self.nodes or self.max_nodes)
         probs = [[probability for *_, probability in row] for row in rows]
         width = best_width(probs, self.nodes, self.cost, perf_counter() - began)

@@ -45,6 +45,7 @@ def model(speech_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         torch.manual_seed(0)
         built = {
             "vadusa": VadusaDrafter(width, heads=6, accuracies=accuracies),
+            "vadusa-table": VadusaDrafter(width, heads=4, vocabulary=tokens, rank=4, inner=8),
             "medusa": MedusaDrafter(width, 0, [(0, 2), (0, 3), (0, 4)]),
             "hawk-path": HawkPathDrafter(width, tokens, width=16, inner=32, depth=4),
         }

@@ -116,6 +116,7 @@ def test_equal_to_transformers(tmp_path: Path, length: int) -> None:
     with torch.inference_mode():
         batch.join(prompts(texts), [0, 0], Stop(20))
         state = batch.state
+        drafter.start(target, state, SamplingOptions(0), False)  # the first round would
         tree = drafter.draft(state, Noise([0, 0], V, greedy=True), 2)
         for row, text in enumerate(texts):
             ids = text + state.tokens[row]
