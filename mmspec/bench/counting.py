@@ -19,6 +19,7 @@ from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import Output
 from mmspec.engine.tree import DraftTree
 from mmspec.targets.base import Prompts, Target
+from mmspec.targets.causal import CausalTarget
 
 # The rest is acceptance, the commit, and what lies between.
 PHASES = ("draft", "target", "rest")
@@ -154,11 +155,12 @@ def uncompiled(target: Target) -> Iterator[None]:
     if not target.compiled:
         yield
         return
-    passes, target.passes = target.passes, None  # type: ignore[attr-defined]
+    assert isinstance(target, CausalTarget), "no other kind of target compiles its passes"
+    passes, target.passes = target.passes, None
     try:
         yield
     finally:
-        target.passes = passes  # type: ignore[attr-defined]
+        target.passes = passes
 
 
 def count_rounds(

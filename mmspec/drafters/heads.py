@@ -14,7 +14,6 @@ from mmspec.drafters.lattice import PairTable, RootReader, lattice_paths, tree_o
 from mmspec.engine.accept import Committed
 from mmspec.engine.cost import best_width
 from mmspec.engine.noise import Noise
-from mmspec.engine.packed import pack_weights
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import DraftTree, product_tree, root
@@ -55,8 +54,8 @@ class HeadDrafter(TrainedDrafter):
     and then serve whatever depth their position has.
 
     With `rank`, heads know the last token by a `RootReader` of width `inner`, and candidates of neighbouring depths are
-    joined by a `PairTable` of that rank (`mmspec.drafters.lattice`); without, or where `joined` is set to False, all
-    candidates of a depth are followed alike.
+    joined by a `PairTable` of that rank (`mmspec.drafters.lattice`); without, all candidates of a depth are followed
+    alike.
     """
 
     name = "heads"
@@ -86,20 +85,15 @@ class HeadDrafter(TrainedDrafter):
         self.weights = nn.Parameter(torch.zeros(len(self.horizontal), 1 + len(self.vertical)))
         self.table = PairTable(vocabulary, rank) if rank else None
         self.reader = RootReader(hidden_size, vocabulary, inner, right) if rank else None
-        self.joined = True
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         super().start(target, state, sampling, needs_draft_probs)
         # One product for all horizontal heads.
-        weights, width = self.heads.state_dict(), target.hidden_size
-        across = nn.Linear(width, width * len(self.horizontal), device="meta")
-        for name in ("weight", "bias"):
-            parts = [weights[f"{i}.linear.{name}"] for i in self.horizontal]
-            setattr(across, name, nn.Parameter(torch.cat(parts), requires_grad=False))
-        pack_weights(across)
-        self._across = across.__call__  # what is no module stays out of `state_dict`
-        if self.reader is not None:
-            pack_weights(self.reader)
+        weights = self.heads.state_dict()
+        self._across = (
+            torch.cat([weights[f"{i}.linear.weight"] for i in self.horizontal]),
+            torch.cat([weights[f"{i}.linear.bias"] for i in self.horizontal]),
+        )
         self._fill_cache(state)
 
     def change_rows(self, state: State, previous: list[int | None]) -> None:
@@ -159,7 +153,7 @@ class HeadDrafter(TrainedDrafter):
         counts = torch.tensor(state.counts, device=state.roots.device)[:, None]
         rows = torch.arange(state.rows, device=counts.device)[:, None]
         latest = state.features[:, rows, counts - 1].squeeze(2)
-        moved = self._across(latest).unflatten(2, (len(self.horizontal), -1))[:, :, :height]
+        moved = nn.functional.linear(latest, *self._across).unflatten(2, (len(self.horizontal), -1))[:, :, :height]
         stacked = latest[:, :, None] + nn.functional.silu(moved)
         if self.reader is not None:
             stacked = stacked + self.reader(latest, state.roots.expand(latest.shape[:2]))[:, :, :height]
@@ -178,7 +172,7 @@ class HeadDrafter(TrainedDrafter):
         if self.needs_draft_probs:
             return self._sample(state, noise, scores, valid)
         pooled = self.pool(scores, torch.tensor(valid, device=scores.device))
-        coupled, table = self.coupled and not noise.greedy, self.table if self.joined else None
+        coupled, table = self.coupled and not noise.greedy, self.joining_table()
         temperature = self.sampling.temperature or 1.0
         if table is not None:
             first = pooled[:, 0] + table(state.roots) / temperature
@@ -188,13 +182,16 @@ class HeadDrafter(TrainedDrafter):
         if table is None:
             return product_tree(state.roots, self.candidates(pooled), self.max_nodes)
         chosen = pooled.topk(min(CANDIDATES, pooled.shape[2]), dim=2).indices
-        pairs = table.pairs(chosen[:, :-1], chosen[:, 1:]) / temperature
-        if coupled:
-            pairs = pairs * temperature * pairs.new_tensor(self.beta[1:height])[:, None, None]
+        weight = pooled.new_tensor(self.beta[1:height])[:, None, None] if coupled else 1 / temperature
+        pairs = weight * table.pairs(chosen[:, :-1], chosen[:, 1:])
         rows = lattice_paths(pooled, pairs, chosen, self.nodes or self.max_nodes)
         probs = [[probability for *_, probability in row] for row in rows]
         width = best_width(probs, self.nodes, self.cost, perf_counter() - began)
         return tree_of(state.roots, [row[:width] for row in rows])
+
+    def joining_table(self) -> PairTable | None:
+        """The table that joins candidates, if there is one."""
+        return self.table
 
     def _sample(
         self,

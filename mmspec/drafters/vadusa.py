@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmspec.drafters.heads import HeadDrafter
+from mmspec.drafters.lattice import PairTable
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
 from mmspec.engine.tree import Candidates
@@ -54,7 +55,9 @@ class VadusaDrafter(HeadDrafter):
                 "sparse out"
             )
         super().start(target, state, sampling, needs_draft_probs)
-        self.joined = self.joined and not self.sparse
+
+    def joining_table(self) -> PairTable | None:
+        return None if self.sparse else self.table
 
     def candidates(self, scores: Float[Tensor, "row depth vocab"]) -> Candidates:
         proposed = super().candidates(scores)
