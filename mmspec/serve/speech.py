@@ -170,8 +170,10 @@ def router(serving: Serving) -> APIRouter:
         output = (await drain(parts)).output
         headers = unsaid_header(output.unsaid)
         serving.metrics.count(model, output.stats)
-        # Nothing of how long it took: the same seed gives the same file.
+        # Nothing of how long it took, nor of how many tokens a round gave, which depends on it: the same seed gives the
+        # same file.
         facts = {"text": text, "seed": output.seeds[0], "ended": output.ended} | output.stats.facts
+        del facts["mean_acceptance_length"]
         if kind == "wav":
             buffer = io.BytesIO()
             media.Pipe(buffer, rate, samples=len(output.audio)).write(output.audio)
