@@ -107,6 +107,13 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter, library_name="mms
     recipe: ClassVar[dict[str, float]] = {"steps": 1000, "batch": 4, "lr": 1e-3, "muon_lr": 3e-3}
 
     @classmethod
+    def layers_read(cls, target: Target) -> tuple[int, ...]:
+        """The layers whose inputs a drafter of this kind reads when it is built for a target; none if it reads the last
+        hidden states.
+        """
+        return ()
+
+    @classmethod
     def build(cls, target: Target, **options: Any) -> "TrainedDrafter":
         """An untrained drafter for a target; `options` are those of the constructor that the target does not fix."""
         return cls(**options, target=target.weights_hash)

@@ -2,17 +2,19 @@
 spelling of its authors (github.com/z-lab/dflash) and of `speculators`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedConfig
+from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, rotate_half
 
+from mmspec.drafters.blocks import Blocks
 from mmspec.drafters.eagle3 import read_vocabulary
+from mmspec.drafters.examples import DepthPredictions, Example, divergence, masked_mean, uniform
 from mmspec.drafters.layouts import Files
 from mmspec.drafters.shapes import (
     Rotary,
@@ -22,6 +24,7 @@ from mmspec.drafters.shapes import (
     layer_shape,
     layers_misfit,
     plain_layer,
+    shape_like,
 )
 from mmspec.drafters.speculators import SpeculatorsDrafter
 from mmspec.drafters.tree_drafter import Scores
@@ -44,6 +47,15 @@ KNOWN = (
 )
 IDLE = ("d2t", "t2d", "verifier_norm.weight", "verifier_lm_head.weight")
 
+# Weight of a depth's loss against that of the depth before it: about that of DFlash for blocks of 8 and 10.
+DECAY = 0.8
+
+# How positions of drafters that `build` makes rotate.
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+# Blocks of a sequence that are read at once for calibration.
+BLOCKS = 64
+
 
 class DFlashDrafter(SpeculatorsDrafter):
     """Layers of Qwen3 over a block: the last committed token and `block - 1` mask tokens, which see each other both
@@ -54,10 +66,17 @@ class DFlashDrafter(SpeculatorsDrafter):
     committed one, and slot 0 nothing; with `from_anchor`, slot k predicts the token k + 1 places after it.
     `own_embedding` and `own_head` are how many ids the weights bring vectors and logits for, 0 where the target's are
     used.
+
+    `build` was our choice where DFlash's authors say nothing of small targets: it reads what enters three layers, and
+    every slot predicts (`from_anchor`). The head is a frozen copy of the target's rows for the drafting vocabulary.
     """
 
     name = "dflash"
     architecture = "DFlashDraftModel"
+    similar_lengths = True
+    calibrates_greedy = True
+    loss_options = ("anchors", "tv")
+    recipe = {"steps": 600, "batch": 8, "lr": 1e-3, "muon_lr": 2e-3, "weight_decay": 0.0, "vocabulary": 8192}
 
     def __init__(
         self,
@@ -102,19 +121,26 @@ class DFlashDrafter(SpeculatorsDrafter):
 
     def _extend(self, cache: TreeCache, parts: list[Float[Tensor, "_ wide"]]) -> None:
         """Keep the keys and values of further context of each row."""
-        features = pad_sequence(parts, batch_first=True).to(self.fc.weight.dtype)
-        context, width = self.hidden_norm(self.fc(features)), features.shape[1]
-        cache.open(width)
-        positions = cache.lengths[:, None] + torch.arange(width, device=features.device)
-        cosines, sines = (part[:, None] for part in self.rotary(context, positions))
-        for number, layer in enumerate(self.layers):
+        features = pad_sequence(parts, batch_first=True)
+        cache.open(features.shape[1])
+        positions = cache.lengths[:, None] + torch.arange(features.shape[1], device=features.device)
+        for number, (keys, values) in enumerate(self.context(features, positions)):
+            cache.update(keys, values, number)
+        cache.advance([len(part) for part in parts])
+
+    def context(
+        self, features: Float[Tensor, "row position wide"], positions: Int[Tensor, "row position"]
+    ) -> Iterator[tuple[Float[Tensor, "row head position width"], Float[Tensor, "row head position width"]]]:
+        """Keys and values of the target's states in each layer."""
+        states = self.hidden_norm(self.fc(features.to(self.fc.weight.dtype)))
+        cosines, sines = (part[:, None] for part in self.rotary(states, positions))
+        for layer in self.layers:
             attention: Any = layer.self_attn
             keys, values = (
-                part(context).unflatten(-1, (-1, attention.head_dim)) for part in (attention.k_proj, attention.v_proj)
+                part(states).unflatten(-1, (-1, attention.head_dim)) for part in (attention.k_proj, attention.v_proj)
             )
             keys = (attention.k_norm(keys) if hasattr(attention, "k_norm") else keys).transpose(1, 2)
-            cache.update(keys * cosines + rotate_half(keys) * sines, values.transpose(1, 2), number)
-        cache.advance([len(part) for part in parts])
+            yield keys * cosines + rotate_half(keys) * sines, values.transpose(1, 2)
 
     @torch.inference_mode()
     def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
@@ -132,30 +158,50 @@ class DFlashDrafter(SpeculatorsDrafter):
 
     def block(self, state: State) -> Float[Tensor, "row slot width"]:
         """Hidden states of the whole block, after the last norm."""
-        rows, device = state.rows, state.roots.device
-        size = self.depth if self.from_anchor else self.depth + 1
+        rows, device, size, cache = state.rows, state.roots.device, self.slots, self._cache
+        cache.open(size)
+        mask = cache.mask(torch.ones(rows, size, size, dtype=torch.bool, device=device))
+        positions = cache.lengths[:, None] + torch.arange(size, device=device)
+        return self.read(self.inputs(self.target, state.roots[:, None])[:, 0], mask, positions, cache)
+
+    @property
+    def slots(self) -> int:
+        """How many slots a block has."""
+        return self.depth if self.from_anchor else self.depth + 1
+
+    def inputs(self, target: Target, roots: Int[Tensor, "row block"]) -> Float[Tensor, "row block slot width"]:
+        """What enters the layers: the vector of the last committed token, then that of the mask token."""
         if self.embed_tokens is not None:
             masked = self.embed_tokens.weight[self.mask_token]
         else:
-            masked = self.target.model.get_input_embeddings()(torch.tensor(self.mask_token, device=device))
-        anchor = self.embed(self.target, state.roots)[:, None]
-        hidden = torch.cat([anchor, masked.expand(rows, size - 1, -1).to(anchor.dtype)], 1)
-        cache = self._cache
-        cache.open(size)
-        mask = cache.mask(torch.ones(rows, size, size, dtype=torch.bool, device=device))
-        rotated = self.rotary(hidden, cache.lengths[:, None] + torch.arange(size, device=device))
+            masked = target.model.get_input_embeddings()(torch.tensor(self.mask_token, device=roots.device))
+        anchor = self.embed(target, roots)[:, :, None]
+        return torch.cat([anchor, masked.expand(*roots.shape, self.slots - 1, -1).to(anchor.dtype)], 2)
+
+    def read(
+        self,
+        hidden: Float[Tensor, "row slot width"],
+        mask: Bool[Tensor, "row 1 slot key"],
+        positions: Int[Tensor, "row slot"],
+        cache: Cache,
+    ) -> Float[Tensor, "row slot width"]:
+        """Hidden states of blocks after the last norm; `cache` has the context."""
+        rotated = self.rotary(hidden, positions)
         for layer in self.layers:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotated, **cache_kwarg(layer, cache))
         return self.norm(hidden)
 
-    def logits(self, hidden: Float[Tensor, "row slot width"]) -> Float[Tensor, "row slot drafted"]:
+    def logits(self, target: Target, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape drafted"]:
         """Logits of hidden states over the drafting vocabulary."""
-        logits = self.target.logits(hidden) if self.lm_head is None else self.lm_head(hidden)
+        if self.lm_head is not None:
+            logits = self.lm_head(hidden)
+        else:
+            logits = target.head.differentiable(hidden) if self.training else target.logits(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def block_scores(self, hidden: Float[Tensor, "row slot width"]) -> Scores:
         """Scores of a level: of every slot that predicts something, whatever is drafted before it."""
-        logits = self.sampling.scores(self.logits(hidden if self.from_anchor else hidden[:, 1:]))
+        logits = self.sampling.scores(self.logits(self.target, self.predicting(hidden)))
 
         def scores(
             depth: int, tokens: Int[Tensor, "row beam"], parent_index: Int[Tensor, "row beam"]
@@ -163,6 +209,91 @@ class DFlashDrafter(SpeculatorsDrafter):
             return logits[:, depth, None].expand(-1, tokens.shape[1], -1)
 
         return scores
+
+    def predicting(self, hidden: Float[Tensor, "*shape slot width"]) -> Float[Tensor, "*shape depth width"]:
+        """The hidden states of the slots that predict something."""
+        return hidden if self.from_anchor else hidden[..., 1:, :]
+
+    @classmethod
+    def layers_read(cls, target: Target) -> tuple[int, ...]:
+        """Three at even distances, the last layer among them."""
+        last = target.model.config.get_text_config().num_hidden_layers - 1
+        return tuple(sorted({max(1, round(last * third / 3)) for third in (1, 2, 3)}))
+
+    @classmethod
+    def build(cls, target: Target, **options: Any) -> "DFlashDrafter":
+        """A drafter with a block of 8, whose layer has about the shape of the target's."""
+        shape, width = shape_like(target), target.hidden_size
+        rows = options.get("tokens")
+        if rows is None and target.vocabulary.tolist() != list(range(target.vocabulary_size)):
+            rows = list(range(target.vocabulary_size))
+        text = target.model.config.get_text_config()
+        chosen = {
+            "shape": shape | {"head_dim": width // shape["heads"], "rope": dict(PLAIN_ROPE), "kind": "qwen3"},
+            "feature_layers": cls.layers_read(target),
+            "mask_token": getattr(text, "pad_token_id", None) or 0,
+            "block": 8,
+            "target_size": width,
+            "from_anchor": True,
+            "own_head": len(rows or []),
+            "target": target.weights_hash,
+        }
+        drafter = cls(**chosen | cls.default_options(target) | options)
+        if drafter.lm_head is not None:
+            drafter.lm_head.weight = nn.Parameter(target.head.weight[rows].float(), requires_grad=False)
+        return drafter
+
+    @classmethod
+    def default_options(cls, target: Target) -> dict:
+        """Further options of the constructor where nothing else is said."""
+        return {}
+
+    def drafted_tokens(self, target: Target) -> Tensor | None:
+        return self.tokens
+
+    def loss(
+        self, target: Target, examples: Sequence[Example], anchors: int = 16, tv: float = 0.0, **options: Any
+    ) -> dict[str, Tensor]:
+        """`divergence` from the target's distribution over the drafting vocabulary, in `anchors` blocks of a sequence
+        whose places are drawn, with weight `DECAY`^depth.
+        """
+        lengths = torch.tensor([len(example.tokens) - 1 for example in examples], device=target.device)
+        places = (uniform(examples, anchors, device=target.device) * lengths[:, None]).long()
+        blocks = Blocks.of(target, examples, places, self.depth)
+        with torch.no_grad():
+            logits = target.logits(blocks.last)
+            probs = (logits if self.tokens is None else logits[..., self.tokens]).softmax(-1)
+        errors = divergence(self.path_logits(target, blocks, self.read_blocks(target, blocks)), blocks.at(probs), tv)
+        depths = [masked_mean(errors[..., depth], blocks.valid[..., depth]) for depth in range(self.depth)]
+        total = torch.stack([DECAY**depth * error for depth, error in enumerate(depths)]).sum()
+        return {"loss": total, "first": depths[0].detach(), "last": depths[-1].detach()}
+
+    def read_blocks(self, target: Target, blocks: Blocks) -> Float[Tensor, "row block slot width"]:
+        """Hidden states of blocks of sequences."""
+        cache, size = DynamicCache(), self.slots
+        for number, (keys, values) in enumerate(self.context(blocks.context, blocks.positions)):
+            cache.update(keys, values, number)
+        inputs = self.inputs(target, blocks.before[..., 0]).to(self.fc.weight.dtype).flatten(1, 2)
+        hidden = self.read(inputs, blocks.mask(size), blocks.slot_positions(size), cache)
+        return hidden.unflatten(1, (-1, size))
+
+    def path_logits(
+        self, target: Target, blocks: Blocks, hidden: Float[Tensor, "row block slot width"]
+    ) -> Float[Tensor, "row block depth drafted"]:
+        """Logits of blocks after the true tokens before each."""
+        return self.logits(target, self.predicting(hidden))
+
+    def predictions(self, target: Target, example: Example) -> list[DepthPredictions]:
+        count, parts = len(example.tokens) - 1, []
+        for places in torch.arange(max(count, 0), device=target.device).split(BLOCKS):
+            blocks = Blocks.of(target, [example], places[None], self.depth)
+            logits = self.path_logits(target, blocks, self.read_blocks(target, blocks))
+            parts.append(torch.log_softmax(logits[0], -1))
+        log_q = torch.cat(parts)
+        return [
+            DepthPredictions(torch.arange(1 + depth, count + 1), log_q[: count - depth, depth])
+            for depth in range(self.depth)
+        ]
 
     @classmethod
     def from_released(cls, files: Files, target: Target) -> "DFlashDrafter":

@@ -1,16 +1,23 @@
 """DSpark (in `speculators` and DeepSpec): DFlash whose tokens also follow from the token drafted before them."""
 
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmspec.drafters.blocks import Blocks
 from mmspec.drafters.dflash import IDLE, DFlashDrafter
+from mmspec.drafters.lattice import joined_tree
 from mmspec.drafters.layouts import Files
 from mmspec.drafters.tree_drafter import Scores, model_ids
+from mmspec.engine.noise import Noise
+from mmspec.engine.state import State
+from mmspec.engine.tree import DraftTree, root
 from mmspec.errors import MmspecError
+from mmspec.targets.base import Target
 
 
 class MarkovHead(nn.Module):
@@ -50,7 +57,8 @@ class MarkovHead(nn.Module):
 
 
 class DSparkDrafter(DFlashDrafter):
-    """DFlash with a `MarkovHead`: its tree is grown token by token, from the hidden states of one pass.
+    """DFlash with a `MarkovHead`: its tree is grown token by token, from the hidden states of one pass; of the vanilla
+    kind, whose bias depends on two tokens alone, candidates are joined in a lattice (`mmspec.drafters.lattice`).
 
     The head of confidence, which says how probably a slot's token is accepted, is not needed: how much of a tree is
     verified follows from the probabilities of its nodes.
@@ -66,7 +74,7 @@ class DSparkDrafter(DFlashDrafter):
 
     def block_scores(self, hidden: Float[Tensor, "row slot width"]) -> Scores:
         head, target = self.markov_head, self.target
-        logits = self.logits(hidden)
+        logits = self.logits(target, hidden)
         first = 0 if self.from_anchor else 1
         memory = hidden.new_zeros(len(hidden), 1, head.markov_w1.embedding_dim)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
@@ -81,6 +89,45 @@ class DSparkDrafter(DFlashDrafter):
             return self.sampling.scores(logits[:, depth + first, None] + bias.to(logits.dtype))
 
         return scores
+
+    @torch.inference_mode()
+    def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
+        began, height, head = perf_counter(), min(limit, self.depth), self.markov_head
+        if height < 1:
+            return root(state.roots)
+        if head.kind != "vanilla" or self.needs_draft_probs:
+            return super().draft(state, noise, limit)
+        logits = self.logits(self.target, self.predicting(self.block(state))[:, :height])
+        bias = head.markov_w2(self.table_rows(state.roots)).to(logits.dtype)
+        scores = self.sampling.scores(torch.cat([logits[:, :1] + bias[:, None], logits[:, 1:]], 1))
+
+        def pairs(before: Tensor, after: Tensor) -> Float[Tensor, "row after candidate candidate"]:
+            rows = self.table_rows(before if self.tokens is None else self.tokens[before])
+            return (rows @ head.markov_w2.weight[after].transpose(-1, -2)).to(logits.dtype)
+
+        return joined_tree(self, state, noise, torch.log_softmax(scores, -1), pairs, began, self.tokens)
+
+    def table_rows(self, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape rank"]:
+        """What the vanilla head makes of tokens."""
+        table = self.markov_head.markov_w1
+        return table(model_ids(self.target, tokens).clamp(max=table.num_embeddings - 1))
+
+    def path_logits(
+        self, target: Target, blocks: Blocks, hidden: Float[Tensor, "row block slot width"]
+    ) -> Float[Tensor, "row block depth drafted"]:
+        logits, head, biases = super().path_logits(target, blocks, hidden), self.markov_head, []
+        memory = hidden.new_zeros(*hidden.shape[:2], head.markov_w1.embedding_dim)
+        first = 0 if self.from_anchor else 1
+        for depth in range(self.depth):
+            ids = model_ids(target, blocks.before[..., depth])
+            for slot in range(0 if depth == 0 else depth + first, depth + first + 1):
+                bias, memory = head(ids, hidden[:, :, slot], memory)
+            biases.append(bias)
+        return logits + torch.stack(biases, 2).to(logits.dtype)
+
+    @classmethod
+    def default_options(cls, target: Target) -> dict:
+        return {"markov": "vanilla", "markov_ids": int(target.vocabulary.max()) + 1, "rank": 64}
 
     def settings(self) -> dict:
         markov = {"markov_rank": self.markov_head.markov_w1.embedding_dim, "markov_head_type": self.markov_head.kind}

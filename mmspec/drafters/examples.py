@@ -13,12 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 class PromptFeatures:
     """A prompt of one sequence, for drafters that read prompts.
 
-    `ids` are the model's, `hidden` the hidden states of all positions but the last, and `visual` the input vectors of
+    `ids` are the model's, `hidden` the hidden states of all positions but the last (or what entered layers, as
+    `Example.entered`), and `visual` the input vectors of
     the positions that are not text, which `is_text` tells.
     """
 
     ids: Int[Tensor, "position"]
-    hidden: Float[Tensor, "before_last width"]
+    hidden: Float[Tensor, "before_last wide"]
     is_text: Bool[Tensor, "position"]
     visual: Float[Tensor, "visual width"]
 
@@ -28,7 +29,8 @@ class Example:
     """One sequence: its tokens, and the hidden states that predicted each of them in every CFG branch.
 
     `seed` is that of the sampling noise, -1 for a sequence that the target did not sample, and `temperature` what it
-    was sampled at, 0 for a greedy one. `prompt` is there for drafters that read it. `draw` is a seed for what a loss
+    was sampled at, 0 for a greedy one. `prompt` is there for drafters that read it, and `entered`, what entered layers
+    of the target where `features` left the last one, for drafters that read layers. `draw` is a seed for what a loss
     draws for this sequence, so that it does not depend on the rest of its batch.
     """
 
@@ -38,6 +40,7 @@ class Example:
     temperature: float = 1.0
     guidance: float = 1.0
     prompt: PromptFeatures | None = None
+    entered: Float[Tensor, "token wide"] | None = None
     draw: int = 0
 
     @property

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.examples import Batch, DepthPredictions, Example, divergence, guide, masked_mean, pad
-from mmspec.drafters.lattice import PairTable, RootReader, lattice_paths, tree_of
+from mmspec.drafters.lattice import PairTable, RootReader, joined_tree
 from mmspec.engine.accept import Committed
-from mmspec.engine.cost import best_width
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
@@ -28,8 +27,8 @@ IMPOSSIBLE = -50.0
 # Weight of a head's loss against that of the head before it.
 DECAY = 0.8
 
-# With a table: weight of the loss of heads alone, candidates of a depth, and dropout in what reads the last token.
-ALONE, CANDIDATES, DROPOUT = 0.3, 12, 0.15
+# With a table: weight of the loss of heads alone, and dropout in what reads the last token.
+ALONE, DROPOUT = 0.3, 0.15
 
 
 class ResidualHead(nn.Module):
@@ -172,22 +171,13 @@ class HeadDrafter(TrainedDrafter):
         if self.needs_draft_probs:
             return self._sample(state, noise, scores, valid)
         pooled = self.pool(scores, torch.tensor(valid, device=scores.device))
-        coupled, table = self.coupled and not noise.greedy, self.joining_table()
-        temperature = self.sampling.temperature or 1.0
-        if table is not None:
-            first = pooled[:, 0] + table(state.roots) / temperature
+        if (table := self.joining_table()) is not None:
+            first = pooled[:, 0] + table(state.roots) / (self.sampling.temperature or 1.0)
             pooled = torch.cat([first[:, None], pooled[:, 1:]], 1)
-        if coupled:
+            return joined_tree(self, state, noise, pooled, table.pairs, began)
+        if self.coupled and not noise.greedy:
             pooled = self.sharpen(pooled, noise.gumbel(state.counts, height), slice(height))
-        if table is None:
-            return product_tree(state.roots, self.candidates(pooled), self.max_nodes)
-        chosen = pooled.topk(min(CANDIDATES, pooled.shape[2]), dim=2).indices
-        weight = pooled.new_tensor(self.beta[1:height])[:, None, None] if coupled else 1 / temperature
-        pairs = weight * table.pairs(chosen[:, :-1], chosen[:, 1:])
-        rows = lattice_paths(pooled, pairs, chosen, self.nodes or self.max_nodes)
-        probs = [[probability for *_, probability in row] for row in rows]
-        width = best_width(probs, self.nodes, self.cost, perf_counter() - began)
-        return tree_of(state.roots, [row[:width] for row in rows])
+        return product_tree(state.roots, self.candidates(pooled), self.max_nodes)
 
     def joining_table(self) -> PairTable | None:
         """The table that joins candidates, if there is one."""

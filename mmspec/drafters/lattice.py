@@ -5,14 +5,23 @@ where u is the token before v. That heads read the last token, too, and that can
 joins them, were our choices.
 """
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 from math import exp
+from time import perf_counter
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmspec.drafters.base import TrainedDrafter
+from mmspec.engine.cost import best_width
+from mmspec.engine.noise import Noise
+from mmspec.engine.state import State
 from mmspec.engine.tree import DraftTree
+
+# Candidates of a depth.
+CANDIDATES = 12
 
 # Floor of a log probability.
 IMPOSSIBLE = -100.0
@@ -63,6 +72,37 @@ class RootReader(nn.Module):
 Node = tuple[int, int, int, float]
 
 
+def joined_tree(
+    drafter: TrainedDrafter,
+    state: State,
+    noise: Noise,
+    log_q: Float[Tensor, "row depth drafted"],
+    pairs: Callable[[Int[Tensor, "row after candidate"], Int[Tensor, "row after candidate"]], Tensor],
+    began: float,
+    tokens: Int[Tensor, "drafted"] | None = None,
+) -> DraftTree:
+    """The best tree of a lattice whose width pays.
+
+    `log_q` are processed scores of each depth alone, `pairs` gives what the table adds to raw logits for candidates (by
+    their index in the drafting vocabulary `tokens`) of one depth after those of the depth before, and `began` is when
+    drafting began, in seconds of `perf_counter`. Reads the device once.
+    """
+    height, temperature = log_q.shape[1], drafter.sampling.temperature or 1.0
+    if drafter.coupled and not noise.greedy:
+        gumbel = noise.gumbel(state.counts, height)
+        scores = drafter.sharpen(log_q, gumbel if tokens is None else gumbel[..., tokens], slice(height))
+        weight = log_q.new_tensor(drafter.beta[1:height])
+    else:
+        sharpness = log_q.new_tensor((noise.greedy and drafter.greedy or [1.0] * height)[:height])
+        scores, weight = log_q * sharpness[:, None], sharpness[1:] / temperature
+    chosen = scores.topk(min(CANDIDATES, scores.shape[2]), dim=2).indices
+    joined = weight[:, None, None] * pairs(chosen[:, :-1], chosen[:, 1:])
+    rows = lattice_paths(scores, joined, chosen, drafter.nodes or drafter.max_nodes)
+    probs = [[probability for *_, probability in row] for row in rows]
+    width = best_width(probs, drafter.nodes, drafter.cost, perf_counter() - began)
+    return tree_of(state.roots, [row[:width] for row in rows], tokens)
+
+
 def lattice_paths(
     scores: Float[Tensor, "row depth vocab"],
     pairs: Float[Tensor, "row after candidate candidate"],
@@ -88,12 +128,15 @@ def lattice_paths(
     return [best_paths(row, ranks, max_nodes) for row in packed]
 
 
-def tree_of(roots: Int[Tensor, "row"], rows: list[list[Node]]) -> DraftTree:
-    """The tree of these nodes, padded, which is verified whole."""
+def tree_of(
+    roots: Int[Tensor, "row"], rows: list[list[Node]], names: Int[Tensor, "drafted"] | None = None
+) -> DraftTree:
+    """The tree of these nodes, padded, which is verified whole; their tokens are indices of `names` if it is given."""
     size = max(map(len, rows))
     padded = [[(token, parent, depth) for token, parent, depth, _ in row] for row in rows]
     padded = [[*row, *[(0, -1, 0)] * (size - len(row))] for row in padded]
     tokens, parents, depths = torch.tensor(padded, device=roots.device).unbind(2)
+    tokens = tokens if names is None else names[tokens]
     first = roots[:, None]
     return DraftTree(
         torch.cat([first, tokens], 1),

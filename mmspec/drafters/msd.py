@@ -16,7 +16,7 @@ from mmspec.drafters.examples import DepthPredictions, Example, divergence, mask
 from mmspec.drafters.layouts import Files
 from mmspec.drafters.recurrent_drafter import RecurrentDrafter
 from mmspec.drafters.release import Release, Verifier, layer_settings
-from mmspec.drafters.shapes import Rotary, check_size, layer_config, layer_shape, plain_layer
+from mmspec.drafters.shapes import Rotary, check_size, layer_config, layer_shape, plain_layer, shape_like
 from mmspec.engine.cache import cache_kwarg
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
@@ -191,19 +191,7 @@ class MsdDrafter(RecurrentDrafter):
     @classmethod
     def build(cls, target: Target, **options: object) -> "MsdDrafter":
         """A drafter whose layer has about the shape of the target's."""
-        text, width = target.model.config.get_text_config(), target.hidden_size
-        most = getattr(text, "num_attention_heads", 1)
-        heads = next(heads for heads in range(most, 0, -1) if width % (2 * heads) == 0)
-        kv_heads = getattr(text, "num_key_value_heads", None) or heads
-        inner = getattr(text, "intermediate_size", None)
-        shape: dict = {
-            "hidden_size": width,
-            "intermediate_size": inner if isinstance(inner, int) else 3 * width,  # a list in Gemma 3n
-            "heads": heads,
-            "kv_heads": kv_heads if heads % kv_heads == 0 else heads,
-            "eps": getattr(text, "rms_norm_eps", 1e-5),
-        }
-        return cls(**shape | options, target=target.weights_hash)
+        return cls(**shape_like(target) | options, target=target.weights_hash)
 
     def drafted_tokens(self, target: Target) -> Tensor | None:
         return self.tokens

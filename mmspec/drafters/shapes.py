@@ -107,6 +107,22 @@ def layer_config(
     )
 
 
+def shape_like(target: Target) -> dict:
+    """Sizes of a decoder layer of about the shape of the target's: arguments of `layer_config`."""
+    text, width = target.model.config.get_text_config(), target.hidden_size
+    most = getattr(text, "num_attention_heads", 1)
+    heads = next(heads for heads in range(most, 0, -1) if width % (2 * heads) == 0)
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    inner = getattr(text, "intermediate_size", None)
+    return {
+        "hidden_size": width,
+        "intermediate_size": inner if isinstance(inner, int) else 3 * width,  # a list in Gemma 3n
+        "heads": heads,
+        "kv_heads": kv_heads if heads % kv_heads == 0 else heads,
+        "eps": getattr(text, "rms_norm_eps", 1e-5),
+    }
+
+
 def plain_layer(config: PreTrainedConfig, kind: str, number: int) -> nn.Module:
     """A decoder layer of transformers."""
     return KINDS[kind][1](config, number)

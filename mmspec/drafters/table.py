@@ -71,13 +71,13 @@ TABLE = {
     "hawk": Entry("mmspec.drafters.hawk:HawkDrafter", trained=True),
     "hawk-path": Entry("mmspec.drafters.hawk_path:HawkPathDrafter", trained=True),
     "msd": Entry("mmspec.drafters.msd:MsdDrafter", trained=True),
+    "dflash": Entry("mmspec.drafters.dflash:DFlashDrafter", trained=True),
+    "dspark": Entry("mmspec.drafters.dspark:DSparkDrafter", trained=True),
     "mtp": Entry("mmspec.drafters.mtp:MtpDrafter", within=has_mtp),
 }
 
 # The kinds of folders that hold what was read from a public layout and saved anew: no name stands for these.
 RELEASED = {
-    "dflash": Entry("mmspec.drafters.dflash:DFlashDrafter"),
-    "dspark": Entry("mmspec.drafters.dspark:DSparkDrafter"),
     "eagle": Entry("mmspec.drafters.eagle:EagleDrafter"),
     "eagle3": Entry("mmspec.drafters.eagle3:Eagle3Drafter"),
     "lantern": Entry("mmspec.drafters.lantern:LanternDrafter"),

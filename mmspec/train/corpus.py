@@ -23,7 +23,7 @@ from mmspec.files import write_atomically
 from mmspec.pipelines.base import GenerateOptions, Pipeline
 from mmspec.prompts import pictures_of
 from mmspec.targets.base import Prompts
-from mmspec.train.capture import read_features
+from mmspec.train.capture import Reading, read_features
 
 Split = Literal["train", "validation", "test"]
 
@@ -210,24 +210,25 @@ class Corpus:
         except ValueError:
             raise MmspecError(f"{path} is damaged: remove it and run the stage generate again") from None
 
-    def feature_folder(self, with_prompts: bool) -> Path:
-        return self.folder / ("features-and-prompts" if with_prompts else "features")
+    def feature_folder(self, reading: Reading) -> Path:
+        parts = ["features", *["and-prompts"] * reading.prompts, *map(str, reading.layers)]
+        return self.folder / "-".join(parts)
 
-    def feature_file(self, job: Job, with_prompts: bool) -> Path:
-        return self.feature_folder(with_prompts) / f"{job.number:05d}.safetensors"
+    def feature_file(self, job: Job, reading: Reading) -> Path:
+        return self.feature_folder(reading) / f"{job.number:05d}.safetensors"
 
-    def capture(self, with_prompts: bool, jobs: Sequence[Job] | None = None) -> None:
+    def capture(self, reading: Reading, jobs: Sequence[Job] | None = None) -> None:
         """Write the features of every sequence, a file for each job."""
 
         def file(job: Job) -> Path:
-            return self.feature_file(job, with_prompts)
+            return self.feature_file(job, reading)
 
         def work(job: Job, path: Path) -> None:
-            save_file(flatten(self.read(job, range(len(job.rows)), with_prompts)), path)
+            save_file(flatten(self.read(job, range(len(job.rows)), reading)), path)
 
         self.share("capturing", self.jobs if jobs is None else jobs, file, work)
 
-    def read(self, job: Job, rows: Sequence[int], with_prompts: bool) -> list[Example]:
+    def read(self, job: Job, rows: Sequence[int], reading: Reading) -> list[Example]:
         """Sequences of a job, read by the target now."""
         prompts, _ = self.encode([job.rows[row] for row in rows])
         answers = self.answers(job)["tokens"]
@@ -235,7 +236,7 @@ class Corpus:
         sampled = job.own and job.temperature > 0
         seeds = [job.seeds[row] if sampled else -1 for row in rows]
         temperature = job.temperature if job.own else 1.0
-        examples = read_features(self.pipe.target, prompts, tokens, seeds, temperature, with_prompts)
+        examples = read_features(self.pipe.target, prompts, tokens, seeds, temperature, reading)
         return [replace(example, guidance=job.guidance if prompts.unconditional else 1.0) for example in examples]
 
     def share(
@@ -298,6 +299,8 @@ def flatten(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     for row, example in enumerate(examples):
         numbers = torch.tensor([example.seed, example.temperature, example.guidance], dtype=torch.float64)
         tensors |= {f"{row}.tokens": example.tokens, f"{row}.features": example.features, f"{row}.numbers": numbers}
+        if example.entered is not None:
+            tensors[f"{row}.entered"] = example.entered
         if example.prompt is not None:
             tensors |= {f"{row}.{name}": value for name, value in asdict(example.prompt).items()}
     return {name: value.contiguous() for name, value in tensors.items()}

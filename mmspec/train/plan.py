@@ -108,11 +108,11 @@ def seconds_of(work: Callable[[], object]) -> float:
 def measure_rates(training: Training, job: Job) -> dict[str, float]:
     """Seconds a token of generation and of capture, a training step, and an evaluation."""
     corpus, settings, target = training.corpus, training.settings, training.corpus.pipe.target
-    for path in (corpus.answer_file(job), corpus.feature_file(job, training.kind.needs_prompt)):
+    for path in (corpus.answer_file(job), corpus.feature_file(job, training.reading)):
         path.unlink(missing_ok=True)
     generate = seconds_of(lambda: corpus.generate([job]))
     tokens = sum(map(len, corpus.answers(job)["tokens"]))
-    capture = seconds_of(lambda: corpus.capture(training.kind.needs_prompt, [job]))
+    capture = seconds_of(lambda: corpus.capture(training.reading, [job]))
     facts = corpus.facts(job)
     batch = [facts[index % len(facts)] for index in range(settings.batch)]
     drafter = training.build_from(corpus.answers(job)["tokens"]).to(target.device)
@@ -120,7 +120,7 @@ def measure_rates(training: Training, job: Job) -> dict[str, float]:
     steps = make_optimizers(settings, drafter, target.device)
 
     def step() -> None:
-        examples = [vary(example, True, 1.0, 0) for example in from_files(corpus, training.kind.needs_prompt)(batch)]
+        examples = [vary(example, True, 1.0, 0) for example in from_files(corpus, training.reading)(batch)]
         with torch.autocast(target.device.type, torch.bfloat16, enabled=has_fast_bf16(target.device)):
             loss = drafter.loss(target, examples, **settings.loss)["loss"]
         loss.backward()

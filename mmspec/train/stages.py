@@ -19,6 +19,7 @@ from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.examples import Example
 from mmspec.errors import MmspecError, short, unknown
 from mmspec.train.calibrate import calibrate
+from mmspec.train.capture import Reading
 from mmspec.train.corpus import Corpus, Job
 from mmspec.train.drafter import DrafterSettings, build_drafter, drafter_class, save_drafter, train_drafter
 from mmspec.train.features import Load, from_files, online
@@ -69,6 +70,11 @@ class Training:
         digest = hashlib.sha256(json.dumps(asdict(replace(self.settings, steps=1))).encode()).hexdigest()[:10]
         return self.corpus.folder / f"plan-{self.settings.kind}-{digest}.json"
 
+    @cached_property
+    def reading(self) -> Reading:
+        """What the drafter is trained on."""
+        return Reading.of(self.kind, self.corpus.pipe.target)
+
     @property
     def is_main(self) -> bool:
         """Whether this process is the one that writes and speaks."""
@@ -110,18 +116,18 @@ class Training:
     def capture(self) -> None:
         """Write features, unless they are read again in every batch."""
         if self.disk:
-            self.corpus.capture(self.kind.needs_prompt)
+            self.corpus.capture(self.reading)
 
     def check_captured(self) -> None:
         """Raise MmspecError where features are missing that are to be read from the disk."""
-        files = [self.corpus.feature_file(job, self.kind.needs_prompt) for job in self.corpus.jobs]
+        files = [self.corpus.feature_file(job, self.reading) for job in self.corpus.jobs]
         if missing := next((path for path in files if self.disk and not path.is_file()), None):
             raise MmspecError(f"{missing} is missing: run the stage capture first")
 
     @cached_property
     def load(self) -> Load:
         """How sequences are loaded."""
-        return (from_files if self.disk else online)(self.corpus, self.kind.needs_prompt)
+        return (from_files if self.disk else online)(self.corpus, self.reading)
 
     def held_out(self, rows: Sequence[int]) -> tuple[list[Example], list[Example]]:
         """Sequences of these validation prompts, sampled and greedy."""
@@ -142,11 +148,11 @@ class Training:
         """Bytes of the features of a job that is answered."""
         target = self.corpus.pipe.target
         branches = 1 + self.corpus.guided
-        width, size = target.hidden_size * target.dtype.itemsize, 0
+        width, layers, size = target.hidden_size * target.dtype.itemsize, len(self.reading.layers), 0
         for facts in self.corpus.facts(job):
-            size += facts.tokens * (branches * width + 8)
-            if self.kind.needs_prompt:
-                size += (facts.prompt - 1 + facts.visual) * width + 9 * facts.prompt
+            size += facts.tokens * ((branches + layers) * width + 8)
+            if self.reading.prompts:
+                size += ((facts.prompt - 1) * (layers or 1) + facts.visual) * width + 9 * facts.prompt
         return size
 
     def train(self) -> None:

@@ -24,7 +24,7 @@ from mmspec.pipelines import quantized as blocks
 from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 from mmspec.train.calibrate import fit_calibration
 from mmspec.train.calibrate import observe as observations
-from mmspec.train.capture import read_features
+from mmspec.train.capture import Reading, read_features
 from mmspec.train.run import Run
 from recipes.magpie_135 import smollm, stages
 from recipes.magpie_135.dialogue import TEMPLATE, encode, make_processor
@@ -196,7 +196,7 @@ def test_training_reads_as_drafting_does(magpie: Path, pipe: ImageTextToTextPipe
     result = generate(target, prompts, 1, Stop(120), drafter, seeds=7)
     del drafter.observe
     tokens = torch.tensor(result.tokens[0])
-    [example] = read_features(target, prompts, [tokens], [7], with_prompts=True)
+    [example] = read_features(target, prompts, [tokens], [7], reading=Reading(prompts=True))
     batch = ChatBatch.pack(target, [example])
     length = batch.is_text.shape[1]
     mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]

@@ -14,6 +14,7 @@ from mmspec.errors import MmspecError
 from mmspec.pipelines import pipeline
 from mmspec.pipelines.base import Pipeline
 from mmspec.train import corpus as corpus_module
+from mmspec.train.capture import Reading
 from mmspec.train.corpus import Corpus, CorpusSettings, split
 
 LENGTH = 6
@@ -112,9 +113,9 @@ def test_what_is_there_is_kept(pipe: Pipeline, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(MmspecError, match="is missing: run the stage generate first"):
         one.answers(one.jobs[0])
     one.generate()
-    one.capture(False)
+    one.capture(Reading())
     files = {path: path.read_bytes() for path in one.folder.rglob("*.*")}
-    lost = [one.answer_file(one.jobs[1]), one.feature_file(one.jobs[0], False)]
+    lost = [one.answer_file(one.jobs[1]), one.feature_file(one.jobs[0], Reading())]
     for path in lost:
         path.unlink()
     calls: list[str] = []
@@ -126,7 +127,7 @@ def test_what_is_there_is_kept(pipe: Pipeline, tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(corpus_module, name, counted(name, getattr(corpus_module, name)))
     again = corpus(pipe, tmp_path, ROWS[:10])
     again.generate()
-    again.capture(False)
+    again.capture(Reading())
     assert calls == ["generate", "read_features"]
     assert {path: path.read_bytes() for path in one.folder.rglob("*.*")} == files
 

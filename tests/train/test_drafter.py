@@ -23,7 +23,7 @@ from mmspec.engine.tree import Candidates, product_tree, root
 from mmspec.errors import MmspecError
 from mmspec.pipelines import pipeline
 from mmspec.targets.base import Target
-from mmspec.train.capture import read_features
+from mmspec.train.capture import Reading, read_features
 from mmspec.train.corpus import Corpus, CorpusSettings, SequenceFacts
 from mmspec.train.drafter import (
     DrafterSettings,
@@ -83,7 +83,7 @@ def sample(
     guided = given.select(slice(None), guidance or 1.0)
     tokens = generate(target, guided, len(texts), Stop(LENGTH), sampling=SamplingOptions(1.0), seeds=seeds).tokens
     parts = [torch.tensor(row) for row in tokens]
-    examples = read_features(target, given, parts, seeds, with_prompts=with_prompts)
+    examples = read_features(target, given, parts, seeds, reading=Reading(with_prompts))
     return [replace(example, guidance=guidance or 1.0) for example in examples]
 
 

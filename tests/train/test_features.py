@@ -8,6 +8,7 @@ from PIL import Image
 
 from mmspec.drafters.examples import Example
 from mmspec.pipelines import pipeline
+from mmspec.train.capture import Reading
 from mmspec.train.corpus import Corpus, CorpusSettings
 from mmspec.train.drafter import DrafterSettings
 from mmspec.train.features import from_files, online
@@ -43,18 +44,21 @@ def test_files_are_what_is_read_again(kind: str, model_folder: Path, vision_fold
         red = str(tmp_path / "red.png")
         rows = [row | ({"image": red} if number % 2 else {}) for number, row in enumerate(rows)]
     with_prompts = kind == "questions"
+    reading = Reading(with_prompts, (0, 1) if with_prompts else ())
     settings = CorpusSettings(batch=3, length=7, held_out=2, options={"temperature": 0.7})
     corpus = Corpus(pipe, rows, settings, tmp_path / "work")
     corpus.generate()
-    corpus.capture(with_prompts)
+    corpus.capture(reading)
     facts = corpus.sequences("train") + corpus.sequences("validation")
     wanted = [facts[-1], *facts[::-2], facts[-1], facts[0]]
-    written, read = from_files(corpus, with_prompts)(wanted), online(corpus, with_prompts)(wanted)
+    written, read = from_files(corpus, reading)(wanted), online(corpus, reading)(wanted)
     for chosen, one, other in zip(wanted, written, read, strict=True):
         assert_same(one, other)
         assert len(one.tokens) == chosen.tokens and one.features.shape[:2] == (1 + corpus.guided, chosen.tokens)
         assert (one.prompt is not None) == with_prompts
         if one.prompt is not None:
+            assert one.entered is not None and one.entered.shape == (chosen.tokens, 2 * pipe.target.hidden_size)
+            assert one.prompt.hidden.shape[1] == one.entered.shape[1]
             assert (len(one.prompt.ids), len(one.prompt.visual)) == (chosen.prompt, chosen.visual)
             assert len(one.prompt.hidden) == chosen.prompt - 1 and int((~one.prompt.is_text).sum()) == chosen.visual
     assert {example.guidance for example in written} == ({1.0, 2.0} if kind == "pictures" else {1.0})
@@ -68,7 +72,7 @@ def test_held_out_sequences_are_chosen_by_prompt(model_folder: Path, tmp_path: P
     rows = [{"prompt": f"a cat {number}", "guidance": 3.0 - number % 3} for number in range(20)]
     corpus = Corpus(pipe, rows, CorpusSettings(batch=4, length=6, held_out=4), tmp_path / "work")
     corpus.generate()
-    corpus.capture(False)
+    corpus.capture(Reading())
     training = Training(corpus, DrafterSettings.of("medusa"), tmp_path / "out", "cpu")
     *others, last = corpus.splits["validation"]
     sampled, greedy = training.held_out([last])

@@ -77,6 +77,17 @@ def test_speech(speech_folder: Path, tmp_path: Path) -> None:
     check_equal(speech_folder, out)
 
 
+def test_blocks(speech_folder: Path, vision_folder: Path, tmp_path: Path) -> None:
+    """Blocks with and without a table, for voices and questions, which read several layers of the target."""
+    out = train("dspark", speech_folder, tmp_path / "voice", "--option", "block=3", "rank=4", "tv=0.5")
+    config = json.loads((out / "config.json").read_text())
+    assert config["from_anchor"] and len(config["beta"]) == 3 and config["feature_layers"]
+    check_equal(speech_folder, out)
+    out = train("dflash", vision_folder, tmp_path / "questions", "--option", "block=3", "--vocabulary", "20")
+    assert len(json.loads((out / "config.json").read_text())["tokens"]) == 20
+    check_equal(vision_folder, out)
+
+
 def test_large_targets(tmp_path: Path) -> None:
     """A target whose layers wait on the disk for their turn, by accelerate's hooks, is trained for like any other."""
     folder = save_orpheus(tmp_path / "model")
@@ -192,7 +203,7 @@ def test_disk_is_as_planned(model_folder: Path, tmp_path: Path, capsys: pytest.C
     planned = make_plan(training)
     assert planned.estimated and planned.sequences == 29  # 1 of 30 is for the report
     training.run(["generate", "capture"])
-    files = list(training.corpus.feature_folder(False).iterdir())
+    files = list(training.corpus.feature_folder(training.reading).iterdir())
     assert sum(path.stat().st_size for path in files) == pytest.approx(planned.disk, rel=0.1)
 
 
