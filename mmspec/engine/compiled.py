@@ -1,8 +1,10 @@
 """The decoder's pass as one compiled graph for each of a few widths."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import FunctionType
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from mmspec.engine.cache import TreeCache, cache_kwarg
 from mmspec.engine.packed import kept_packed
 from mmspec.errors import short
+from mmspec.targets.hidden import LayerInputs
 
 # Nodes of a pass, padding included: a pass takes the smallest number that holds its tree.
 WIDTHS = (4, 8, 16, 32, 64)
@@ -59,17 +62,23 @@ class GraphLayer(CacheLayerMixin):
 
 class CompiledPass:
     """A decoder's pass, compiled by `torch.compile` for each width and shape of the cache when it is first needed; all
-    graphs share the decoder's weights. What the compiler made is kept on disk by torch.
+    graphs share the decoder's weights. What the compiler made is kept on disk by torch. `layer_inputs` keeps what
+    enters layers in an uncompiled pass (`targets.hidden`); graphs give it as transformers' `hidden_states`.
 
     Batches of more than `SEQUENCES` run uncompiled. The first pass of every shape is compared with the decoder's own.
     Where they differ by more than `tolerance` of their spread, or the compiler fails, a warning says so, and the
     decoder runs uncompiled from then on.
     """
 
-    def __init__(self, decoder: PreTrainedModel, tolerance: float):
-        self.decoder, self.tolerance = decoder, tolerance
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        tolerance: float,
+        layer_inputs: Callable[[Sequence[int]], AbstractContextManager[LayerInputs]],
+    ):
+        self.decoder, self.tolerance, self.layer_inputs = decoder, tolerance, layer_inputs
         (self._cache_name,) = cache_kwarg(decoder, Cache(layers=[]))
-        self._graphs: dict[tuple, Callable[..., Tensor]] = {}
+        self._graphs: dict[tuple, Callable[..., tuple[Tensor, Tensor]]] = {}
         self._failed = False
 
     def _pass(
@@ -79,15 +88,25 @@ class CompiledPass:
         position_ids: Tensor,
         slots: Tensor,
         entries: list[tuple[Tensor, Tensor]],
-    ) -> Tensor:
+        numbers: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor]:
         cache = Cache(layers=[GraphLayer(keys, values, slots) for keys, values in entries])
-        return self.decoder(
+        output = self.decoder(
             attention_mask=masks,
             position_ids=position_ids,
             use_cache=True,
             **inputs,
             **{self._cache_name: cache},
-        ).last_hidden_state
+            **({"output_hidden_states": True} if numbers else {}),
+        )
+        last = output.last_hidden_state
+        return last, torch.cat([output.hidden_states[number] for number in numbers], -1) if numbers else last
+
+    def _uncompiled(self, *given: Any) -> tuple[Tensor, Tensor]:
+        *rest, numbers = given
+        with self.layer_inputs(numbers) as entered:
+            last, _ = self._pass(*rest, ())  # type: ignore[call-arg]
+        return last, entered.or_last(last)
 
     def __call__(
         self,
@@ -95,31 +114,36 @@ class CompiledPass:
         masks: dict[str, Tensor] | Tensor,
         position_ids: Int[Tensor, "*axis sequence node"],
         cache: TreeCache,
-    ) -> Float[Tensor, "sequence node width"]:
-        """Last hidden states; keys and values go to the slots that the cache has opened."""
+        numbers: Sequence[int] = (),
+    ) -> tuple[Float[Tensor, "sequence node width"], Float[Tensor, "sequence node wide"]]:
+        """Last hidden states, and what entered the layers of these numbers (the last states again without any); keys
+        and values go to the slots that the cache has opened.
+        """
         entries = [(layer.keys, layer.values) for layer in cache.written]
-        given = (inputs, masks, position_ids, cache.slots, entries)
+        given = (inputs, masks, position_ids, cache.slots, entries, tuple(numbers))
         if self._failed or cache.size > SEQUENCES:
-            return self._pass(*given)
-        shape = (*cache.slots.shape, cache.capacity)
+            return self._uncompiled(*given)
+        shape = (*cache.slots.shape, cache.capacity, *numbers)
         known = shape in self._graphs
-        own = None if known else self._pass(*given)
+        own = None if known else self._uncompiled(*given)
         try:
             if not known:
+                if numbers:
+                    self._pass(*given)  # transformers puts its hooks for hidden states in place, which no graph can
                 self._graphs[shape] = self._compile()
             with kept_packed():
                 compiled = self._graphs[shape](*given)
         except Exception as error:  # of the compiler or the C++ compiler that it calls
             self._give_up(short(error))
-            return self._pass(*given)
-        if own is not None:
-            difference = float((compiled - own).abs().max() / own.float().std())
+            return self._uncompiled(*given)
+        for ours, theirs in zip(compiled, own or (), strict=own is not None):
+            difference = float((ours - theirs).abs().max() / theirs.float().std())
             if not difference <= self.tolerance:
                 self._give_up(f"its hidden states differ by {difference:.1e} of their spread")
-                return self._pass(*given)
+                return self._uncompiled(*given)
         return compiled
 
-    def _compile(self) -> Callable[..., Tensor]:
+    def _compile(self) -> Callable[..., tuple[Tensor, Tensor]]:
         """A graph of its own: torch looks for the one that fits among all those of one code object."""
         run = CompiledPass._pass
         own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__)

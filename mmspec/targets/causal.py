@@ -135,7 +135,7 @@ class CausalTarget(OwnModel):
                 f"passes of {type(self.model).__name__} cannot be compiled here: leave compile out (models that are "
                 "quantised, on several devices, recurrent, or whose layers share keys run uncompiled)"
             )
-        self.passes = self.passes or CompiledPass(self.decoder, self.tolerance)
+        self.passes = self.passes or CompiledPass(self.decoder, self.tolerance, self.layer_inputs)
 
     @property
     def max_positions(self) -> int:
@@ -377,7 +377,7 @@ class CausalTarget(OwnModel):
         """
         assert isinstance(cache, TreeCache)
         width = ids.shape[1]
-        compiled = self.passes if not numbers and cache.min_visible == cache.capacity else None
+        compiled = self.passes if cache.min_visible == cache.capacity else None
         padding = max(padded_width(width) if compiled else width, self.min_query_len) - width
         if padding:
             ids, depths, position_ids = (F.pad(values, (0, padding)) for values in (ids, depths, position_ids))
@@ -387,8 +387,8 @@ class CausalTarget(OwnModel):
         masks = masks_of(self.decoder, self._windows, cache, ancestors, depths)
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if compiled:
-            last = compiled(self.decoder_inputs(ids), mask, position_ids, cache)[:, :width]
-            return last, last
+            last, features = compiled(self.decoder_inputs(ids), mask, position_ids, cache, numbers)
+            return last[:, :width], features[:, :width]
         with self.layer_inputs(numbers) as entered:
             output = self.decoder(
                 attention_mask=mask,

@@ -7,6 +7,7 @@ import torch
 from tiny import drafter, llama, prompts
 from torch._dynamo.utils import counters
 
+from mmspec.drafters.dspark import DSparkDrafter
 from mmspec.engine.compiled import padded_width
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.packed import PackedLinear, can_pack, pack_weights
@@ -39,6 +40,22 @@ def test_equal_tokens_without_recompilation() -> None:
     before = dict(counters["stats"])
     tokens(target, "jacobi", 1.0)
     assert counters["stats"]["unique_graphs"] == before["unique_graphs"]
+
+
+def test_drafters_that_read_layers() -> None:
+    """Graphs give what entered layers, whatever the drafter's number of rows; one that gives other states is not used."""
+    plain, target = CausalTarget(llama()), CausalTarget(llama())
+    target.compiled = True
+    assert target.passes is not None
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    block = DSparkDrafter.build(target, block=4, rank=4, feature_layers=(1, 2)).double().eval()
+    lengths = []
+    for one in (plain, target):
+        found = generate(one, prompts([[1, 3, 4, 2]]), 1, Stop(24), block, SamplingOptions(temperature=1.0))
+        lengths.append((found.tokens, found.stats.rounds))
+    assert lengths[0] == lengths[1] and not target.passes._failed
+    assert {shape[-2:] for shape in target.passes._graphs} == {(1, 2)}
 
 
 @pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this CPU does not multiply bfloat16")
@@ -80,7 +97,7 @@ def test_a_graph_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     target.compiled = True
     assert target.passes is not None
     own = target.passes._pass
-    monkeypatch.setattr(target.passes, "_compile", lambda: lambda *args: own(*args) + 1)
+    monkeypatch.setattr(target.passes, "_compile", lambda: lambda *args: tuple(part + 1 for part in own(*args)))
     with pytest.warns(UserWarning, match="differ by"):
         assert tokens(target, "jacobi", 1.0) == tokens(CausalTarget(llama()), "jacobi", 1.0)
 

@@ -141,7 +141,7 @@ def test_answers_of_the_data(pipe: Pipeline, tmp_path: Path) -> None:
     for job in one.jobs:
         for place, row in enumerate(job.rows):
             tokens = one.answers(job)["tokens"][place]
-            (example,) = one.read(job, [place], False)
+            (example,) = one.read(job, [place], Reading())
             assert job.own == (job.split != "train" or row % 2 == 0)
             assert (tokens == [row] * LENGTH) == (not job.own) and example.tokens.tolist() == tokens
             assert example.seed == (job.seeds[place] if job.own and job.temperature else -1)
