@@ -43,7 +43,7 @@ def test_equal_tokens_without_recompilation() -> None:
 
 
 def test_drafters_that_read_layers() -> None:
-    """Graphs give what entered layers, whatever the drafter's number of rows; one that gives other states is not used."""
+    """Graphs give what entered layers."""
     plain, target = CausalTarget(llama()), CausalTarget(llama())
     target.compiled = True
     assert target.passes is not None
