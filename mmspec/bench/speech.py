@@ -63,6 +63,7 @@ CASES = (
     Case("vadusa, tolerance 3", "vadusa", "tolerance:3"),
     Case("vadusa, tolerance 5", "vadusa", "tolerance:5"),
     Case("hawk-path, coupled", "hawk-path"),
+    Case("dspark, coupled", "dspark"),
     *(Case(f"jacobi, tolerance {tau}", "jacobi", f"tolerance:{tau}") for tau in (2, 3, 5)),
 )
 QUICK = ("AR, our loop", "jacobi", "vadusa, coupled", "vadusa, tolerance 3", "hawk-path, coupled")

@@ -53,6 +53,7 @@ CASES = (
     Case("MSD, two stages", "msd-two-stages"),
     Case("MSD, answers of the data", "msd-data"),
     Case("MSD, top-k", "msd", options={"coupled": False}),
+    Case("dspark", "dspark"),
     Case("MSD", "msd"),
 )
 QUICK = ("AR, our loop", "lookup", "jacobi", "EAGLE-2 (no decoupling)", "MSD")
