@@ -24,7 +24,7 @@ from mmspec.drafters.shapes import (
     layer_shape,
     layers_misfit,
     plain_layer,
-    shape_like,
+    same_shape,
 )
 from mmspec.drafters.speculators import SpeculatorsDrafter
 from mmspec.drafters.tree_drafter import Scores
@@ -50,9 +50,6 @@ IDLE = ("d2t", "t2d", "verifier_norm.weight", "verifier_lm_head.weight")
 # Weight of a depth's loss against that of the depth before it: about that of DFlash for blocks of 8 and 10.
 DECAY = 0.8
 
-# How positions of drafters that `build` makes rotate.
-PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-
 # Blocks of a sequence that are read at once for calibration.
 BLOCKS = 64
 
@@ -67,8 +64,8 @@ class DFlashDrafter(SpeculatorsDrafter):
     `own_embedding` and `own_head` are how many ids the weights bring vectors and logits for, 0 where the target's are
     used.
 
-    `build` was our choice where DFlash's authors say nothing of small targets: it reads what enters three layers, and
-    every slot predicts (`from_anchor`). The head is a frozen copy of the target's rows for the drafting vocabulary.
+    `build` was our choice: it reads what enters three layers, every slot predicts (`from_anchor`), and training begins
+    with the target's own last layers. The head is a frozen copy of the target's rows for the drafting vocabulary.
     """
 
     name = "dflash"
@@ -223,25 +220,38 @@ class DFlashDrafter(SpeculatorsDrafter):
     @classmethod
     def build(cls, target: Target, **options: Any) -> "DFlashDrafter":
         """A drafter with a block of 8, whose layer has about the shape of the target's."""
-        shape, width = shape_like(target), target.hidden_size
+        shape, weights = same_shape(target, options.get("layers", 1))
         rows = options.get("tokens")
         if rows is None and target.vocabulary.tolist() != list(range(target.vocabulary_size)):
             rows = list(range(target.vocabulary_size))
         text = target.model.config.get_text_config()
         chosen = {
-            "shape": shape | {"head_dim": width // shape["heads"], "rope": dict(PLAIN_ROPE), "kind": "qwen3"},
+            "shape": shape,
             "feature_layers": cls.layers_read(target),
             "mask_token": getattr(text, "pad_token_id", None) or 0,
             "block": 8,
-            "target_size": width,
+            "target_size": target.hidden_size,
             "from_anchor": True,
             "own_head": len(rows or []),
             "target": target.weights_hash,
         }
         drafter = cls(**chosen | cls.default_options(target) | options)
+        if weights and drafter.feature_layers == chosen["feature_layers"]:
+            drafter.begin_with(weights, target.decoder.norm.weight)  # type: ignore[attr-defined]
         if drafter.lm_head is not None:
             drafter.lm_head.weight = nn.Parameter(target.head.weight[rows].float(), requires_grad=False)
         return drafter
+
+    def begin_with(self, weights: Sequence[dict[str, Tensor]], norm: Float[Tensor, "width"]) -> None:
+        """Begin as the target's own last layers, whose context is what enters the very last one."""
+        width = self.fc.out_features
+        for layer, own in zip(self.layers, weights, strict=True):
+            layer.load_state_dict(own)
+        with torch.no_grad():
+            self.hidden_norm.weight.copy_(weights[-1]["input_layernorm.weight"])
+            self.norm.weight.copy_(norm)
+            self.fc.weight.zero_()
+            self.fc.weight[:, -width:].copy_(torch.eye(width))
 
     @classmethod
     def default_options(cls, target: Target) -> dict:

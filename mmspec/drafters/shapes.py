@@ -14,6 +14,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Target
+from mmspec.targets.hidden import layers_of
 
 # Configuration and layer by what attention has: nothing more, biases of q, k and v, norms of q and k, or those of
 # Chameleon, which differ by head.
@@ -121,6 +122,30 @@ def shape_like(target: Target) -> dict:
         "kv_heads": kv_heads if heads % kv_heads == 0 else heads,
         "eps": getattr(text, "rms_norm_eps", 1e-5),
     }
+
+
+def same_shape(target: Target, count: int) -> tuple[dict, list[dict[str, Tensor]]]:
+    """Arguments of `layer_config` that give the target's decoder layers, and the weights of the last `count` of these;
+    no weights, and a layer of Qwen3 of about that size, where the target's layers are of no known kind.
+    """
+    text, decoder = target.model.config.get_text_config(), getattr(target, "decoder", None)
+    size = shape_like(target)
+    other = size | {
+        "head_dim": target.hidden_size // size["heads"],
+        "rope": {"rope_type": "default", "rope_theta": 10000.0},
+        "kind": "qwen3",
+    }
+    try:
+        last = list(layers_of(decoder, text.num_hidden_layers))[-count:]
+        weights = [layer.state_dict() for layer in last]
+        shape = layer_shape(text.to_dict(), set(weights[-1]), Path(type(target.model).__name__))
+        for number, own in enumerate(weights):
+            plain = plain_layer(layer_config(**shape), shape["kind"], number).state_dict()
+            if {name: value.shape for name, value in own.items()} != {name: one.shape for name, one in plain.items()}:
+                return other, []
+    except (AttributeError, MmspecError):
+        return other, []
+    return shape, weights
 
 
 def plain_layer(config: PreTrainedConfig, kind: str, number: int) -> nn.Module:

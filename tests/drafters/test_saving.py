@@ -30,6 +30,7 @@ from mmspec.drafters.table import TABLE
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
+from mmspec.train.drafter import drafter_class
 
 TRAINED = [name for name, entry in TABLE.items() if entry.trained]
 
@@ -38,6 +39,9 @@ def trained(kind: str) -> TrainedDrafter:
     """A random drafter of a kind, with calibrated values that are not those of a new one."""
     if kind == "msd":
         drafter: TrainedDrafter = built(tokens=range(0, 40, 3), decoupled=False, layer="qwen2")
+        drafter.greedy = [1.0 + depth / 8 for depth in range(len(drafter.greedy))]
+    elif kind in ("dflash", "dspark"):
+        drafter = drafter_class(kind).build(text_target(), block=3)
         drafter.greedy = [1.0 + depth / 8 for depth in range(len(drafter.greedy))]
     else:
         drafter = tiny_drafter(kind, image_target())
@@ -55,7 +59,7 @@ def test_every_trained_kind(kind: str, tmp_path: Path) -> None:
     drafter, folder = trained(kind), tmp_path / "any name"
     drafter.save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["kind"] == kind
-    target = text_target() if kind == "msd" else image_target()
+    target = text_target() if kind in ("msd", "dflash", "dspark") else image_target()
     target.weights_hash = "abc"
     for loaded in (type(drafter).from_pretrained(folder), by_name(str(folder), None, target)):
         assert type(loaded) is type(drafter)
