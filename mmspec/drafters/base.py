@@ -52,7 +52,9 @@ class Drafter:
         self.start(self.target, state, self.sampling, self.needs_draft_probs)
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
-        """A tree of at most `limit` levels under the root. Reads nothing from the device."""
+        """A tree of at most `limit` levels under the root. Reads the device once if it searches the tree on the host, else
+        never.
+        """
         raise MmspecError(f"drafter {self.name!r} drafts nothing: it has no method draft")
 
     def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.examples import Batch, DepthPredictions, Example, divergence, guide, masked_mean, pad
-from mmspec.drafters.lattice import PairTable, RootReader, joined_tree
+from mmspec.drafters.lattice import PairTable, RootReader, cut_tree, joined_tree, product_paths
 from mmspec.engine.accept import Committed
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
-from mmspec.engine.tree import DraftTree, product_tree, root
+from mmspec.engine.tree import DraftTree, root
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Target
 
@@ -177,7 +177,8 @@ class HeadDrafter(TrainedDrafter):
             return joined_tree(self, state, noise, pooled, table.pairs, began)
         if self.coupled and not noise.greedy:
             pooled = self.sharpen(pooled, noise.gumbel(state.counts, height), slice(height))
-        return product_tree(state.roots, self.candidates(pooled), self.max_nodes)
+        rows = product_paths(self.candidates(pooled), self.nodes or self.max_nodes)
+        return cut_tree(self, state.roots, rows, began)
 
     def joining_table(self) -> PairTable | None:
         """The table that joins candidates, if there is one."""

@@ -14,17 +14,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmspec.drafters.base import TrainedDrafter
+from mmspec.drafters.base import Drafter, TrainedDrafter
 from mmspec.engine.cost import best_width
 from mmspec.engine.noise import Noise
 from mmspec.engine.state import State
-from mmspec.engine.tree import DraftTree
+from mmspec.engine.tree import Candidates, DraftTree
 
 # Candidates of a depth.
 CANDIDATES = 12
 
 # Floor of a log probability.
 IMPOSSIBLE = -100.0
+
+
+# A node of a tree: its token, its parent's number (0 is the root), its depth, and the probability of reaching it.
+Node = tuple[int, int, int, float]
 
 
 class PairTable(nn.Module):
@@ -68,10 +72,6 @@ class RootReader(nn.Module):
         return changes.unflatten(-1, (-1, features.shape[-1]))
 
 
-# A node of a tree: its token, its parent's number (0 is the root), its depth, and the probability of reaching it.
-Node = tuple[int, int, int, float]
-
-
 def joined_tree(
     drafter: TrainedDrafter,
     state: State,
@@ -98,9 +98,32 @@ def joined_tree(
     chosen = scores.topk(min(CANDIDATES, scores.shape[2]), dim=2).indices
     joined = weight[:, None, None] * pairs(chosen[:, :-1], chosen[:, 1:])
     rows = lattice_paths(scores, joined, chosen, drafter.nodes or drafter.max_nodes)
+    return cut_tree(drafter, state.roots, rows, began, tokens)
+
+
+def cut_tree(
+    drafter: Drafter,
+    roots: Int[Tensor, "row"],
+    rows: list[list[Node]],
+    began: float,
+    tokens: Int[Tensor, "drafted"] | None = None,
+) -> DraftTree:
+    """The tree of as many of these nodes, best first, as pay; see `joined_tree`."""
     probs = [[probability for *_, probability in row] for row in rows]
     width = best_width(probs, drafter.nodes, drafter.cost, perf_counter() - began)
-    return tree_of(state.roots, [row[:width] for row in rows], tokens)
+    return tree_of(roots, [row[:width] for row in rows], tokens)
+
+
+def product_paths(levels: Candidates, max_nodes: int) -> list[list[Node]]:
+    """For each row the `max_nodes` most probable paths where all nodes of a level have the same children; see
+    `lattice_paths`.
+
+    `levels` holds a level where other trees hold a node; its probabilities are sorted downwards.
+    """
+    logs = levels.probs.nan_to_num(0.0).double().log().clamp(min=IMPOSSIBLE)
+    ranks = torch.arange(logs.shape[2], device=logs.device).expand_as(logs)
+    packed = torch.stack([logs, ranks.double(), levels.tokens.double()], 2).tolist()
+    return [best_paths(row, 1, max_nodes) for row in packed]
 
 
 def lattice_paths(
@@ -133,24 +156,17 @@ def tree_of(
 ) -> DraftTree:
     """The tree of these nodes, padded, which is verified whole; their tokens are indices of `names` if it is given."""
     size = max(map(len, rows))
-    padded = [[(token, parent, depth) for token, parent, depth, _ in row] for row in rows]
-    padded = [[*row, *[(0, -1, 0)] * (size - len(row))] for row in padded]
+    padded = [[(0, -1, 0), *(node[:3] for node in row), *[(0, -1, 0)] * (size - len(row))] for row in rows]
     tokens, parents, depths = torch.tensor(padded, device=roots.device).unbind(2)
-    tokens = tokens if names is None else names[tokens]
-    first = roots[:, None]
-    return DraftTree(
-        torch.cat([first, tokens], 1),
-        torch.cat([torch.full_like(first, -1), parents], 1),
-        torch.cat([torch.zeros_like(first), depths], 1),
-        max(depth for row in rows for _, _, depth, _ in row),
-    )
+    tokens = torch.cat([roots[:, None], tokens[:, 1:] if names is None else names[tokens[:, 1:]]], 1)
+    return DraftTree(tokens, parents, depths, max(depth for row in rows for _, _, depth, _ in row))
 
 
-def best_paths(table: list[list[list[float]]], ranks: int, max_nodes: int) -> list[Node]:
+def best_paths(table: list[list[list[float]]], parents: int, max_nodes: int) -> list[Node]:
     """The most probable nodes of one row's tree, best first.
 
-    `table[depth]` has, for each candidate of the depth before, log probabilities from the best down, then in the same
-    order the numbers of the candidates, and last the candidates' tokens.
+    `table[depth]` has, for each candidate of the depth before (for all alike, if `parents` is 1), log probabilities
+    from the best down, then in the same order the numbers of the candidates, and last the candidates' tokens.
     """
     nodes: list[Node] = []
     # Siblings wait in the queue one at a time: (-log probability, depth, parent's node, its candidate, rank).
@@ -158,11 +174,11 @@ def best_paths(table: list[list[list[float]]], ranks: int, max_nodes: int) -> li
     while queue and len(nodes) < max_nodes:
         cost, depth, parent, before, rank = heappop(queue)
         level = table[depth]
-        child = int(level[ranks + before][rank])
+        child = int(level[parents + before][rank])
         nodes.append((int(level[-1][child]), parent, depth + 1, exp(-cost)))
         if depth + 1 < len(table):
-            heappush(queue, (cost - table[depth + 1][child][0], depth + 1, len(nodes), child, 0))
-        if rank + 1 < ranks:
+            heappush(queue, (cost - table[depth + 1][child % parents][0], depth + 1, len(nodes), child % parents, 0))
+        if rank + 1 < len(level[-1]):
             sibling = cost + level[before][rank] - level[before][rank + 1]
             heappush(queue, (sibling, depth, parent, before, rank + 1))
     return nodes

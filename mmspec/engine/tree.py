@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from einops import rearrange
@@ -195,64 +195,3 @@ def sorted_tree(
         height,
         torch.cat([torch.ones_like(ordered[:, :1]), ordered], 1),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _RankPaths:
-    """Paths of candidate ranks: the rank at every level, `ranks` below the end of a path; the index of the last
-    candidate among those of all levels; the number of levels; and the number of each path's parent, from 1, 0 being the
-    root.
-    """
-
-    ranks: Int[Tensor, "level path"]
-    last: Int[Tensor, "path"]
-    depths: Int[Tensor, "path"]
-    parents: Int[Tensor, "path"]
-
-
-@cache
-def _rank_paths(levels: int, ranks: int, max_nodes: int, device: torch.device) -> _RankPaths:
-    """Paths that can be among the `max_nodes` most probable.
-
-    Where candidates of a level are sorted, a path is at most as probable as every path of smaller or equal ranks and
-    as all prefixes of those; it matters only if they are no more than `max_nodes`.
-    """
-    paths: list[tuple[int, ...]] = [()]
-    parents = [0]
-    better: dict[tuple[int, ...], tuple[int, int]] = {
-        (): (1, 0)
-    }  # paths of smaller or equal ranks: of the same length, and of any
-    numbers: dict[tuple[int, ...], int] = {(): 0}
-    for path in paths:
-        same, every = better[path]
-        for rank in range(ranks if len(path) < levels else 0):
-            wider = same * (rank + 1)
-            if every + wider > max_nodes:
-                break
-            child = (*path, rank)
-            better[child], numbers[child] = (wider, every + wider), len(paths)
-            paths.append(child)
-            parents.append(numbers[path])
-    del paths[0], parents[0]
-    padded = [[*path, *[ranks] * (levels - len(path))] for path in paths]
-    return _RankPaths(
-        torch.tensor(padded, device=device).T,
-        torch.tensor([(len(path) - 1) * ranks + path[-1] for path in paths], device=device),
-        torch.tensor([len(path) for path in paths], device=device),
-        torch.tensor(parents, device=device),
-    )
-
-
-def product_tree(tokens: Int[Tensor, "row"], levels: Candidates, max_nodes: int) -> DraftTree:
-    """What `build_tree` makes with a wide beam where all nodes of a level have the same children.
-
-    `levels` holds a level where other trees hold a node; its probabilities are sorted downwards. The number of
-    operations does not depend on the height: the paths that may matter are enumerated once (`_rank_paths`).
-    """
-    rows, height, ranks = levels.tokens.shape
-    paths = _rank_paths(height, ranks, max_nodes, tokens.device)
-    probs = torch.nn.functional.pad(levels.probs.nan_to_num(0.0).double(), (0, 1), value=1.0)  # rank `ranks` is no rank
-    path_probs = probs.gather(2, paths.ranks.expand(rows, -1, -1)).prod(1).to(levels.probs.dtype)
-    nodes = levels.tokens.flatten(1)[:, paths.last]
-    parents, depths = paths.parents.expand(rows, -1), paths.depths.expand(rows, -1)
-    return sorted_tree(tokens, nodes, parents, depths, path_probs, height, max_nodes)

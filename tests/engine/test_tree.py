@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import children, forest, random_parents
 
-from mmspec.engine.tree import Candidates, DraftTree, build_tree, chain, product_tree, root
+from mmspec.engine.tree import Candidates, DraftTree, build_tree, chain, root
 
 
 def forests() -> st.SearchStrategy[DraftTree]:
@@ -115,22 +115,6 @@ def test_the_most_probable_nodes_are_kept(seed: int, rows: int, height: int, bud
         expected = torch.tensor([1.0, *(reach[path] for path in paths)])
         torch.testing.assert_close(tree.path_probs[row], expected)
         assert tree.path_probs[row].tolist() == sorted(tree.path_probs[row].tolist(), reverse=True)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 12))
-def test_product_tree_is_what_build_tree_makes(seed: int, rows: int, ranks: int, height: int, budget: int) -> None:
-    """Where all nodes of a level have the same children, whatever path led to them."""
-    probs = table(seed, 5)
-    best = [[probs((row, depth)).topk(ranks) for depth in range(height)] for row in range(rows)]
-    tokens, values = ([torch.stack([getattr(x, part) for x in row]) for row in best] for part in ("indices", "values"))
-    levels = Candidates(torch.stack(tokens), torch.stack(values))
-    tree = product_tree(torch.zeros(rows, dtype=torch.long), levels, budget)
-    other = built(lambda path: probs((path[0], len(path) - 1)), rows, ranks, height, ranks**4, budget)
-    assert tree.size == other.size and tree.tokens.dtype == tree.parents.dtype == tree.depths.dtype == torch.long
-    for row in range(rows):
-        assert set(read(tree, row)) == set(read(other, row))
-        torch.testing.assert_close(tree.path_probs, other.path_probs)
 
 
 @settings(max_examples=60, deadline=None)
