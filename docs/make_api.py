@@ -33,7 +33,7 @@ MODULES = {
     "mmspec.engine.accept.rejection": ["Rejection"],
     "mmspec.engine.accept.tolerance": ["Tolerance"],
     "mmspec.engine.accept.typical": ["Typical"],
-    "mmspec.engine.tree": ["DraftTree", "root", "chain", "build_tree", "product_tree"],
+    "mmspec.engine.tree": ["DraftTree", "root", "chain", "build_tree"],
     "mmspec.engine.state": ["State", "Output", "PromptEmbeds"],
     "mmspec.targets.base": ["Target", "Prompts", "Grid"],
     "mmspec.targets.causal": ["CausalTarget"],

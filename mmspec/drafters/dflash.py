@@ -295,13 +295,13 @@ class DFlashDrafter(SpeculatorsDrafter):
 
     def predictions(self, target: Target, example: Example) -> list[DepthPredictions]:
         count, parts = len(example.tokens) - 1, []
-        for places in torch.arange(max(count, 0), device=target.device).split(BLOCKS):
+        for places in torch.arange(max(count, 1), device=target.device).split(BLOCKS):
             blocks = Blocks.of(target, [example], places[None], self.depth)
             logits = self.path_logits(target, blocks, self.read_blocks(target, blocks))
             parts.append(torch.log_softmax(logits[0], -1))
         log_q = torch.cat(parts)
         return [
-            DepthPredictions(torch.arange(1 + depth, count + 1), log_q[: count - depth, depth])
+            DepthPredictions(torch.arange(1 + depth, max(depth, count) + 1), log_q[: max(0, count - depth), depth])
             for depth in range(self.depth)
         ]
 

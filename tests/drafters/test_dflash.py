@@ -290,3 +290,18 @@ def test_training_lowers_the_loss() -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     assert drafter.markov_head.markov_w2.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_answers_shorter_than_a_block(length: int) -> None:
+    """Depths that no token of the answer has predict nothing."""
+    target = text_target()
+    drafter = DSparkDrafter.build(target, block=4, rank=4).double()
+    [example] = read_features(
+        target, prompts([[1, 3, 2]]), [torch.arange(1, 1 + length)], [-1], reading=Reading.of(DSparkDrafter, target)
+    )
+    with torch.no_grad():
+        found = drafter.eval().predictions(target, example)
+    assert [len(each.positions) for each in found] == [max(0, length - 1 - depth) for depth in range(4)]
+    assert all(len(each.log_q) == len(each.positions) for each in found)
+    assert drafter.train().loss(target, [example, example])["loss"].isfinite()

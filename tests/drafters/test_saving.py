@@ -107,7 +107,7 @@ def test_what_was_read_from_a_public_layout(kind: str, tmp_path: Path) -> None:
     assert type(again) is type(drafter) and type(type(drafter).from_pretrained(tmp_path / "ours")) is type(drafter)
     first, second = (generate(target, prompts(), 3, Stop(16), each, seeds=3) for each in (drafter, again))
     assert first.tokens == second.tokens and first.stats.runs == second.stats.runs
-    check_equal(target, tmp_path / "ours")
+    check_equal(target, tmp_path / "ours", reads=4 * (kind == "public-medusa"))
 
 
 def test_the_card(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from types import ModuleType
 
 import pytest
@@ -15,11 +16,12 @@ from mmspec import drafters
 from mmspec.drafters import registry
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.examples import DepthPredictions, Example, cross_entropy, guide, masked_mean, pad
+from mmspec.drafters.lattice import cut_tree, product_paths
 from mmspec.drafters.msd import MsdDrafter
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
-from mmspec.engine.tree import Candidates, product_tree, root
+from mmspec.engine.tree import Candidates, root
 from mmspec.errors import MmspecError
 from mmspec.pipelines import pipeline
 from mmspec.targets.base import Target
@@ -58,7 +60,8 @@ class GuessingDrafter(TrainedDrafter):
         if not noise.greedy:
             values = self.beta[0] * (values + self.coupling[0] * noise.gumbel(state.counts, 1).to(values.dtype))
         proposed = self.candidates(values)
-        return product_tree(state.roots, Candidates(proposed.tokens, proposed.probs), self.max_nodes)
+        rows = product_paths(Candidates(proposed.tokens, proposed.probs), self.max_nodes)
+        return cut_tree(self, state.roots, rows, perf_counter())
 
     @classmethod
     def build(cls, target, **options):
