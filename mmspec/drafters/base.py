@@ -52,7 +52,7 @@ class Drafter:
         self.start(self.target, state, self.sampling, self.needs_draft_probs)
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
-        """A tree of at most `limit` levels under the root. Reads the device never, or once, to search it on the host."""
+        """A tree of at most `limit` levels under the root. Reads the device never, or once to search it on the host."""
         raise MmspecError(f"drafter {self.name!r} drafts nothing: it has no method draft")
 
     def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
