@@ -29,6 +29,9 @@ CALLS = frozenset(
     ("tolist", "item", "numpy", "cpu", "__array__", "__int__", "__float__", "__complex__", "__bool__", "__index__")
 )
 
+# Operations that torch does not call views, but that neither compute nor copy.
+LAUNCHING_NOTHING = frozenset((torch.ops.aten.detach_.default, torch.ops.aten._unsafe_view.default))
+
 # How many rounds are counted after the prefill.
 ROUNDS = 8
 
@@ -77,7 +80,7 @@ class Counting:
 
     def dispatched(self, operation: OpOverload, args: tuple, result: object) -> None:
         """An operation has run."""
-        self.operations[self.phase] += not operation.is_view
+        self.operations[self.phase] += not (operation.is_view or operation in LAUNCHING_NOTHING)
         if not self._within_call and (waits_for_values(operation, args) or leaves_device(args, result)):
             self.reads[self.phase] += 1
 

@@ -5,6 +5,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -91,7 +92,8 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter, library_name="mms
     ) -> Float[Tensor, "*row node vocab"]:
         """beta T (log q + lambda g), for nodes of one depth, or for one node of each depth of a slice."""
         coupling, beta = (log_q.new_tensor(each[depth]).unsqueeze(-1) for each in (self.coupling, self.beta))
-        return beta * self.sampling.temperature * (log_q + coupling * noise.to(log_q.dtype))
+        coupled = torch.addcmul(log_q, coupling, noise.to(log_q.dtype))
+        return coupled * (beta * self.sampling.temperature)
 
     def candidates(self, scores: Float[Tensor, "row beam vocab"]) -> Candidates:
         """The best children of each node, and their probabilities: the softmax of `scores`."""

@@ -5,7 +5,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmspec.drafters.base import TrainedDrafter
@@ -131,12 +131,15 @@ class HeadDrafter(TrainedDrafter):
             scores[row, positions % scores.shape[1]] = logits[0]
 
     def pool(
-        self, scores: Float[Tensor, "row depth source vocab"], valid: Bool[Tensor, "row depth source"]
+        self, scores: Float[Tensor, "row depth source vocab"], valid: list[list[list[bool]]]
     ) -> Float[Tensor, "row depth vocab"]:
-        """Log-linear pool of the proposals for each position; sources that are missing get no weight."""
+        """Log-linear pool of the proposals for each position, up to a constant; sources that are missing get no
+        weight.
+        """
         if scores.shape[2] == 1:
-            return torch.log_softmax(scores[:, :, 0], 2)
-        weights = self.weights[: scores.shape[1]].to(scores.dtype).masked_fill(~valid, -torch.inf).softmax(2)
+            return scores[:, :, 0]
+        has = torch.tensor(valid, device=scores.device)
+        weights = self.weights[: scores.shape[1]].to(scores.dtype).masked_fill(~has, -torch.inf).softmax(2)
         return torch.einsum("rdsv,rds->rdv", torch.log_softmax(scores, 3).clamp(min=IMPOSSIBLE), weights)
 
     def _valid_sources(self, state: State, height: int) -> list[list[list[bool]]]:
@@ -149,18 +152,18 @@ class HeadDrafter(TrainedDrafter):
 
     def sources(self, state: State, height: int) -> Float[Tensor, "row depth source vocab"]:
         """Processed scores for each depth, the horizontal head's first, then those of the vertical heads."""
-        counts = torch.tensor(state.counts, device=state.roots.device)[:, None]
-        rows = torch.arange(state.rows, device=counts.device)[:, None]
-        latest = state.features[:, rows, counts - 1].squeeze(2)
+        latest = torch.stack([state.features[:, row, count - 1] for row, count in enumerate(state.counts)], 1)
         moved = nn.functional.linear(latest, *self._across).unflatten(2, (len(self.horizontal), -1))[:, :, :height]
         stacked = latest[:, :, None] + nn.functional.silu(moved)
         if self.reader is not None:
             stacked = stacked + self.reader(latest, state.roots.expand(latest.shape[:2]))[:, :, :height]
-        positions = counts + torch.arange(height, device=counts.device)
+        depths = [range(count, count + height) for count in state.counts]
+        positions = torch.tensor(depths, device=state.roots.device)
         parts = [self.target.guide(state, self.target.logits(stacked), positions)]
+        rows = torch.arange(state.rows, device=positions.device)[:, None] if self.vertical else None
         parts += [scores[rows, positions % scores.shape[1]] for scores in self._vertical_scores]
-        scores = self.sampling.scores(torch.stack(parts, 2).flatten(1, 2))
-        return scores.unflatten(1, (height, len(parts)))
+        scores = parts[0] if len(parts) == 1 else torch.stack(parts, 2).flatten(1, 2)
+        return self.sampling.scores(scores).unflatten(1, (height, len(parts)))
 
     @torch.inference_mode()
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
@@ -170,7 +173,7 @@ class HeadDrafter(TrainedDrafter):
         scores, valid = self.sources(state, height), self._valid_sources(state, height)
         if self.needs_draft_probs:
             return self._sample(state, noise, scores, valid)
-        pooled = self.pool(scores, torch.tensor(valid, device=scores.device))
+        pooled = self.pool(scores, valid)
         if (table := self.joining_table()) is not None:
             first = pooled[:, 0] + table(state.roots) / (self.sampling.temperature or 1.0)
             pooled = torch.cat([first[:, None], pooled[:, 1:]], 1)

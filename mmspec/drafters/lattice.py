@@ -7,9 +7,10 @@ joins them, were our choices.
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from math import exp
+from math import exp, log
 from time import perf_counter
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -120,10 +121,17 @@ def product_paths(levels: Candidates, max_nodes: int) -> list[list[Node]]:
 
     `levels` holds a level where other trees hold a node; its probabilities are sorted downwards.
     """
-    logs = levels.probs.nan_to_num(0.0).double().log().clamp(min=IMPOSSIBLE)
-    ranks = torch.arange(logs.shape[2], device=logs.device).expand_as(logs)
-    packed = torch.stack([logs, ranks.double(), levels.tokens.double()], 2).tolist()
-    return [best_paths(row, 1, max_nodes) for row in packed]
+    packed = torch.stack([levels.probs.double(), levels.tokens.double()], 2).tolist()
+    ranks = list(range(levels.tokens.shape[2]))
+    return [
+        best_paths([[list(map(log_or_impossible, probs)), ranks, tokens] for probs, tokens in row], 1, max_nodes)
+        for row in packed
+    ]
+
+
+def log_or_impossible(probability: float) -> float:
+    """The logarithm, at least `IMPOSSIBLE`, which is that of what is no number, too."""
+    return max(IMPOSSIBLE, log(probability)) if probability > 0 else IMPOSSIBLE
 
 
 def lattice_paths(
@@ -138,17 +146,21 @@ def lattice_paths(
     depth d + 1 gain after each of those of depth d. A candidate's probability is its weight among those of all tokens
     of its depth after the same token; of tokens that are no candidates, `pairs` says nothing. Reads the device once.
     """
-    ranks = chosen.shape[2]
-    best = scores.gather(2, chosen)
-    total = scores.logsumexp(2, keepdim=True)
-    others = total + torch.log1p(-(best - total).exp().sum(2, keepdim=True).clamp(max=1 - 1e-6))
-    joined = best[:, :, None].expand(-1, -1, ranks, -1)
-    joined = torch.cat([joined[:, :1], joined[:, 1:] + pairs], 1)
-    logs = joined - torch.logaddexp(joined.logsumexp(3, keepdim=True), others[..., None])
-    logs = logs.nan_to_num(IMPOSSIBLE).clamp(min=IMPOSSIBLE)
-    logs, order = logs.sort(dim=3, descending=True, stable=True)
-    packed = torch.cat([logs.double(), order.double(), chosen[:, :, None].double()], 2).tolist()
-    return [best_paths(row, ranks, max_nodes) for row in packed]
+    rows, height, ranks = chosen.shape
+    parts = [scores.gather(2, chosen), scores.logsumexp(2), chosen, pairs]
+    read = torch.cat([part.double().flatten(1) for part in parts], 1).numpy(force=True)
+    bounds = np.cumsum([height * ranks, height, height * ranks])
+    best, total, tokens, gains = np.split(read, bounds, axis=1)
+    best, total = best.reshape(rows, height, 1, ranks), total.reshape(rows, height, 1, 1)
+    with np.errstate(all="ignore"):
+        others = total + np.log1p(-np.minimum(np.exp(best - total).sum(3, keepdims=True), 1 - 1e-6))
+        joined = np.repeat(best, ranks, axis=2)
+        joined[:, 1:] += gains.reshape(rows, height - 1, ranks, ranks)
+        logs = joined - np.logaddexp(np.logaddexp.reduce(joined, 3, keepdims=True), others)
+        logs = np.maximum(np.nan_to_num(logs, nan=IMPOSSIBLE), IMPOSSIBLE)
+    order = np.argsort(-logs, 3, kind="stable")
+    tables = np.concatenate([np.take_along_axis(logs, order, 3), order, tokens.reshape(rows, height, 1, ranks)], 2)
+    return [best_paths(table, ranks, max_nodes) for table in tables.tolist()]
 
 
 def tree_of(

@@ -149,7 +149,7 @@ class RecurrentDrafter(TreeDrafter):
         newest = output[torch.arange(size, device=inputs.device), (index - 1).clamp(min=0)]
         return torch.where(index[:, None] > 0, newest, torch.zeros_like(newest) if last is None else last)
 
-    def _positions(self, depths: Int[Tensor, "sequence node"]) -> Int[Tensor, "*axis sequence node"]:
+    def _positions(self, depths: Int[Tensor, "sequence node"] | int) -> Int[Tensor, "*axis sequence node"]:
         """The positions of entries, by how many come after the committed ones before them."""
         positions = self._cache.lengths[:, None] + self._shift + depths
         return positions.expand(*self.axes, *positions.shape)
@@ -181,16 +181,19 @@ class RecurrentDrafter(TreeDrafter):
         device, hidden = state.roots.device, self._last[:, None]
         size, counts = len(hidden), torch.tensor(state.counts, device=device)[:, None]
         places = torch.arange(size, device=device)[:, None]
-        ancestors = torch.zeros(size, 1, 0, dtype=torch.bool, device=device)
+        # The slots that the nodes of a level see: the committed ones, to which each level adds its own.
+        seen = (torch.arange(self._cache.capacity, device=device) < self._cache.lengths[:, None])[:, None]
+        drafted = 0
 
         def scores(depth: int, tokens: Tensor, parent_index: Tensor) -> Float[Tensor, "row beam drafted"]:
-            nonlocal hidden, ancestors
+            nonlocal hidden, seen, drafted
             if depth:
-                above = self.in_branches(parent_index)
+                above, width = self.in_branches(parent_index), tokens.shape[1]
                 inputs = self.fuse_level(self.in_branches(self.embed(self.target, tokens)), hidden[places, above])
-                own = torch.eye(tokens.shape[1], dtype=torch.bool, device=device).expand(size, -1, -1)
-                ancestors = torch.cat([ancestors[places, above], own], 2)
-                hidden = self._predict_level(inputs, ancestors, depth)
+                self._cache.open(width, drafted)
+                seen = seen[places, above].scatter_(2, self._cache.slots[:, :, None], True)
+                hidden = self._predict_level(inputs, seen, depth)
+                drafted += width
             return self.guided_scores(state, hidden, (counts + depth).expand_as(tokens))
 
         tree = self.grow(state, noise, height, scores)
@@ -224,11 +227,9 @@ class RecurrentDrafter(TreeDrafter):
     def _predict_level(
         self,
         inputs: Float[Tensor, "sequence beam width"],
-        ancestors: Bool[Tensor, "sequence beam entry"],
+        seen: Bool[Tensor, "sequence beam slot"],
         depth: int,
     ) -> Float[Tensor, "sequence beam hidden"]:
-        """One level of the tree: every node sees what is committed, its own ancestors and itself."""
-        cache, width = self._cache, inputs.shape[1]
-        cache.open(width, ancestors.shape[2] - width)
-        depths = torch.full((len(inputs), width), depth - 1, device=inputs.device)
-        return self.layer(inputs, cache.mask(ancestors), self._positions(depths), cache)
+        """One level of the tree, whose slots are open; a node sees what is committed, its ancestors and itself."""
+        positions = self._positions(depth - 1).expand(*self.axes, *inputs.shape[:2])
+        return self.layer(inputs, seen[:, None, :, : self._cache.visible], positions, self._cache)

@@ -150,24 +150,25 @@ def build_tree(
     level, parent_index = tokens[:, None], torch.zeros(rows, 1, dtype=torch.long, device=device)
     path_probs = torch.ones(rows, 1, device=device)
     ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
-    all_tokens, all_parents, all_probs, all_depths = [], [], [], []
+    all_tokens, all_parents, all_probs = [], [], []
     count = 1
     for depth in range(height):
         children = expand(depth, level, parent_index)
         ranks = children.tokens.shape[2]
         probs = (path_probs[:, :, None] * children.probs.nan_to_num(0.0)).flatten(1)
-        child_tokens, index = children.tokens.flatten(1), torch.arange(probs.shape[1], device=device).expand(rows, -1)
-        all_tokens.append(child_tokens)
+        all_tokens.append(children.tokens.flatten(1))
         all_probs.append(probs)
-        all_parents.append(ids.gather(1, index // ranks))
-        all_depths.append(torch.full_like(child_tokens, depth + 1))
-        path_probs, best = probs.topk(min(beam, probs.shape[1]), dim=1)
-        parent_index, level, ids = best // ranks, child_tokens.gather(1, best), count + best
-        count += probs.shape[1]
+        all_parents.append(ids[:, :, None].expand(-1, -1, ranks).flatten(1))
+        if depth + 1 < height:
+            path_probs, best = probs.topk(min(beam, probs.shape[1]), dim=1)
+            parent_index, level, ids = best // ranks, all_tokens[-1].gather(1, best), count + best
+            count += probs.shape[1]
     if not all_tokens:
         return root(tokens)
-    nodes, parents, depths = (torch.cat(part, dim=1) for part in (all_tokens, all_parents, all_depths))
-    return sorted_tree(tokens, nodes, parents, depths, torch.cat(all_probs, 1), height, max_nodes)
+    depths = [depth + 1 for depth, level in enumerate(all_tokens) for _ in range(level.shape[1])]
+    nodes, parents, path_probs = (torch.cat(part, dim=1) for part in (all_tokens, all_parents, all_probs))
+    every_depth = torch.tensor(depths, device=device).expand_as(nodes)
+    return sorted_tree(tokens, nodes, parents, every_depth, path_probs, height, max_nodes)
 
 
 def sorted_tree(

@@ -167,6 +167,8 @@ def _padded(project: Projection) -> Projection:
     """A projection of at least `MIN_QUERY_LEN` nodes."""
 
     def run(nodes: Float[Tensor, "node width"]) -> Float[Tensor, "node vocab"]:
-        return project(F.pad(nodes, (0, 0, 0, max(0, MIN_QUERY_LEN - len(nodes)))))[: len(nodes)]
+        if len(nodes) >= MIN_QUERY_LEN:
+            return project(nodes)
+        return project(F.pad(nodes, (0, 0, 0, MIN_QUERY_LEN - len(nodes))))[: len(nodes)]
 
     return run

@@ -5,6 +5,7 @@ from tiny import DRAFTERS, drafter, image_target, prompts, text_target
 from tiny_vlm import built
 
 from mmspec.bench.counting import Counting, count_rounds
+from mmspec.drafters.vadusa import VadusaDrafter
 from mmspec.engine.loop import Stop
 
 # Host reads of a round: those of drafting (the choice of a tree's width), and all.
@@ -27,6 +28,16 @@ def test_reads(name: str, rows: int) -> None:
     assert counts and max(each.reads["draft"] for each in counts) == DRAFT_READS[name]
     assert max(sum(each.reads.values()) for each in counts) <= READS
     assert all(each.reads["target"] == 0 for each in counts)
+
+
+@pytest.mark.parametrize(("rank", "most"), [(0, 20), (4, 46)])
+@pytest.mark.parametrize("heads", [4, 12])
+def test_operations_of_heads(heads: int, rank: int, most: int) -> None:
+    """A draft of a chain's or a lattice's heads, whatever their depth, in rounds that find their noise drawn."""
+    target = text_target()
+    guesser = VadusaDrafter(target.hidden_size, heads, vocabulary=target.vocabulary_size, rank=rank, inner=8)
+    counts = count_rounds(target, prompts([[1, 3, 2]]), Stop(40), guesser.to(target.dtype).eval(), rounds=4)
+    assert min(each.operations["draft"] for each in counts) <= most
 
 
 @pytest.mark.parametrize("name", ["medusa", "vadusa", "hawk"])
