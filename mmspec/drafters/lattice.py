@@ -122,7 +122,7 @@ def product_paths(levels: Candidates, max_nodes: int) -> list[list[Node]]:
     `levels` holds a level where other trees hold a node; its probabilities are sorted downwards.
     """
     packed = torch.stack([levels.probs.double(), levels.tokens.double()], 2).tolist()
-    ranks = list(range(levels.tokens.shape[2]))
+    ranks = [float(rank) for rank in range(levels.tokens.shape[2])]
     return [
         best_paths([[list(map(log_or_impossible, probs)), ranks, tokens] for probs, tokens in row], 1, max_nodes)
         for row in packed

@@ -68,7 +68,7 @@ def test_jacobi_spends_what_passes_cost(seconds: list[float], expected: range) -
 
 def test_jacobi_learns_how_much_is_accepted() -> None:
     """A chain whose every guess is accepted makes the next ones longer; one that fails at once, shorter."""
-    target, guesser = text_target(), JacobiDrafter(max_nodes=20)
+    target, guesser = text_target(), JacobiDrafter(max_nodes=20, branches=0)
     guesser.cost = cost.Cost([1, 64], [1.0, 4.0])
     state = target.prefill(prompts([[1, 2]]), 40, False)
     guesser.start(target, state, SamplingOptions(), False)
