@@ -75,7 +75,8 @@ def test_every_entrant(run, model: Path, tmp_path: Path) -> None:
     assert code == 0 and json.loads(out.splitlines()[-1])["written"] == "found"
     results = json.loads((tmp_path / "found" / "results.json").read_text())
     rows = {row["label"]: row for row in results["rows"]}
-    assert list(rows) == [speech.CASES[0].label, TransformersBaseline.label, *(one.label for one in speech.CASES[1:])]
+    plain_case, *others = (one for one in speech.CASES if one.drafter != "dspark")  # the model has none
+    assert list(rows) == [plain_case.label, TransformersBaseline.label, *(one.label for one in others)]
     plain = rows["AR, our loop"]
     for row in rows.values():
         assert row.keys() == FIELDS | SPOKEN and row["batch"] == 1 and sum(row["ended"].values()) == 2
