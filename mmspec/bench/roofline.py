@@ -24,7 +24,7 @@ NODES = (1, 4, 8, 16, 32, 64)
 LAYER_OPERATIONS, ROUND_OPERATIONS = 60, 120
 
 # Operations of drafting a tree: the aim, heads (hawk), a recurrent head (hawk-path), a layer with attention (msd).
-DRAFTS = (20, 127, 405, 776)
+DRAFTS = (20, 43, 507, 612)
 
 
 @dataclass(frozen=True, slots=True)
