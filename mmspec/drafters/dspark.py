@@ -105,7 +105,7 @@ class DSparkDrafter(DFlashDrafter):
             rows = self.table_rows(before if self.tokens is None else self.tokens[before])
             return (rows @ head.markov_w2.weight[after].transpose(-1, -2)).to(logits.dtype)
 
-        return joined_tree(self, state, noise, torch.log_softmax(scores, -1), pairs, began, self.tokens)
+        return joined_tree(self, state, noise, scores, pairs, began, self.tokens)
 
     def table_rows(self, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape rank"]:
         """What the vanilla head makes of tokens."""

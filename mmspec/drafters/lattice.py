@@ -84,9 +84,9 @@ def joined_tree(
 ) -> DraftTree:
     """The best tree of a lattice whose width pays.
 
-    `log_q` are processed scores of each depth alone, `pairs` gives what the table adds to raw logits for candidates (by
-    their index in the drafting vocabulary `tokens`) of one depth after those of the depth before, and `began` is when
-    drafting began, in seconds of `perf_counter`. Reads the device once.
+    `log_q` are processed scores of each depth alone, up to a constant; `pairs` gives what the table adds to raw logits
+    for candidates (by their index in the drafting vocabulary `tokens`) of one depth after those of the depth before,
+    and `began` is when drafting began, in seconds of `perf_counter`. Reads the device once.
     """
     height, temperature = log_q.shape[1], drafter.sampling.temperature or 1.0
     if drafter.coupled and not noise.greedy:
