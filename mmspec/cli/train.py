@@ -129,9 +129,12 @@ class Train:
             raise MmspecError(
                 f"mmspec train {self.what} needs --model, the target, and --prompts, a file with a prompt on each line"
             )
+        from mmspec.train.loop import join_processes
         from mmspec.train.recipe import train
 
-        train(Path(self.what), self.work, self.out, torch_device(self.device), self.stages)
+        device = torch_device(self.device)
+        join_processes(device)
+        train(Path(self.what), self.work, self.out, device, self.stages)
 
     def _train(self) -> None:
         from mmspec.drafters.table import names
@@ -154,6 +157,9 @@ class Train:
                 raise unknown("stage", stage, STAGES)
         if self.steps is not None and self.minutes is not None:
             raise MmspecError("--steps and --minutes both say how long to train: give one")
+        from mmspec.train.loop import join_processes
+
+        join_processes(torch_device(self.device))
         training = self._load()
         from mmspec.train.plan import make_plan, steps_in
 

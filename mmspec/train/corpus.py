@@ -257,8 +257,7 @@ class Corpus:
                     bar.advance(task)
                     if not bar.console.is_terminal:
                         bar.console.print(f"{title} {round(bar.tasks[task].completed)} of {len(mine)}")
-        if jobs is self.jobs:
-            state.wait_for_everyone()
+        state.wait_for_everyone()
 
     def sequences(self, split: Split) -> list[SequenceFacts]:
         """What there is to learn from, or to calibrate by."""

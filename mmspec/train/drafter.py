@@ -169,8 +169,6 @@ def train_drafter(
     1 to 4. Beside `checkpoint` there are the best weights (`best.pt`) and the log (`log.jsonl`).
     """
     kind, state = type(drafter), PartialState()
-    if settings.batch % state.num_processes:
-        raise MmspecError(f"a batch of {settings.batch} cannot be shared by {state.num_processes} processes evenly")
     budget, best = Budget(settings.steps), checkpoint.with_name("best.pt")
 
     def batches(step: int) -> Iterator[list[Example]]:

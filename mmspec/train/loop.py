@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,15 @@ from mmspec.placement import has_fast_bf16
 Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch")
 Loss = Callable[[Model, Batch], dict[str, Tensor]]
+
+
+def join_processes(device: str) -> PartialState:
+    """Meet the other processes that torchrun has started, if it has; to be called before anything else here.
+
+    accelerate takes part on CPUs only where it is told so at first. Processes wait a day for each other, since one of
+    them alone measures drafters.
+    """
+    return PartialState(cpu=torch.device(device).type == "cpu", timeout=timedelta(days=1))
 
 
 @dataclass(slots=True)

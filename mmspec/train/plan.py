@@ -40,6 +40,8 @@ class Plan:
         """To be printed."""
         table = Table("", "planned", title="plan", show_header=False)
         about = "about " if self.estimated else ""
+        if (processes := PartialState().num_processes) > 1:
+            table.add_row("processes", f"{processes}")
         table.add_row("sequences", f"{self.sequences}")
         table.add_row("tokens", f"{about}{self.tokens}")
         table.add_row("features on disk", f"{about}{self.disk / 1e9:.2f} GB of {self.free / 1e9:.0f} GB free")
@@ -60,10 +62,13 @@ def make_plan(training: Training) -> Plan:
     corpus, path = training.corpus, training.plan_file
     job = next(job for job in corpus.jobs if job.split == "train")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if training.is_main and not path.is_file():
-        measured = json.dumps(measure_rates(training, job))
-        write_atomically(path, lambda partial: partial.write_text(measured))
+    known = path.is_file()
     PartialState().wait_for_everyone()
+    if not known:
+        measured = json.dumps(measure_rates(training, job))
+        if training.is_main:
+            write_atomically(path, lambda partial: partial.write_text(measured))
+        PartialState().wait_for_everyone()
     rates = json.loads(path.read_text())
     done = [one for one in corpus.jobs if corpus.answer_file(one).is_file()]
     answers = [corpus.answers(one) for one in done]
@@ -106,15 +111,18 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def measure_rates(training: Training, job: Job) -> dict[str, float]:
-    """Seconds a token of generation and of capture, a training step, and an evaluation."""
+    """Seconds a token of generation and of capture, a training step, and an evaluation; all processes take part."""
     corpus, settings, target = training.corpus, training.settings, training.corpus.pipe.target
-    for path in (corpus.answer_file(job), corpus.feature_file(job, training.reading)):
-        path.unlink(missing_ok=True)
+    state = PartialState()
+    if state.is_main_process:
+        for path in (corpus.answer_file(job), corpus.feature_file(job, training.reading)):
+            path.unlink(missing_ok=True)
+    state.wait_for_everyone()
     generate = seconds_of(lambda: corpus.generate([job]))
     tokens = sum(map(len, corpus.answers(job)["tokens"]))
     capture = seconds_of(lambda: corpus.capture(training.reading, [job]))
     facts = corpus.facts(job)
-    batch = [facts[index % len(facts)] for index in range(settings.batch)]
+    batch = [facts[index % len(facts)] for index in range(state.process_index, settings.batch, state.num_processes)]
     drafter = training.build_from(corpus.answers(job)["tokens"]).to(target.device)
     drafter.calibrated([[0.5] * drafter.ranks for _ in drafter.beta])  # sparse trees ask for accuracies
     steps = make_optimizers(settings, drafter, target.device)

@@ -56,6 +56,8 @@ class Training:
 
     def __post_init__(self) -> None:
         self.kind = drafter_class(self.settings.kind)
+        if self.settings.batch % (processes := PartialState().num_processes):
+            raise MmspecError(f"a batch of {self.settings.batch} cannot be shared by {processes} processes evenly")
         self.out = self.out.absolute()  # a drafter's folder, and no drafter's name
 
     @property
@@ -67,7 +69,8 @@ class Training:
     @property
     def plan_file(self) -> Path:
         """What passes and steps cost here, whatever the number of steps."""
-        digest = hashlib.sha256(json.dumps(asdict(replace(self.settings, steps=1))).encode()).hexdigest()[:10]
+        settings = asdict(replace(self.settings, steps=1)) | {"processes": PartialState().num_processes}
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:10]
         return self.corpus.folder / f"plan-{self.settings.kind}-{digest}.json"
 
     @cached_property

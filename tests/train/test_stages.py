@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,7 @@ def test_two_processes_learn_as_one(kind: str, model_folder: Path, vision_folder
     ]
     result = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert re.findall(r"│ processes +│ (\d)", result.stderr) == ["2"]  # one of them speaks, and knows of the other
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
