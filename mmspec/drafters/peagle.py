@@ -58,7 +58,7 @@ class PEagleDrafter(Eagle3Drafter):
         hidden = torch.cat([self._last[:, None], self._masked(state, height - 1)], 1)
         device = state.roots.device
         positions = torch.tensor(state.counts, device=device)[:, None] + torch.arange(height, device=device)
-        logits = self.guided_scores(state, hidden, positions)
+        logits = self.guided_scores(state, self.drafted_logits(hidden), positions)
 
         def scores(depth: int, tokens: Tensor, parent_index: Tensor) -> Float[Tensor, "row beam drafted"]:
             return logits[:, depth, None].expand(-1, tokens.shape[1], -1)

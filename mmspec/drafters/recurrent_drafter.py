@@ -14,6 +14,7 @@ from transformers import Cache
 from mmspec.drafters.tree_drafter import TreeDrafter
 from mmspec.engine.accept import Committed
 from mmspec.engine.cache import TreeCache, causal
+from mmspec.engine.compiled import SEQUENCES, GraphLayer, Graphs, graph_slots
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
@@ -37,6 +38,7 @@ class RecurrentDrafter(TreeDrafter):
     cached_layers = 1
     axes: tuple[int, ...] = ()
     longer = 0
+    _graphs: Graphs | None = None
 
     @abstractmethod
     def fuse(
@@ -98,12 +100,17 @@ class RecurrentDrafter(TreeDrafter):
         self._cache = TreeCache(self.cached_layers, 0, 0, target.device)
         self._shift = torch.zeros(0, 1, dtype=torch.long, device=target.device)
         self._last: Tensor | None = None
+        if not target.compiled:
+            self._graphs = None
+        elif self._graphs is None:
+            self._graphs = Graphs(f"drafter {self.name!r}", target.tolerance)
         super().start(target, state, sampling, needs_draft_probs)
 
     @torch.inference_mode()
     def _read_rows(self, state: State, rows: list[int]) -> None:
         device, sequences = self.target.device, self.sequences(state, rows)
         slots = state.cache.capacity + self.longer + self.beam * self.depth
+        slots = graph_slots(slots) if self.target.compiled else slots
         cache = TreeCache(self.cached_layers, len(sequences), slots, device)
         parts, position_ids, shifts = [], [], []
         for sequence in sequences:
@@ -183,33 +190,34 @@ class RecurrentDrafter(TreeDrafter):
         places = torch.arange(size, device=device)[:, None]
         # The slots that the nodes of a level see: the committed ones, to which each level adds its own.
         seen = (torch.arange(self._cache.capacity, device=device) < self._cache.lengths[:, None])[:, None]
-        drafted = 0
+        drafted, known = 0, len(self._graphs.made) if self._graphs else 0
 
         def scores(depth: int, tokens: Tensor, parent_index: Tensor) -> Float[Tensor, "row beam drafted"]:
             nonlocal hidden, seen, drafted
             if depth:
                 above, width = self.in_branches(parent_index), tokens.shape[1]
-                inputs = self.fuse_level(self.in_branches(self.embed(self.target, tokens)), hidden[places, above])
                 self._cache.open(width, drafted)
                 seen = seen[places, above].scatter_(2, self._cache.slots[:, :, None], True)
-                hidden = self._predict_level(inputs, seen, depth)
+                vectors = self.in_branches(self.embed(self.target, tokens))
+                hidden, logits = self._predict_level(vectors, hidden[places, above], seen, depth)
                 drafted += width
-            return self.guided_scores(state, hidden, (counts + depth).expand_as(tokens))
+            else:
+                logits = self.drafted_logits(hidden)
+            return self.guided_scores(state, logits, (counts + depth).expand_as(tokens))
 
         tree = self.grow(state, noise, height, scores)
-        if not self.needs_draft_probs:
+        if not self.needs_draft_probs and (self._graphs is None or known == len(self._graphs.made)):
             self._plan.took(perf_counter() - began, height)
         return tree
 
     def guided_scores(
-        self, state: State, hidden: Float[Tensor, "sequence node width"], positions: Int[Tensor, "row node"]
+        self, state: State, logits: Float[Tensor, "sequence node drafted"], positions: Int[Tensor, "row node"]
     ) -> Float[Tensor, "row node drafted"]:
-        """Processed logits of the tokens at `positions`, over the drafting vocabulary.
+        """Processed scores of the tokens at `positions`, over the drafting vocabulary.
 
         The target mixes the branches, and forces and forbids tokens by their positions. It does so over its whole
         vocabulary, and is spared where a single branch drafts from a part of it.
         """
-        logits = self.drafted_logits(hidden)
         drafted, vocabulary = logits.shape[-1], self.target.vocabulary_size
         if state.branches == 1 and drafted < vocabulary:
             return self.sampling.scores(logits)
@@ -226,10 +234,34 @@ class RecurrentDrafter(TreeDrafter):
 
     def _predict_level(
         self,
-        inputs: Float[Tensor, "sequence beam width"],
+        vectors: Float[Tensor, "sequence beam width"],
+        hidden: Float[Tensor, "sequence beam hidden"],
         seen: Bool[Tensor, "sequence beam slot"],
         depth: int,
-    ) -> Float[Tensor, "sequence beam hidden"]:
-        """One level of the tree, whose slots are open; a node sees what is committed, its ancestors and itself."""
-        positions = self._positions(depth - 1).expand(*self.axes, *inputs.shape[:2])
-        return self.layer(inputs, seen[:, None, :, : self._cache.visible], positions, self._cache)
+    ) -> tuple[Float[Tensor, "sequence beam hidden"], Float[Tensor, "sequence beam drafted"]]:
+        """Hidden states and logits of one level of the tree, whose slots are open, by the input vectors of its tokens
+        and the hidden states above them; a node sees what is committed, its ancestors and itself.
+        """
+        cache, positions = self._cache, self._positions(depth - 1).expand(*self.axes, *vectors.shape[:2])
+        if self._graphs is None or len(vectors) > SEQUENCES or self.needs_draft_probs:
+            mask = seen[:, None, :, : cache.visible]
+            hidden = self.layer(self.fuse_level(vectors, hidden), mask, positions, cache)
+            return hidden, self.drafted_logits(hidden)
+        entries = [(layer.keys, layer.values) for layer in cache.written]
+        given = (vectors, hidden, seen[:, None], positions, cache.slots, entries)
+        hidden, logits = self._graphs.run((*vectors.shape[:2], cache.capacity), self._level, given)
+        return hidden, logits
+
+    def _level(
+        self,
+        vectors: Tensor,
+        hidden: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        entries: list[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """See `_predict_level`; keys and values go to `slots` of `entries`."""
+        cache = Cache(layers=[GraphLayer(keys, values, slots) for keys, values in entries])
+        hidden = self.layer(self.fuse_level(vectors, hidden), mask, positions, cache)
+        return hidden, self.drafted_logits(hidden)

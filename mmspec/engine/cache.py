@@ -16,9 +16,16 @@ from mmspec.errors import MmspecError
 KV_BLOCK = 512
 
 
+# What classes of modules call their cache, once they were asked: compilers cannot ask.
+_CACHE_NAMES: dict[type, str] = {}
+
+
 def cache_kwarg(module: nn.Module, cache: Cache) -> dict[str, Cache]:
     """The argument by which a module of transformers takes a cache: `cache` from 5.24 on, `past_key_values` before."""
-    return {"cache" if "cache" in signature(module.forward).parameters else "past_key_values": cache}
+    kind = type(module)
+    if kind not in _CACHE_NAMES:
+        _CACHE_NAMES[kind] = "cache" if "cache" in signature(module.forward).parameters else "past_key_values"
+    return {_CACHE_NAMES[kind]: cache}
 
 
 OneCache = TypeVar("OneCache")

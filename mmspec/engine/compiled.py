@@ -1,4 +1,4 @@
-"""The decoder's pass as one compiled graph for each of a few widths."""
+"""Passes of decoders and of drafters as compiled graphs, one for each of a few widths."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from mmspec.engine.cache import TreeCache, cache_kwarg
+from mmspec.engine.cache import KV_BLOCK, TreeCache, cache_kwarg
 from mmspec.engine.packed import kept_packed
 from mmspec.errors import short
 from mmspec.targets.hidden import LayerInputs
@@ -22,6 +22,11 @@ WIDTHS = (4, 8, 16, 32, 64)
 
 # Sequences of a pass, at most: a prompt in both branches of guidance. Batches come in too many sizes.
 SEQUENCES = 2
+
+
+def graph_slots(length: int) -> int:
+    """How many slots a cache for so many entries has where graphs read it: few numbers, each of which is compiled."""
+    return max(KV_BLOCK, 2 ** (length - 1).bit_length())
 
 
 def padded_width(nodes: int) -> int:
@@ -60,14 +65,70 @@ class GraphLayer(CacheLayerMixin):
         return self.keys.shape[2]
 
 
-class CompiledPass:
-    """A decoder's pass, compiled by `torch.compile` for each width and shape of the cache when it is first needed; all
-    graphs share the decoder's weights. What the compiler made is kept on disk by torch. `layer_inputs` keeps what
-    enters layers in an uncompiled pass (`targets.hidden`); graphs give it as transformers' `hidden_states`.
+class Graphs:
+    """Compiled graphs of functions that give tensors, made by `torch.compile` when a shape is first needed. What the
+    compiler made is kept on disk by torch.
 
-    Batches of more than `SEQUENCES` run uncompiled. The first pass of every shape is compared with the decoder's own.
-    Where they differ by more than `tolerance` of their spread, or the compiler fails, a warning says so, and the
-    decoder runs uncompiled from then on.
+    The first run of every shape is compared with the function's own. Where they differ by more than `tolerance` of
+    their spread, or the compiler fails, a warning says so of `name`, and functions run uncompiled from then on
+    (`failed`). A copy has no graphs yet.
+    """
+
+    def __init__(self, name: str, tolerance: float):
+        self.name, self.tolerance, self.failed = name, tolerance, False
+        self.made: dict[tuple, Callable[..., tuple[Tensor, ...]]] = {}
+
+    def __deepcopy__(self, memo: dict) -> "Graphs":
+        return Graphs(self.name, self.tolerance)
+
+    def run(
+        self,
+        shape: tuple,
+        function: Callable[..., tuple[Tensor, ...]],
+        given: tuple,
+        uncompiled: Callable[..., tuple[Tensor, ...]] | None = None,
+        prepare: Callable[[], object] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """What `function`, a method, makes of `given`, by the graph of that shape. `uncompiled` is what is run in its
+        place without a compiler, itself if None, and `prepare` is called before it is compiled.
+        """
+        uncompiled = uncompiled or function
+        if self.failed:
+            return uncompiled(*given)
+        known = shape in self.made
+        own = None if known else uncompiled(*given)
+        try:
+            if not known:
+                if prepare:
+                    prepare()
+                self.made[shape] = self._compile(function)
+            with kept_packed():
+                results = self.made[shape](*given)
+        except Exception as error:  # of the compiler or the C++ compiler that it calls
+            self._give_up(short(error))
+            return uncompiled(*given)
+        for ours, theirs in zip(results, own or (), strict=own is not None):
+            difference = float((ours - theirs).abs().max() / theirs.float().std())
+            if not difference <= self.tolerance:
+                self._give_up(f"its results differ by {difference:.1e} of their spread")
+                return uncompiled(*given)
+        return results
+
+    def _compile(self, function: Any) -> Callable[..., tuple[Tensor, ...]]:
+        """A graph of its own: torch looks for the one that fits among all those of one code object."""
+        run = function.__func__
+        own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+        return torch.compile(own.__get__(function.__self__), fullgraph=True, dynamic=False)
+
+    def _give_up(self, why: str) -> None:
+        self.failed = True
+        warnings.warn(f"{self.name} runs uncompiled, since its compiled pass cannot be used: {why}", stacklevel=2)
+
+
+class CompiledPass:
+    """A decoder's pass as graphs for each width and shape of the cache, which share the decoder's weights.
+    `layer_inputs` keeps what enters layers in an uncompiled pass (`targets.hidden`); graphs give it as transformers'
+    `hidden_states`. Batches of more than `SEQUENCES` run uncompiled.
     """
 
     def __init__(
@@ -76,10 +137,8 @@ class CompiledPass:
         tolerance: float,
         layer_inputs: Callable[[Sequence[int]], AbstractContextManager[LayerInputs]],
     ):
-        self.decoder, self.tolerance, self.layer_inputs = decoder, tolerance, layer_inputs
-        (self._cache_name,) = cache_kwarg(decoder, Cache(layers=[]))
-        self._graphs: dict[tuple, Callable[..., tuple[Tensor, Tensor]]] = {}
-        self._failed = False
+        self.decoder, self.layer_inputs = decoder, layer_inputs
+        self.graphs = Graphs(type(decoder).__name__, tolerance)
 
     def _pass(
         self,
@@ -96,7 +155,7 @@ class CompiledPass:
             position_ids=position_ids,
             use_cache=True,
             **inputs,
-            **{self._cache_name: cache},
+            **cache_kwarg(self.decoder, cache),
             **({"output_hidden_states": True} if numbers else {}),
         )
         last = output.last_hidden_state
@@ -121,35 +180,10 @@ class CompiledPass:
         """
         entries = [(layer.keys, layer.values) for layer in cache.written]
         given = (inputs, masks, position_ids, cache.slots, entries, tuple(numbers))
-        if self._failed or cache.size > SEQUENCES:
+        if cache.size > SEQUENCES:
             return self._uncompiled(*given)
+        # transformers puts its hooks for hidden states in place, which no graph can.
+        prepare = (lambda: self._pass(*given)) if numbers else None
         shape = (*cache.slots.shape, cache.capacity, *numbers)
-        known = shape in self._graphs
-        own = None if known else self._uncompiled(*given)
-        try:
-            if not known:
-                if numbers:
-                    self._pass(*given)  # transformers puts its hooks for hidden states in place, which no graph can
-                self._graphs[shape] = self._compile()
-            with kept_packed():
-                compiled = self._graphs[shape](*given)
-        except Exception as error:  # of the compiler or the C++ compiler that it calls
-            self._give_up(short(error))
-            return self._uncompiled(*given)
-        for ours, theirs in zip(compiled, own or (), strict=own is not None):
-            difference = float((ours - theirs).abs().max() / theirs.float().std())
-            if not difference <= self.tolerance:
-                self._give_up(f"its hidden states differ by {difference:.1e} of their spread")
-                return self._uncompiled(*given)
-        return compiled
-
-    def _compile(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """A graph of its own: torch looks for the one that fits among all those of one code object."""
-        run = CompiledPass._pass
-        own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__)
-        return torch.compile(own.__get__(self), fullgraph=True, dynamic=False)
-
-    def _give_up(self, why: str) -> None:
-        self._failed = True
-        name = type(self.decoder).__name__
-        warnings.warn(f"{name} runs uncompiled, since its compiled pass cannot be used: {why}", stacklevel=2)
+        last, entered = self.graphs.run(shape, self._pass, given, self._uncompiled, prepare)
+        return last, entered

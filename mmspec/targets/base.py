@@ -112,6 +112,11 @@ class Target(Protocol):
     def chains_only(self) -> bool: ...
 
     @property
+    def tolerance(self) -> float:
+        """How much of their spread rounding may change hidden states and logits by."""
+        ...
+
+    @property
     def device(self) -> torch.device: ...
 
     @property

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mmspec.engine.cache import KV_BLOCK, RowCache, TreeCache, cache_kwarg
-from mmspec.engine.compiled import CompiledPass, padded_width
+from mmspec.engine.compiled import CompiledPass, graph_slots, padded_width
 from mmspec.engine.state import Output, PromptEmbeds, State
 from mmspec.engine.tree import MAX_TREE_NODES, DraftTree
 from mmspec.errors import MmspecError
@@ -284,7 +284,7 @@ class CausalTarget(OwnModel):
         multiple = KV_BLOCK if self.deterministic else SLOT_MULTIPLE
         slots = -(-length // multiple) * multiple
         if self.passes:  # few shapes, each of which is compiled
-            slots = max(KV_BLOCK, 2 ** (length - 1).bit_length())
+            slots = graph_slots(length)
         self._check_width(slots)
         return self.tree_cache(slots, inputs, min_visible=slots if self.passes else 0)
 

@@ -1,6 +1,11 @@
 """Compiled passes: the same tokens, no recompilation, and the decoder's own pass where there is no compiler."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +39,7 @@ def test_equal_tokens_without_recompilation() -> None:
         for name in ("none", "jacobi"):
             assert tokens(target, name, temperature) == tokens(plain, name, temperature), (name, temperature)
     assert target.passes is not None
-    shapes = len(target.passes._graphs)
+    shapes = len(target.passes.graphs.made)
     assert 2 <= shapes <= 3
     assert counters["stats"]["unique_graphs"] == shapes
     before = dict(counters["stats"])
@@ -54,8 +59,26 @@ def test_drafters_that_read_layers() -> None:
     for one in (plain, target):
         found = generate(one, prompts([[1, 3, 4, 2]]), 1, Stop(24), block, SamplingOptions(temperature=1.0))
         lengths.append((found.tokens, found.stats.rounds))
-    assert lengths[0] == lengths[1] and not target.passes._failed
-    assert {shape[-2:] for shape in target.passes._graphs} == {(1, 2)}
+    assert lengths[0] == lengths[1] and not target.passes.graphs.failed
+    assert {shape[-2:] for shape in target.passes.graphs.made} == {(1, 2)}
+
+
+def test_levels_of_a_drafter() -> None:
+    """A drafter with a layer for every level has one graph a width, and drafts the same trees; nothing is compiled
+    again. In a process of its own, since shape checks cannot be compiled.
+    """
+    tests = Path(__file__).parent.parent
+    paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("compiled_levels.py"))],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["same"] and not found["failed"] and not found["recompiled"] and not found["copied"]
+    assert [shape[:2] for shape in found["made"]] == [[1, 4]]
 
 
 @pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this CPU does not multiply bfloat16")
@@ -69,7 +92,7 @@ def test_graphs_call_packed_layers() -> None:
     for _ in range(2):
         assert tokens(target, "none", 1.0, rows=1) == plain
         assert sum(isinstance(module, PackedLinear) for module in model.modules()) == count > 0
-    assert target.passes is not None and len(target.passes._graphs) == 1 and not target.passes._failed
+    assert target.passes is not None and len(target.passes.graphs.made) == 1 and not target.passes.graphs.failed
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, PackedLinear):
@@ -84,10 +107,10 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     target.compiled = True
     assert target.passes is not None
 
-    def broken() -> None:
+    def broken(function: object) -> None:
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(target.passes, "_compile", broken)
+    monkeypatch.setattr(target.passes.graphs, "_compile", broken)
     with pytest.warns(UserWarning, match="runs uncompiled.*no C"):
         assert tokens(target, "jacobi", 1.0) == tokens(CausalTarget(llama()), "jacobi", 1.0)
 
@@ -97,7 +120,8 @@ def test_a_graph_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     target.compiled = True
     assert target.passes is not None
     own = target.passes._pass
-    monkeypatch.setattr(target.passes, "_compile", lambda: lambda *args: tuple(part + 1 for part in own(*args)))
+    graph = lambda *args: tuple(part + 1 for part in own(*args))  # noqa: E731
+    monkeypatch.setattr(target.passes.graphs, "_compile", lambda function: graph)
     with pytest.warns(UserWarning, match="differ by"):
         assert tokens(target, "jacobi", 1.0) == tokens(CausalTarget(llama()), "jacobi", 1.0)
 
