@@ -120,7 +120,10 @@ def test_a_graph_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     target.compiled = True
     assert target.passes is not None
     own = target.passes._pass
-    graph = lambda *args: tuple(part + 1 for part in own(*args))  # noqa: E731
+
+    def graph(*args: object) -> tuple[torch.Tensor, ...]:
+        return tuple(part + 1 for part in own(*args))
+
     monkeypatch.setattr(target.passes.graphs, "_compile", lambda function: graph)
     with pytest.warns(UserWarning, match="differ by"):
         assert tokens(target, "jacobi", 1.0) == tokens(CausalTarget(llama()), "jacobi", 1.0)
