@@ -247,8 +247,8 @@ class Pipeline(ABC, Generic[AnyTarget]):
     def compiled(self) -> bool:
         """Whether passes run as graphs that `torch.compile` makes of each of a few widths when it is first needed.
 
-        That takes a minute or more, of which torch keeps the fruit on disk, and needs a C++ compiler on CPUs; where it
-        fails, a warning says so and passes run uncompiled. Setting it raises MmspecError for models that cannot be
+        That takes a minute or more at first (torch keeps the graphs on disk), and needs a C++ compiler on CPUs; where
+        it fails, a warning says so and passes run uncompiled. Setting it raises MmspecError for models that cannot be
         compiled, and together with `deterministic`.
         """
         return self.target.compiled

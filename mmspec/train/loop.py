@@ -25,13 +25,14 @@ Batch = TypeVar("Batch")
 Loss = Callable[[Model, Batch], dict[str, Tensor]]
 
 
-def join_processes(device: str) -> PartialState:
+def join_processes(device: str | None) -> PartialState:
     """Meet the other processes that torchrun has started, if it has; to be called before anything else here.
 
     accelerate takes part on CPUs only where it is told so at first. Processes wait a day for each other, since one of
     them alone measures drafters.
     """
-    return PartialState(cpu=torch.device(device).type == "cpu", timeout=timedelta(days=1))
+    on_cpu = device is not None and torch.device(device).type == "cpu"
+    return PartialState(cpu=on_cpu, timeout=timedelta(days=1))
 
 
 @dataclass(slots=True)
@@ -110,9 +111,8 @@ def fit(
     `on_checkpoint(step, model)` measures what it likes; `log` gets a line of JSON for each of these, and for the mean
     terms since the one before.
     """
-    on_cpu = device == "cpu"
-    precision = "bf16" if has_fast_bf16(PartialState(cpu=on_cpu).device) else "no"
-    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
+    precision = "bf16" if has_fast_bf16(join_processes(device).device) else "no"
+    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step, elapsed, lines = 0, 0.0, list[dict[str, float]]()
     if checkpoint.exists():
