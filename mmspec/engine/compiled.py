@@ -17,8 +17,9 @@ from mmspec.engine.packed import kept_packed
 from mmspec.errors import short
 from mmspec.targets.hidden import LayerInputs
 
-# Nodes of a pass, padding included: a pass takes the smallest number that holds its tree.
-WIDTHS = (4, 8, 16, 32, 64)
+# Nodes of a pass, padding included: a pass takes the smallest number that holds its tree. A single node is for plain
+# decoding where `min_query_len` allows it.
+WIDTHS = (1, 4, 8, 16, 32, 64)
 
 # A difference from an uncompiled run that rounding explains, as a share of the spread, in any dtype. Hidden states have
 # entries of twenty times their spread, so that in float32 it has reached 1.2e-3.

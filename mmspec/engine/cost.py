@@ -20,10 +20,10 @@ from mmspec.targets.base import Prompts, Target
 
 SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Compiled passes cost as much as the widest tree of their width.
-STEPS = (1, *(size for width in WIDTHS for size in (width, width + 1)))[:-1]
+STEPS = tuple(size for width in WIDTHS for size in (width, width + 1))[:-1]
 
 # Counts up when passes change, so that old measurements are not used.
-EDITION = 2
+EDITION = 3
 
 
 def cache_file() -> Path:

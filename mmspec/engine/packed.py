@@ -16,7 +16,7 @@ from torch import Tensor, nn
 # Rows of the products that the layout is chosen for; products of other widths use it, too.
 ROWS = 16
 
-_DTYPES = (torch.bfloat16, torch.float16)
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 # Whether layers stay packed that are looked at in this thread.
 _THREAD = local()
@@ -45,10 +45,10 @@ _LIBRARY.impl("packed_linear", _shape, "Meta")
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer of 16-bit weights on a CPU, kept in oneDNN's layout alone.
+    """A linear layer on a CPU, kept in oneDNN's layout alone.
 
-    A product sums in the same order whatever the number of rows, so that the bits of a row do not depend on how many
-    others there are. Whoever looks at the weight or the parameters, moves the layer, loads weights into it or computes
+    A product of 16-bit weights sums in the same order whatever the number of rows, so that the bits of a row do not
+    depend on how many others there are. Whoever looks at the weight or the parameters, moves the layer, loads weights into it or computes
     with gradients finds a plain `nn.Linear` with the parameter that it had, and it stays one. State dictionaries,
     copies and pickles have plain weights, and leave it packed.
     """
@@ -134,14 +134,16 @@ def can_pack(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies weights of the dtype in oneDNN's layout."""
     if not torch.backends.mkldnn.is_available() or dtype not in _DTYPES:
         return False
+    if dtype == torch.float32:
+        return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     known = torch.ops.mkldnn
     return known._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else known._is_mkldnn_fp16_supported()
 
 
 def pack_weights(model: nn.Module) -> int:
-    """Pack the 16-bit linear layers of a model that lies on a CPU, in place; returns how many there were.
+    """Pack the linear layers of a model that lies on a CPU, in place; returns how many there were.
 
-    Left as they are: weights that other modules share, subclasses of `nn.Linear`, and layers that are being trained
+    Left as they are: float64, weights that other modules share, subclasses of `nn.Linear`, and layers that are being trained
     through hooks or parametrisations of their own.
     """
     held = [module.__dict__["_parameters"] for module in model.modules()]

@@ -130,7 +130,7 @@ def test_a_graph_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_widths() -> None:
-    assert [padded_width(nodes) for nodes in (1, 4, 5, 16, 17, 64, 65)] == [4, 4, 8, 16, 32, 64, 65]
+    assert [padded_width(nodes) for nodes in (1, 2, 4, 5, 16, 17, 64, 65)] == [1, 4, 4, 8, 16, 32, 64, 65]
 
 
 def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,20 @@ def test_a_row_has_the_same_bits_in_every_width(inner: int, outer: int, bias: bo
     assert error <= 1.5 * own + 1e-6
 
 
+@pytest.mark.parametrize(("inner", "outer"), [(512, 1376), (576, 192), (100, 36)])
+@torch.inference_mode()
+def test_float32(inner: int, outer: int) -> None:
+    """As near as `nn.Linear`'s products, though not in equal bits for every width."""
+    plain = linear(inner, outer, True).float()
+    packed = copy.deepcopy(plain)
+    assert pack_weights(nn.Sequential(packed)) == 1
+    x = torch.randn(64, inner, generator=torch.Generator().manual_seed(1))
+    exact = x.double() @ plain.weight.double().T + plain.bias.double()
+    for width in (1, 3, 4, 16, 33, 64):
+        error, own = ((layer(x[:width]) - exact[:width]).abs().max() for layer in (packed, plain))
+        assert error <= 4 * own
+
+
 def two_layers() -> nn.Sequential:
     return nn.Sequential(linear(64, 32, True), nn.SiLU(), linear(32, 16))
 
@@ -108,6 +122,6 @@ def test_what_is_left_as_it_is() -> None:
 
     tied, embedding = nn.Linear(16, 40, bias=False).bfloat16(), nn.Embedding(40, 16).bfloat16()
     tied.weight = embedding.weight
-    model = nn.ModuleList([tied, embedding, nn.Linear(16, 16), Own(16, 16).bfloat16()])
+    model = nn.ModuleList([tied, embedding, nn.Linear(16, 16).double(), Own(16, 16).bfloat16()])
     assert pack_weights(model) == 0
     assert not any(isinstance(module, PackedLinear) for module in model)
