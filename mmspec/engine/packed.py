@@ -48,9 +48,9 @@ class PackedLinear(nn.Linear):
     """A linear layer on a CPU, kept in oneDNN's layout alone.
 
     A product of 16-bit weights sums in the same order whatever the number of rows, so that the bits of a row do not
-    depend on how many others there are. Whoever looks at the weight or the parameters, moves the layer, loads weights into it or computes
-    with gradients finds a plain `nn.Linear` with the parameter that it had, and it stays one. State dictionaries,
-    copies and pickles have plain weights, and leave it packed.
+    depend on how many others there are. Whoever looks at the weight or the parameters, moves the layer, loads weights
+    into it, or computes with gradients or float32 under autocast finds a plain `nn.Linear` with the parameter that it
+    had, and it stays one. State dictionaries, copies and pickles have plain weights, and leave it packed.
     """
 
     _packed: Tensor
@@ -98,10 +98,11 @@ class PackedLinear(nn.Linear):
         return weight
 
     def forward(self, input: Float[Tensor, "*shape in"]) -> Float[Tensor, "*shape out"]:
-        if torch.is_grad_enabled():
+        autocast = torch.is_autocast_enabled("cpu")
+        if torch.is_grad_enabled() or (autocast and self._packed.dtype == torch.float32):
             self.unpack()
             return nn.Linear.forward(self, input)
-        if torch.is_autocast_enabled("cpu"):
+        if autocast:
             input = input.to(self._packed.dtype)
         return torch.ops.mmspec.packed_linear(input, self._number, self.out_features)
 
@@ -143,8 +144,8 @@ def can_pack(dtype: torch.dtype) -> bool:
 def pack_weights(model: nn.Module) -> int:
     """Pack the linear layers of a model that lies on a CPU, in place; returns how many there were.
 
-    Left as they are: float64, weights that other modules share, subclasses of `nn.Linear`, and layers that are being trained
-    through hooks or parametrisations of their own.
+    Left as they are: float64, weights that other modules share, subclasses of `nn.Linear`, and layers that are being
+    trained through hooks or parametrisations of their own.
     """
     held = [module.__dict__["_parameters"] for module in model.modules()]
     uses = Counter(id(parameter) for parameters in held for parameter in parameters.values() if parameter is not None)
