@@ -6,13 +6,15 @@ from functools import cache
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mmspec import drafters
+from mmspec.drafters.amphista import AmphistaDrafter
 from mmspec.drafters.base import Drafter, TrainedDrafter
+from mmspec.drafters.falcon import FalconDrafter
 from mmspec.drafters.hawk import HawkDrafter
 from mmspec.drafters.hawk_path import HawkPathDrafter
-from mmspec.drafters.jacobi import JacobiDrafter
-from mmspec.drafters.lookup import LookupDrafter
+from mmspec.drafters.hydra import HydraDrafter
 from mmspec.drafters.medusa import MedusaDrafter
-from mmspec.drafters.none import NoDrafter
+from mmspec.drafters.redrafter import ReDrafter
 from mmspec.drafters.vadusa import VadusaDrafter
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.noise import Noise
@@ -77,14 +79,15 @@ def plain(
     ]
 
 
-DRAFTERS = ("none", "lookup", "jacobi", "medusa", "vadusa", "hawk", "hawk-path")
+UNTRAINED = ("none", "lookup", "jacobi", "recycling", "aded", "hierarchy", "stand")
+TRAINED = ("medusa", "vadusa", "hawk", "hawk-path", "amphista", "falcon", "hydra", "redrafter")
+DRAFTERS = (*UNTRAINED, *TRAINED)
 
 
 def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
     """A drafter by name; those with weights are random."""
-    untrained = {"none": NoDrafter, "lookup": LookupDrafter, "jacobi": JacobiDrafter}
-    if name in untrained:
-        return untrained[name]()
+    if name in UNTRAINED:
+        return drafters.load(name, None, target)
     stride, width = GRID.stride, target.hidden_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -92,6 +95,14 @@ def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
             built: TrainedDrafter = MedusaDrafter(width, stride, [(0, 2), (0, 3), (0, 4)])
         elif name == "vadusa":
             built = VadusaDrafter(width, heads=4, vocabulary=target.vocabulary_size, rank=4, inner=8)
+        elif name == "amphista":
+            built = AmphistaDrafter(width, heads=3, window=3)
+        elif name == "falcon":
+            built = FalconDrafter(width, depth=4)
+        elif name == "hydra":
+            built = HydraDrafter(width, heads=3)
+        elif name == "redrafter":
+            built = ReDrafter(width)
         elif name == "hawk":
             built = HawkDrafter(width, stride, [(0, 2), (0, 3), (0, 4), (1, 0), (1, 1)])
         else:

@@ -223,12 +223,14 @@ def length_by_nodes(
 ) -> dict[str, dict[str, float]]:
     """For each number of draft nodes a round, `mean_acceptance_length` over all jobs and the `nodes` that were there.
 
-    `jobs` are decoded one after the other, with a seed for each row. A drafter's tree may have fewer nodes than that:
+    `jobs` are decoded one after the other, with a seed for each row, by a drafter that begins with what it was trained
+    on alone. A drafter's tree may have fewer nodes than that:
     where its heads end, where nothing was found to copy, and before the end of a row.
     """
     lengths = {}
     for number in numbers:
         parts, first = [], seed
+        drafter.forget()
         with fixed_nodes(drafter, number), uncompiled(target):
             for prompts, stop in jobs:
                 rows = len(prompts.conditional)

@@ -17,6 +17,7 @@ from transformers import GenerationMixin, SuppressTokensLogitsProcessor
 
 from mmspec import drafters, reference
 from mmspec.bench import own_report
+from mmspec.bench.counting import length_by_nodes
 from mmspec.bench.intervals import interval
 from mmspec.bench.suite import (
     GENERATE,
@@ -216,8 +217,11 @@ def run_setting(
     title: str,
     dtype: str,
     seed: int,
+    nodes: Sequence[int] = (),
 ) -> tuple[list[dict], list[dict]]:
-    """All rows at one temperature, and those that transformers cannot give, with why."""
+    """All rows at one temperature, and those that transformers cannot give, with why. With `nodes` also the accepted
+    lengths of each drafter with so many draft nodes a round.
+    """
     target, (prompts, stop) = pipe.target, encoded[0]
     options: dict[str, dict] = {GENERATE: {}, LOOKUP: {"prompt_lookup_num_tokens": 10}}
     if target.compiled and prompts.unconditional is None:
@@ -235,7 +239,12 @@ def run_setting(
     lengths = [stop.length for _, stop in encoded]
     if target.compiled:  # graphs are made for every length before anything counts
         run_in_turns(runners, lambda turn: (encoded[turn][0], lengths[turn]), len(encoded), 1, seed, "compiling")
-    turns = run_in_turns(runners, lambda turn: (encoded[turn][0], lengths[turn]), len(encoded), 1, seed, title)
+
+    def forget() -> None:
+        for drafter in ready.values():
+            drafter.forget()
+
+    turns = run_in_turns(runners, lambda turn: (encoded[turn][0], lengths[turn]), len(encoded), 1, seed, title, forget)
     plain = [answer for answer in turns[PLAIN] if answer]
     missing = {label: runner.failure for label, runner in foreign.items() if runner.failure}
     rows = []
@@ -244,8 +253,12 @@ def run_setting(
             continue
         answers = [answer for answer in optional if answer]
         stats = [answer.stats for answer in answers]
-        row = result_row(label, title, stats, dtype, str(target.device), 1, prompts.guidance)
-        rows.append(own_row(row, answers, plain, sampling))
+        row = own_row(
+            result_row(label, title, stats, dtype, str(target.device), 1, prompts.guidance), answers, plain, sampling
+        )
+        equal = label in ready and nodes
+        row["by_nodes"] = length_by_nodes(target, encoded, ready[label], nodes, sampling, seed=seed) if equal else None
+        rows.append(row)
     return compare(rows), [{"setting": title, "label": label, "why": why} for label, why in missing.items()]
 
 
@@ -270,13 +283,14 @@ def run(
     seed: int = 0,
     tokens: int | None = None,
     compiled: bool = False,
+    nodes: Sequence[int] = (),
 ) -> Path:
     """Write `results.json`, `results.md` and `results.png` to `out`, anew after each setting, and return it.
 
     `rows` are prompts as `read_prompts` gives them, each of which is decoded once by everyone, with a seed of its own.
     Without `names` all drafters that the model has weights for are measured, and without `temperatures` it samples by
     its own defaults. `tokens` limits the length. `compiled` passes are graphs, and `generate` is measured compiled,
-    too.
+    too. For `nodes` see `run_setting`.
     """
     task = task_of(folder)
     if task != "image-text-to-text" and any(row.get("image") or row.get("images") for row in rows):
@@ -303,7 +317,7 @@ def run(
         for temperature in dict.fromkeys(temperatures or (None,)):
             sampling = pipe.read_options({"temperature": temperature})[0]
             title = title_of(dtype, sampling, prompts.guidance, target)
-            measured, missing = run_setting(pipe, encoded, ready, sampling, title, dtype, seed)
+            measured, missing = run_setting(pipe, encoded, ready, sampling, title, dtype, seed, nodes)
             results["rows"] += measured
             results["missing"] += missing
             own_report.write(out, results)

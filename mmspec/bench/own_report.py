@@ -118,7 +118,7 @@ def markdown(results: dict) -> str:
         dashes = [[entry["label"], *["–"] * (len(HEADS) - 1)] for entry in missing]
         parts += [f"## {setting}", table(HEADS, [*map(line, rows), *dashes])]
         parts += [f"{entry['label']}: {entry['why']}." for entry in missing]
-        parts += depth_tables(drafted(rows))
+        parts += [*depth_tables(drafted(rows)), *report.nodes_table(rows)]
     return "\n\n".join(parts) + "\n"
 
 

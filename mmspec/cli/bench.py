@@ -68,7 +68,7 @@ class Bench:
     compile: Switch = False
     """Compiled passes, and `generate` compiled by transformers too; in a suite plain decoding uncompiled as well."""
     nodes: Annotated[list[int], tyro.conf.arg(metavar="N ...", help_behavior_hint="")] = field(default_factory=list)
-    """In a suite: also accepted lengths with so many draft nodes for every drafter, such as 4 8 16 32 64."""
+    """Also accepted lengths with so many draft nodes for every drafter, such as 4 8 16 32 64."""
     compare: Annotated[list[Path], tyro.conf.arg(metavar="A.json B.json", help_behavior_hint="")] = field(
         default_factory=list
     )
@@ -134,8 +134,6 @@ class Bench:
             raise MmspecError("a suite generates whole pictures, sentences and answers: leave --tokens out")
         if not all(1 <= nodes <= 64 for nodes in self.nodes):
             raise MmspecError("--nodes are 1 to 64")
-        if not self.suite and self.nodes:
-            raise MmspecError("--nodes is for a suite: leave it out with prompts of your own")
         if not self.suite and self.batch != [1]:
             raise MmspecError("prompts of your own are decoded one at a time: leave --batch out")
         if not self.suite and count is not None and count > lines:
@@ -184,7 +182,8 @@ class Bench:
 
             quiet_libraries()
         chosen = (self.drafters, self.temperature or (), dtypes)
-        own.run(self.model or "", folder, rows, self.out, *chosen, device, self.seed, self.tokens, self.compile)
+        limits = (self.seed, self.tokens, self.compile, self.nodes)
+        own.run(self.model or "", folder, rows, self.out, *chosen, device, *limits)
 
     def run_comparison(self) -> int:
         """Print two results side by side; what makes them unlike is said on standard error."""

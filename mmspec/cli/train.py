@@ -46,7 +46,7 @@ class Train:
     """
 
     what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DRAFTER|RECIPE")]
-    """medusa, vadusa, hawk, hawk-path or msd; or a recipe.yaml, or a folder that holds one."""
+    """medusa, vadusa, hydra, msd or another of docs/drafters; or a recipe.yaml, or a folder that holds one."""
     model: Name = None
     """The target: a bundled name, a folder, or a hub id."""
     prompts: File = None

@@ -52,6 +52,9 @@ class Drafter:
         """
         self.start(self.target, state, self.sampling, self.needs_draft_probs)
 
+    def forget(self) -> None:
+        """Drop what was learnt from earlier generations, if anything was."""
+
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         """A tree of at most `limit` levels under the root. Reads the device never, or once to search it on the host."""
         raise MmspecError(f"drafter {self.name!r} drafts nothing: it has no method draft")

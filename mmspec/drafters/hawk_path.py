@@ -1,43 +1,28 @@
 """Path-conditioned Hawk: one small recurrent head that reads the drafted path and the committed neighbourhood."""
 
-from collections.abc import Iterator, Sequence
-from time import perf_counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmspec.drafters.base import TrainedDrafter
-from mmspec.drafters.examples import (
-    Batch,
-    DepthPredictions,
-    Example,
-    divergence,
-    guide,
-    masked_mean,
-    pad,
-    uniform,
-)
+from mmspec.drafters.examples import Batch
+from mmspec.drafters.path_drafter import PathDrafter
 from mmspec.drafters.stale import StaleScores
-from mmspec.drafters.trees import DepthPlan, sample_tree
 from mmspec.engine.accept import Committed
-from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
-from mmspec.engine.tree import Candidates, DraftTree, build_tree, root
+from mmspec.engine.tree import DraftTree
 from mmspec.targets.base import Target
 
 # Dropout probability on the input of the recurrent block (state + token + context) in training; without it the drafter
 # overfits.
 DROPOUT = 0.15
 
-# Weight of a depth's loss against that of the depth before it.
-DECAY = 0.9
 
-
-class HawkPathDrafter(TrainedDrafter):
+class HawkPathDrafter(PathDrafter):
     """A recurrent block that is applied once per draft depth, without any target pass while drafting.
 
     Its input is the recurrent state, the embedding of the last drafted token, and the context of the position to be
@@ -56,7 +41,6 @@ class HawkPathDrafter(TrainedDrafter):
     """
 
     name = "hawk-path"
-    loss_options = ("anchors", "tv")
     recipe = {"steps": 2000, "batch": 8, "lr": 1.5e-3, "muon_lr": 1.5e-3}
 
     def __init__(
@@ -74,9 +58,8 @@ class HawkPathDrafter(TrainedDrafter):
         coupling: list[float] | None = None,
     ):
         super().__init__(target, depth, beta, coupling, beam=3, ranks=3)
-        self.widths = [2, *[1] * depth]
         self.blend = 0.6
-        self.vocabulary, self.grid, self.stride, self.depth = vocabulary, tuple(grid), stride, depth
+        self.vocabulary, self.grid, self.stride = vocabulary, tuple(grid), stride
         self.offsets = [up * stride - right for up, right in neighbours]
         self.enter = nn.Linear(hidden_size, width, bias=False)
         self.tokens = nn.Embedding(vocabulary + 1, width)
@@ -115,16 +98,16 @@ class HawkPathDrafter(TrainedDrafter):
         return total + self.look(features)
 
     def begin(self, features: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape width"]:
-        """The recurrent state before the root is read, from the feature that predicted the root."""
         return self.enter(features)
 
     def step(
-        self, state: Float[Tensor, "*shape width"], tokens: Int[Tensor, "*other"], context: Float[Tensor, "*more width"]
+        self,
+        target: Target,
+        state: Float[Tensor, "*shape width"],
+        tokens: Int[Tensor, "*other"],
+        depth: int,
+        context: Float[Tensor, "*more width"] | None,
     ) -> tuple[Float[Tensor, "*shape width"], Float[Tensor, "*shape vocab"]]:
-        """Read one token; return the new recurrent state and the logits of the next token.
-
-        The embeddings of `tokens` and `context` are broadcast to the shape of `state`, e.g. `branch row beam width`.
-        """
         mixed = F.dropout(state + self.tokens(tokens) + context, DROPOUT, self.training)
         gate, value = self.up(self.norm(mixed)).chunk(2, dim=-1)
         state = mixed * torch.sigmoid(self.decay) + self.down(F.silu(gate) * value)
@@ -132,18 +115,22 @@ class HawkPathDrafter(TrainedDrafter):
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         super().start(target, state, sampling, needs_draft_probs)
-        self._plan = DepthPlan(self.depth)
         self._stale = StaleScores(state.rows, target.vocabulary_size, target.device)
 
     def change_rows(self, state: State, previous: list[int | None]) -> None:
         self._stale.change_rows(previous)
 
     def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
-        self._plan.observe(committed, tree.height)
+        super().observe(state, tree, committed, gumbel_scores)
         self._stale.observe(tree, committed, gumbel_scores)
 
-    def neighbour_context(self, state: State, height: int) -> Float[Tensor, "branch row position width"]:
-        """Contexts of the `height` positions after the root."""
+    def couple(
+        self, depth: int, scores: Float[Tensor, "row beam vocab"], noise: Float[Tensor, "row 1 vocab"]
+    ) -> Float[Tensor, "row beam vocab"]:
+        mixed = self._stale.mix(depth, scores + self.coupling[depth] * noise, self.blend)
+        return mixed * self.beta[depth] * self.sampling.temperature
+
+    def draft_contexts(self, state: State, height: int) -> Float[Tensor, "branch row position width"]:
         counts = torch.tensor(state.counts, device=state.roots.device)
         positions = counts[:, None] + torch.arange(height, device=counts.device)
         if not self.offsets:
@@ -159,39 +146,6 @@ class HawkPathDrafter(TrainedDrafter):
         rows = torch.arange(state.rows, device=counts.device)[:, None, None]
         features = state.features[:, rows, (sources + 1).where(read, 0)] * read[..., None]
         return self.context(tokens, features.flatten(3), positions)
-
-    @torch.inference_mode()
-    def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
-        height = self._plan.height(limit, self.cost)
-        if height < 1:
-            return root(state.roots)
-        began = perf_counter()
-        context = self.neighbour_context(state, height)
-        counts = torch.tensor(state.counts, device=state.roots.device)
-        gumbel = noise.gumbel(state.counts, height) if self.coupled and not noise.greedy else None
-        rows = torch.arange(state.rows, device=counts.device)
-        hidden = self.begin(state.features[:, rows, counts - 1])[:, :, None]
-
-        def scores(depth: int, tokens: Tensor, parent_index: Tensor) -> Float[Tensor, "row beam vocab"]:
-            nonlocal hidden
-            hidden = hidden[:, rows[:, None], parent_index]
-            hidden, logits = self.step(hidden, tokens, context[:, :, depth : depth + 1])
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            positions = (counts + depth)[:, None].expand_as(tokens)
-            return self.sampling.scores(self.target.guide(state, logits, positions))
-
-        def expand(depth: int, tokens: Tensor, parent_index: Tensor) -> Candidates:
-            values = scores(depth, tokens, parent_index)
-            if gumbel is not None:
-                values = values + self.coupling[depth] * gumbel[:, depth, None].to(values.dtype)
-                values = self._stale.mix(depth, values, self.blend) * self.beta[depth] * self.sampling.temperature
-            return self.candidates(values)
-
-        if self.needs_draft_probs:
-            return sample_tree(state, noise, scores, self.widths, height, self.max_nodes)
-        tree = build_tree(state.roots, expand, height, self.beam, self.max_nodes)
-        self._plan.took(perf_counter() - began, height)
-        return tree
 
     @classmethod
     def build(cls, target: Target, **options: Any) -> "HawkPathDrafter":
@@ -210,64 +164,20 @@ class HawkPathDrafter(TrainedDrafter):
             drafter.head.weight.data.copy_(target.head.weight)
         return drafter
 
-    def unroll(
-        self, batch: Batch, anchors: Int[Tensor, "row anchor"]
-    ) -> Iterator[tuple[Int[Tensor, "row anchor"], Bool[Tensor, "row anchor"], Tensor]]:
-        """Unroll the drafter from every anchor with teacher forcing.
-
-        An anchor n is a draft after n committed tokens: the root is token n - 1, and depth k = 0, 1, ... predicts token
-        n + k. For each depth this yields the predicted positions, whether each lies within its sequence, and the logits
-        `row branch anchor vocab`.
-        """
+    def training_context(
+        self, batch: Batch, anchors: Int[Tensor, "row anchor"], positions: Int[Tensor, "row anchor"]
+    ) -> Float[Tensor, "row branch anchor width"]:
         tokens, features = batch.tokens, batch.features
-        rows, branches, length = features.shape[:3]
+        rows, length = tokens.shape
         padded = torch.cat([tokens, tokens.new_full((rows, 1), self.vocabulary)], 1)
-        offsets = torch.tensor(self.offsets, device=tokens.device)
-        row = torch.arange(rows, device=tokens.device)[:, None]
-        hidden = self.begin(features[row, :, anchors - 1].transpose(1, 2))
-        for depth in range(self.depth):
-            positions = anchors + depth
-            valid = positions < batch.lengths[:, None]
-            positions = positions.clamp(max=length - 1)
-            sources = (positions[..., None] - offsets).long()
-            committed = (sources >= 0) & (sources < anchors[..., None])
-            read = (sources >= 0) & (sources + 1 < anchors[..., None])
-            around = padded[row[..., None], sources.where(committed, length)]
-            if self.offsets:
-                states = features[row[..., None], :, (sources + 1).where(read, 0)] * read[..., None, None]
-                states = states.movedim(3, 1).flatten(3)
-            else:
-                states = features[:, :, :1].expand(-1, -1, anchors.shape[1], -1)
-            context = self.context(around, states.transpose(0, 1), positions).transpose(0, 1)
-            inputs = padded[row, positions - 1][:, None].expand(-1, branches, -1)
-            hidden, logits = self.step(hidden, inputs, context)
-            yield positions, valid, logits
-
-    def loss(
-        self, target: Target, examples: Sequence[Example], anchors: int = 48, tv: float = 0.0, **options: Any
-    ) -> dict[str, Tensor]:
-        """`divergence` from the target's guided distribution; depth k = 0, 1, ... has weight `DECAY`^k.
-
-        `anchors` is the number of random draft positions per sequence. "first" and "last" are the losses of the first
-        and the last depth.
-        """
-        batch = pad(examples, target.device)
-        share = uniform(examples, anchors, device=target.device)
-        chosen = 1 + (share * (batch.lengths[:, None] - 1)).long()
-        probs = guide(target.logits(batch.features), batch.guidance).softmax(-1)
-        row = torch.arange(len(examples), device=target.device)[:, None]
-        terms = []
-        for positions, valid, logits in self.unroll(batch, chosen):
-            errors = divergence(guide(logits, batch.guidance), probs[row, positions], tv)
-            terms.append(masked_mean(errors, valid))
-        weights = DECAY ** torch.arange(len(terms), device=target.device)
-        total = (weights * torch.stack(terms)).sum() / weights.sum()
-        return {"loss": total, "first": terms[0].detach(), "last": terms[-1].detach()}
-
-    def predictions(self, target: Target, example: Example) -> list[DepthPredictions]:
-        batch = pad([example], target.device, torch.float32)
-        anchors = torch.arange(1, len(example.tokens), device=target.device)[None]
-        return [
-            DepthPredictions(positions[valid], torch.log_softmax(guide(logits.float(), batch.guidance), -1)[valid])
-            for positions, valid, logits in self.unroll(batch, anchors)
-        ]
+        row = torch.arange(rows, device=tokens.device)[:, None, None]
+        sources = (positions[..., None] - torch.tensor(self.offsets, device=tokens.device)).long()
+        committed = (sources >= 0) & (sources < anchors[..., None])
+        read = (sources >= 0) & (sources + 1 < anchors[..., None])
+        around = padded[row, sources.where(committed, length)]
+        if self.offsets:
+            states = features[row, :, (sources + 1).where(read, 0)] * read[..., None, None]
+            states = states.movedim(3, 1).flatten(3)
+        else:
+            states = features[:, :, :1].expand(-1, -1, anchors.shape[1], -1)
+        return self.context(around, states.transpose(0, 1), positions).transpose(0, 1)

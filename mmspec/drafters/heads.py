@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmspec.drafters.adversary import Discriminator
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.examples import Batch, DepthPredictions, Example, divergence, guide, masked_mean, pad
 from mmspec.drafters.lattice import PairTable, RootReader, cut_tree, joined_tree, product_paths
@@ -55,10 +56,13 @@ class HeadDrafter(TrainedDrafter):
     With `rank`, heads know the last token by a `RootReader` of width `inner`, and candidates of neighbouring depths are
     joined by a `PairTable` of that rank (`mmspec.drafters.lattice`); without, all candidates of a depth are followed
     alike.
+
+    KOALA (arXiv 2408.08146) adds `layers` residual layers in each head, and a `discriminator` of so many hidden units,
+    whose loss is added with the weight `adversarial`.
     """
 
     name = "heads"
-    loss_options = ("tv",)
+    loss_options = ("tv", "adversarial")
 
     def __init__(
         self,
@@ -71,6 +75,8 @@ class HeadDrafter(TrainedDrafter):
         vocabulary: int = 0,
         rank: int = 0,
         inner: int = 512,
+        layers: int = 1,
+        discriminator: int = 0,
     ):
         right = sum(down == 0 for down, _ in neighbours)
         super().__init__(target, right, beta, coupling, beam=8, ranks=8)
@@ -81,6 +87,12 @@ class HeadDrafter(TrainedDrafter):
         if [self.offsets[i] for i in self.horizontal] != list(range(2, right + 2)):
             raise MmspecError(f"horizontal neighbours must be (0, 2), (0, 3), ... in order, not {self.neighbours}")
         self.heads = nn.ModuleList(ResidualHead(hidden_size) for _ in self.neighbours)
+        self.more = nn.ModuleList(
+            nn.Sequential(*(ResidualHead(hidden_size) for _ in range(layers - 1)))
+            for _ in self.neighbours
+            if layers > 1
+        )
+        self.discriminator = Discriminator(hidden_size, discriminator) if discriminator else None
         self.weights = nn.Parameter(torch.zeros(len(self.horizontal), 1 + len(self.vertical)))
         self.table = PairTable(vocabulary, rank) if rank else None
         self.reader = RootReader(hidden_size, vocabulary, inner, right) if rank else None
@@ -127,7 +139,7 @@ class HeadDrafter(TrainedDrafter):
         features = state.features[:, row : row + 1, first:count]
         for scores, head in zip(self._vertical_scores, self.vertical, strict=True):
             positions = torch.arange(first, count, device=features.device) - 1 + self.offsets[head]
-            logits = self.target.guide(state, self.target.logits(self.heads[head](features)), positions[None])
+            logits = self.target.guide(state, self.target.logits(self.moved(head, features)), positions[None])
             scores[row, positions % scores.shape[1]] = logits[0]
 
     def pool(
@@ -150,13 +162,30 @@ class HeadDrafter(TrainedDrafter):
             for count in state.counts
         ]
 
-    def sources(self, state: State, height: int) -> Float[Tensor, "row depth source vocab"]:
-        """Processed scores for each depth, the horizontal head's first, then those of the vertical heads."""
+    def hidden_ahead(self, state: State, height: int) -> Float[Tensor, "branch row depth width"]:
+        """What the horizontal heads predict from."""
         latest = torch.stack([state.features[:, row, count - 1] for row, count in enumerate(state.counts)], 1)
-        moved = nn.functional.linear(latest, *self._across).unflatten(2, (len(self.horizontal), -1))[:, :, :height]
-        stacked = latest[:, :, None] + nn.functional.silu(moved)
+        stacked = self.across(latest)[:, :, :height]
         if self.reader is not None:
             stacked = stacked + self.reader(latest, state.roots.expand(latest.shape[:2]))[:, :, :height]
+        return stacked
+
+    def across(self, features: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape depth width"]:
+        """All horizontal heads, after `start`."""
+        moved = nn.functional.linear(features, *self._across).unflatten(-1, (len(self.horizontal), -1))
+        stacked = features[..., None, :] + nn.functional.silu(moved)
+        if not self.more:
+            return stacked
+        return torch.stack([self.more[k](stacked[..., i, :]) for i, k in enumerate(self.horizontal)], -2)
+
+    def moved(self, head: int, features: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape width"]:
+        """What a head predicts from."""
+        first = self.heads[head](features)
+        return self.more[head](first) if self.more else first
+
+    def sources(self, state: State, height: int) -> Float[Tensor, "row depth source vocab"]:
+        """Processed scores for each depth, the horizontal head's first, then those of the vertical heads."""
+        stacked = self.hidden_ahead(state, height)
         depths = [range(count, count + height) for count in state.counts]
         positions = torch.tensor(depths, device=state.roots.device)
         parts = [self.target.guide(state, self.target.logits(stacked), positions)]
@@ -253,12 +282,12 @@ class HeadDrafter(TrainedDrafter):
         start = max(first, self.offsets[head] - 1)
         return torch.arange(start, max(start, length), device=device), [head, *self.vertical]
 
-    def _hidden(self, batch: Batch) -> list[Float[Tensor, "row branch _ width"]]:
+    def _hidden(self, target: Target, batch: Batch) -> list[Float[Tensor, "row branch _ width"]]:
         """What each head predicts from, at the positions of its features that have a prediction within the batch."""
         length, branches = batch.tokens.shape[1], batch.features.shape[1]
         hidden = [
-            head(batch.features[:, :, : max(0, length + 1 - offset)])
-            for offset, head in zip(self.offsets, self.heads, strict=True)
+            self.moved(head, batch.features[:, :, : max(0, length + 1 - offset)])
+            for head, offset in enumerate(self.offsets)
         ]
         if self.reader is not None:
             roots = batch.tokens[:, None].expand(-1, branches, -1)
@@ -278,7 +307,14 @@ class HeadDrafter(TrainedDrafter):
         )
         return positions, pooled if self.table is None else pooled + self.table(tokens[:, positions - 1])
 
-    def loss(self, target: Target, examples: Sequence[Example], tv: float = 0.0, **options: Any) -> dict[str, Tensor]:
+    def loss(
+        self,
+        target: Target,
+        examples: Sequence[Example],
+        tv: float = 0.0,
+        adversarial: float | None = None,
+        **options: Any,
+    ) -> dict[str, Tensor]:
         """`divergence` from the target's guided distribution.
 
         It is summed over heads with weight `DECAY`^(k-1), at the positions that each head reaches, and over depths for
@@ -288,18 +324,25 @@ class HeadDrafter(TrainedDrafter):
         batch = pad(examples, target.device)
         probs = guide(target.logits(batch.features), batch.guidance).softmax(-1)
         horizontal = [self.offsets[i] for i in self.horizontal]
-        terms, guided = [], []
-        for offset, hidden in zip(self.offsets, self._hidden(batch), strict=True):
+        terms, guided, deceived = [], [], []
+        for offset, hidden in zip(self.offsets, self._hidden(target, batch), strict=True):
             logits = guide(target.head.differentiable(hidden), batch.guidance).float()
             guided.append(logits if self.table is not None else logits.detach())
             order = horizontal.index(offset) if offset in horizontal else 0
             errors = divergence(logits, probs[:, offset - 1 :], tv)
             terms.append(DECAY**order * masked_mean(errors, batch.valid[:, offset - 1 :]))
+            if self.discriminator is not None:
+                true = batch.features[:, :, offset - 1 :].to(hidden.dtype)
+                deceived.append(DECAY**order * self.discriminator(hidden, true, batch.valid[:, offset - 1 :]))
         pooled = []
         for depth in range(len(self.horizontal)):
             positions, logits = self._pooled(guided, batch.tokens, depth)
             pooled.append(masked_mean(divergence(logits, probs[:, positions], tv), batch.valid[:, positions]))
         alone = torch.stack(terms).sum() * (1.0 if self.table is None else ALONE)
+        if deceived:
+            alone = alone + (0.1 if adversarial is None else adversarial) * torch.stack(deceived).sum()
+        elif adversarial is not None:
+            raise MmspecError("adversarial is the weight of a discriminator, and there is none: give discriminator=64")
         return {
             "loss": alone + torch.stack(pooled).sum(),
             "head": terms[0].detach(),
@@ -309,6 +352,6 @@ class HeadDrafter(TrainedDrafter):
 
     def predictions(self, target: Target, example: Example) -> list[DepthPredictions]:
         batch = pad([example], target.device, torch.float32)
-        guided = [guide(target.logits(hidden), batch.guidance) for hidden in self._hidden(batch)]
+        guided = [guide(target.logits(hidden), batch.guidance) for hidden in self._hidden(target, batch)]
         depths = (self._pooled(guided, batch.tokens, depth) for depth in range(len(self.horizontal)))
         return [DepthPredictions(positions, torch.log_softmax(logits, -1)[0]) for positions, logits in depths]

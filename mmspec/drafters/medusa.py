@@ -20,17 +20,20 @@ class MedusaDrafter(HeadDrafter):
     name, format = "medusa", "medusa"
 
     def to_released(self, target: Target, verifier: Verifier) -> Release:
-        """Every head has one residual layer, and the target's output matrix as its own."""
+        """Every head has the target's output matrix as its own."""
         if self.table is not None:
             raise MmspecError("these heads count on a table and on the last token, of which Medusa's files have none")
         output, heads = target.model.get_output_embeddings(), [self.heads[i] for i in self.horizontal]
         tensors: dict[str, Tensor] = {}
+        residual: list = []
         for k, head in enumerate(heads):
-            tensors |= {f"{k}.0.{name}": value for name, value in head.state_dict().items()}
-            tensors[f"{k}.1.weight"] = output.weight
+            residual = [head, *(self.more[self.horizontal[k]] if self.more else [])]
+            for i, layer in enumerate(residual):
+                tensors |= {f"{k}.{i}.{name}": value for name, value in layer.state_dict().items()}
+            tensors[f"{k}.{len(residual)}.weight"] = output.weight
         config = {
             "medusa_num_heads": len(heads),
-            "medusa_num_layers": 1,
+            "medusa_num_layers": len(residual),
             "base_model_name_or_path": verifier.name,
             "vocab_size": len(output.weight),
         }

@@ -39,9 +39,13 @@ class VadusaDrafter(HeadDrafter):
         vocabulary: int = 0,
         rank: int = 0,
         inner: int = 512,
+        layers: int = 1,
+        discriminator: int = 0,
     ):
         neighbours = [(0, k + 2) for k in range(heads)]
-        super().__init__(hidden_size, stride, neighbours, target, beta, coupling, vocabulary, rank, inner)
+        joined = {"vocabulary": vocabulary, "rank": rank, "inner": inner}
+        koala = {"layers": layers, "discriminator": discriminator}
+        super().__init__(hidden_size, stride, neighbours, target, beta, coupling, **joined, **koala)
         self.accuracies, self.sparse = accuracies, sparse
 
     @classmethod

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import llama
 from tiny_text import save_chat_model
 
+from mmspec import drafters
 from mmspec.bench import own, own_report
 from mmspec.bench.own import GENERATE, LOOKUP, PLAIN, Answer
 from mmspec.engine.loop import Stop
@@ -24,6 +25,7 @@ from mmspec.targets.causal import CausalTarget
 
 pytest.importorskip("matplotlib")
 
+UNTRAINED = [name for name in drafters.usable(None) if name != "none"]
 QUESTIONS = [{"prompt": "hello?"}, {"prompt": "what is it, said he."}, {"prompt": "who are you?"}]
 
 
@@ -88,7 +90,7 @@ def test_defaults(text_folder: Path, tmp_path: Path) -> None:
     config = {"do_sample": True, "temperature": 0.5, "top_k": 7}
     (folder / "generation_config.json").write_text(json.dumps(config))
     results = measure(folder, QUESTIONS[:1], tmp_path / "out", tokens=6)
-    assert list(by_label(results, 0.5)) == [PLAIN, GENERATE, LOOKUP, "lookup", "jacobi"]
+    assert list(by_label(results, 0.5)) == [PLAIN, GENERATE, LOOKUP, *UNTRAINED]
     assert all(row["setting"].startswith("fp64, T = 0.5, top_k 7, passes of ") for row in results["rows"])
     assert all(row["speedup_interval"] is None for row in results["rows"])
     again = measure(folder, QUESTIONS[:1], tmp_path / "out", "lookup", "none", "lookup", tokens=6)
@@ -99,7 +101,7 @@ def test_pictures(model_folder: Path, tmp_path: Path) -> None:
     """With guidance transformers has no prompt lookup: a dash, and why; drafters are measured with it (fp64)."""
     results = measure(model_folder, [{"prompt": "a red heart"}, {"prompt": "a cat face"}], tmp_path / "out")
     rows = by_label(results, 1.0)
-    assert list(rows) == [PLAIN, GENERATE, "lookup", "jacobi"] and {row["tokens"] for row in rows.values()} == {128}
+    assert list(rows) == [PLAIN, GENERATE, *UNTRAINED] and {row["tokens"] for row in rows.values()} == {128}
     assert rows["jacobi"]["equal"] == rows["lookup"]["equal"] == 2 and rows["jacobi"]["guidance"] == 2.0
     assert [entry["label"] for entry in results["missing"]] == [LOOKUP]
     report = (tmp_path / "out" / "results.md").read_text()
@@ -137,7 +139,7 @@ def test_questions_about_pictures(vision_folder: Path, tmp_path: Path) -> None:
     ]
     results = measure(vision_folder, lines, tmp_path / "out", temperatures=[0.0], tokens=12)
     rows = by_label(results, 0.0)
-    assert list(rows) == [PLAIN, GENERATE, LOOKUP, "lookup", "jacobi", "msd"] and not results["missing"]
+    assert list(rows) == [PLAIN, GENERATE, LOOKUP, *UNTRAINED, "msd"] and not results["missing"]
     # This random model says the token of a picture, which prompt lookup must not.
     assert all(row["equal"] == 3 for label, row in rows.items() if label != LOOKUP)
     other = own.identity(lines[0] | {"image": blue})

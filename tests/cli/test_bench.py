@@ -93,7 +93,6 @@ def test_quick_and_numbers(run, prompts: Path, monkeypatch: pytest.MonkeyPatch) 
         (["--prompts", "prompts.txt", "--drafters", "hwak"], "unknown drafter 'hwak'"),
         (["--prompts", "prompts.txt", "--drafters", "no/folder/here"], "no folder no/folder/here"),
         (["image", "--tokens", "4"], "a suite generates whole pictures"),
-        (["--prompts", "prompts.txt", "--nodes", "4"], "--nodes is for a suite"),
         (["image", "--nodes", "4", "65"], "--nodes are 1 to 64"),
         (["--compare", "a.json"], "--compare takes two files, and 1 are given"),
         (["--compare", "a.json", "b.json"], "measures nothing: leave suite, --model and --prompts out"),

@@ -10,6 +10,7 @@ from tiny_vlm import built
 
 from mmspec import drafters, zoo
 from mmspec.drafters.heads import HeadDrafter
+from mmspec.drafters.table_drafter import TableDrafter
 from mmspec.engine.loop import Stop
 from mmspec.pipelines import pipeline, task_of
 
@@ -21,7 +22,7 @@ def test_tiny_drafters(name: str, rows: int) -> None:
     target = text_target() if name == "msd" else image_target()
     guesser = built() if name == "msd" else drafter(name, target)
     counts, drafting = count_reads(target, guesser, prompts([[1, 3, 2]] * rows), rows, Stop(40))
-    searches = isinstance(guesser, HeadDrafter)
+    searches = isinstance(guesser, HeadDrafter | TableDrafter)
     assert counts and max(counts) <= 2 and min(counts) >= 1 and drafting == searches * len(counts)
 
 
@@ -49,10 +50,10 @@ def test_bundled_drafters(name: str) -> None:
     folder = zoo.resolve(name)
     pipe = pipeline(task_of(folder), folder, device="cpu", dtype="bf16")
     given, stop = pipe.encode_examples(zoo.prompts(folder)[-1:])
-    for usable in drafters.usable(folder):
+    for usable in ("none", "lookup", "jacobi", *zoo.drafters(folder)):
         for rows in (1, 4):
             row = given.repeat_first(rows).select(slice(None), 1.0)
             guesser = drafters.load(usable, folder, pipe.target, row, stop.length)
             counts, drafting = count_reads(pipe.target, guesser, row, rows, Stop(24))
-            searches = isinstance(guesser, HeadDrafter)
+            searches = isinstance(guesser, HeadDrafter | TableDrafter)
             assert counts and max(counts) <= 2 and drafting == searches * len(counts), (usable, rows)

@@ -44,7 +44,7 @@ def test_custom_stop(answers) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 7])
-@pytest.mark.parametrize("name", ["none", "jacobi", "lookup", "hawk-path"])
+@pytest.mark.parametrize("name", ["none", "jacobi", "lookup", "recycling", "hawk-path"])
 def test_never_more_than_length(name: str, length: int) -> None:
     """Exactly `length` tokens and the same ones, also for lengths shorter than a tree; zero asks for nothing."""
     target = image_target()

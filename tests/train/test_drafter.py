@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny import TRAINED, image_target, prompts, text_target
 from tiny import drafter as tiny_drafter
-from tiny import image_target, prompts, text_target
 from torch import nn
 
 from mmspec import drafters
@@ -155,7 +155,7 @@ def test_a_new_drafter_is_a_file_and_a_line(
 
 
 @pytest.mark.parametrize("tv", [0.0, 0.9])
-@pytest.mark.parametrize("name", ["medusa", "vadusa", "hawk", "hawk-path", "msd"])
+@pytest.mark.parametrize("name", [*TRAINED, "msd"])
 def test_training_lowers_the_loss(name: str, tv: float, examples: list[Example]) -> None:
     """Some steps on one batch lower each drafter's own loss, whatever the share of total variation."""
     if name == "msd":
@@ -208,7 +208,9 @@ def test_kinds_that_are_not_trained() -> None:
 def test_drafters_that_cannot_be_built(tmp_path: Path) -> None:
     """Options that a class does not have, and weights that it cannot begin with, are refused by name."""
     target = image_target(torch.float32)
-    with pytest.raises(MmspecError, match="unknown option of medusa 'depth': known are inner, neighbours, rank, tv"):
+    with pytest.raises(
+        MmspecError, match="unknown option of medusa 'depth': known are adversarial, discriminator, inner"
+    ):
         DrafterSettings.of("medusa", model={"depth": 3})
     with pytest.raises(MmspecError, match="medusa is not built so"):
         build_drafter(DrafterSettings.of("medusa", model={"neighbours": "x"}), target, [])
