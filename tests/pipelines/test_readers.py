@@ -72,7 +72,7 @@ def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, m
     assert run("info", str(folder), "--json") == 0
     assert json.loads(capsys.readouterr().out)["task"] == "image-text-to-text"
     settings = "--prompts 2 --dtype fp64 --temperature 0 1 --batch 2 --tokens 8 --device cpu --json found.json"
-    assert run("verify", str(folder), *settings.split()) == 0
+    assert run("verify", str(folder), "--drafters", "lookup", "jacobi", *settings.split()) == 0
     found = json.loads(Path("found.json").read_text())
     assert all(row["equal"] == row["rows"] == 2 for row in found)
     assert [row["generate_equal"] for row in found if row["temperature"] == 0] == [2, 2]
