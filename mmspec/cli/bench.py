@@ -182,7 +182,7 @@ class Bench:
 
             quiet_libraries()
         chosen = (self.drafters, self.temperature or (), dtypes)
-        limits = (self.seed, self.tokens, self.compile, self.nodes)
+        limits: tuple = (self.seed, self.tokens, self.compile, self.nodes)
         own.run(self.model or "", folder, rows, self.out, *chosen, device, *limits)
 
     def run_comparison(self) -> int:

@@ -39,9 +39,8 @@ class HydraDrafter(PathDrafter):
         self.more = nn.ModuleList(
             nn.Sequential(*(ResidualHead(hidden_size) for _ in range(layers - 1))) for _ in range(heads)
         )
-        for head in self.heads:
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
 
     def begin(self, features: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape state"]:
         return torch.cat([features, self.feature(features)], -1)

@@ -27,7 +27,7 @@ class MedusaDrafter(HeadDrafter):
         tensors: dict[str, Tensor] = {}
         residual: list = []
         for k, head in enumerate(heads):
-            residual = [head, *(self.more[self.horizontal[k]] if self.more else [])]
+            residual = [head, *(self.more[self.horizontal[k]].children() if self.more else ())]
             for i, layer in enumerate(residual):
                 tensors |= {f"{k}.{i}.{name}": value for name, value in layer.state_dict().items()}
             tensors[f"{k}.{len(residual)}.weight"] = output.weight

@@ -71,6 +71,7 @@ class TableDrafter(Drafter):
     def __init__(self, ranks: int = 8, depth: int = 8, nodes: int | None = None):
         self.ranks, self.depth, self.nodes, self.max_nodes = ranks, depth, nodes, max(MAX_TREE_NODES, nodes or 0)
         self._of: tuple | None = None
+        self._chances: dict[int, list[float]] = {}
         self._said: Tensor | None = None
 
     @abstractmethod
@@ -190,8 +191,8 @@ class TableDrafter(Drafter):
         if self._gumbel is not None:
             index = tree.depths[:, :, None].expand(-1, -1, scores.shape[2])
             scores = scores - self._gumbel.to(scores.dtype).gather(1, index)
-        best, tokens = torch.log_softmax(scores, -1).topk(min(self.ranks, scores.shape[2]), dim=2)
-        self._said = torch.stack([tokens.float(), best.float()])
+        best = torch.log_softmax(scores, -1).topk(min(self.ranks, scores.shape[2]), dim=2)
+        self._said = torch.stack([best.indices.float(), best.values.float()])
 
     def _context(self, row: int, node: int) -> list[int]:
         """The tokens up to a node, as many as are read."""
