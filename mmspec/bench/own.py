@@ -236,15 +236,13 @@ def run_setting(
         *foreign.items(),
         *((label, partial(loop, drafter)) for label, drafter in ready.items()),
     ]
-    lengths = [stop.length for _, stop in encoded]
+
+    def job(turn: int) -> tuple[Prompts, int]:
+        return encoded[turn][0], encoded[turn][1].length
+
     if target.compiled:  # graphs are made for every length before anything counts
-        run_in_turns(runners, lambda turn: (encoded[turn][0], lengths[turn]), len(encoded), 1, seed, "compiling")
-
-    def forget() -> None:
-        for drafter in ready.values():
-            drafter.forget()
-
-    turns = run_in_turns(runners, lambda turn: (encoded[turn][0], lengths[turn]), len(encoded), 1, seed, title, forget)
+        run_in_turns(runners, job, len(encoded), 1, seed, "compiling")
+    turns = run_in_turns(runners, job, len(encoded), 1, seed, title, ready.values())
     plain = [answer for answer in turns[PLAIN] if answer]
     missing = {label: runner.failure for label, runner in foreign.items() if runner.failure}
     rows = []

@@ -1,7 +1,7 @@
 """What the benchmark suites share: cases, interleaved runs, result rows, and the sweep over dtypes and batch sizes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -227,12 +227,8 @@ def measure(
     if target.compiled:  # graphs are made for every length before anything counts
         run_in_turns(runners, setting.job, turns, batch, seed, "compiling")
     rows = []
-
-    def forget() -> None:
-        for _, drafter in ready.values():
-            drafter.forget()
-
-    for label, results in run_in_turns(runners, setting.job, turns, batch, seed, setting.title, forget).items():
+    learning = [drafter for _, drafter in ready.values()]
+    for label, results in run_in_turns(runners, setting.job, turns, batch, seed, setting.title, learning).items():
         stats, device = [result.stats for result in results], str(target.device)
         row = result_row(label, setting.title, stats, setting.dtype, device, batch, prompts.guidance)
         row |= (
@@ -272,19 +268,20 @@ def run_in_turns(
     batch: int,
     seed: int,
     title: str,
-    forget: Callable[[], None] = lambda: None,
+    learning: Iterable[Drafter] = (),
 ) -> dict[str, list[Result]]:
     """Run all runners on the same prompts and seeds, interleaved, and return the results of each by label.
 
     Each of the `turns` runs every runner once, so that slow phases of the machine affect all of them alike. Before
-    that, every runner is warmed up on at most 24 tokens, which `forget` lets drafters forget. `job(turn)` returns the
+    that, every runner is warmed up on at most 24 tokens, which the drafters `learning` forget. `job(turn)` returns the
     prompts of a turn and the maximum number of new tokens; `batch` is the number of rows, by which the seed advances
     from turn to turn.
     """
     prompts, length = job(0)
     for _, runner in runners:
         runner(prompts, min(24, length), seed)
-    forget()
+    for drafter in learning:
+        drafter.forget()
     results: dict[str, list[Result]] = {label: [] for label, _ in runners}
     for turn in track(range(turns), title, console=Console(stderr=True)):
         for label, runner in runners:

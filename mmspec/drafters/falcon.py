@@ -1,7 +1,5 @@
 """Falcon: a semi-autoregressive head, which predicts several tokens at a time (Gao et al., arXiv 2412.12639)."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -79,7 +77,3 @@ class FalconDrafter(PathDrafter):
             slots = self.attention(ahead).flatten(-2)
         hidden = slots.unflatten(-1, (self.block, width))[..., depth % self.block, :]
         return torch.cat([feature, output, memory, slots], -1), self.target_logits(target, hidden)
-
-    @classmethod
-    def build(cls, target: Target, **options: Any) -> "FalconDrafter":
-        return cls(target.hidden_size, target=target.weights_hash, **options)

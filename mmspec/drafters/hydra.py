@@ -2,8 +2,6 @@
 2402.05109).
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -58,7 +56,3 @@ class HydraDrafter(PathDrafter):
         state = torch.cat([state, read.expand(*state.shape[:-1], width)], -1)
         hidden = state[..., :width] + nn.functional.silu(self.heads[depth](state[..., width:]))
         return state, self.target_logits(target, self.more[depth](hidden))
-
-    @classmethod
-    def build(cls, target: Target, **options: Any) -> "HydraDrafter":
-        return cls(target.hidden_size, target=target.weights_hash, **options)

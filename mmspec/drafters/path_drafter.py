@@ -47,6 +47,10 @@ class PathDrafter(TrainedDrafter):
         super().__init__(target, depth, beta, coupling, beam, ranks)
         self.widths, self.depth = [2, *[1] * depth], depth
 
+    @classmethod
+    def build(cls, target: Target, **options: Any) -> "PathDrafter":
+        return cls(hidden_size=target.hidden_size, target=target.weights_hash, **options)  # type: ignore[call-arg]
+
     @abstractmethod
     def begin(self, features: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape state"]:
         """The state before the root is read, from the feature that predicted the root."""

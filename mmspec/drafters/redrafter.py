@@ -1,7 +1,5 @@
 """ReDrafter: one recurrent head for all depths (Zhang et al., arXiv 2403.09919)."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -55,7 +53,3 @@ class ReDrafter(PathDrafter):
         carried = nn.functional.silu(read + self.carry(carried))
         hidden = feature + self.join(torch.cat([self.feature(feature), carried], -1))
         return torch.cat([feature, carried], -1), self.target_logits(target, self.layers(hidden))
-
-    @classmethod
-    def build(cls, target: Target, **options: Any) -> "ReDrafter":
-        return cls(target.hidden_size, target=target.weights_hash, **options)

@@ -43,9 +43,8 @@ class VadusaDrafter(HeadDrafter):
         discriminator: int = 0,
     ):
         neighbours = [(0, k + 2) for k in range(heads)]
-        joined = {"vocabulary": vocabulary, "rank": rank, "inner": inner}
-        koala = {"layers": layers, "discriminator": discriminator}
-        super().__init__(hidden_size, stride, neighbours, target, beta, coupling, **joined, **koala)
+        options = (vocabulary, rank, inner, layers, discriminator)
+        super().__init__(hidden_size, stride, neighbours, target, beta, coupling, *options)
         self.accuracies, self.sparse = accuracies, sparse
 
     @classmethod
