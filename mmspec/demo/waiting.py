@@ -2,6 +2,7 @@
 
 import html
 import socket
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from types import TracebackType
@@ -53,6 +54,7 @@ class WaitingPage:
 
     def __init__(self, host: str, port: int | None = None):
         self.status = "starting …"
+        self._connections: set[socket.socket] = set()
         self._server = self._listen(host, port)
         self.host, self.port = host, int(self._server.server_address[1])
         self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -77,6 +79,14 @@ class WaitingPage:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+
+            def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+                page._connections.add(request)
+                super().process_request(request, client_address)
+
+            def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+                page._connections.discard(request)
+                super().shutdown_request(request)
 
         error: Exception = OSError("no port is free")
         for candidate in range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else [port]:
@@ -105,8 +115,15 @@ class WaitingPage:
         self.close()
 
     def close(self) -> None:
-        """Free the address for the demo; closing twice does nothing."""
+        """Free the address for the demo; closing twice does nothing.
+
+        Connections that a browser opened ahead of its requests end, too: what it asked over them next, a script of the
+        demo, would be answered by this page.
+        """
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
         self._server.server_close()
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)

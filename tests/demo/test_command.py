@@ -51,6 +51,16 @@ def test_login_from_the_environment(monkeypatch) -> None:
         Demo(auth=":x").login  # noqa: B018
 
 
+def test_connections_end_with_the_waiting_page() -> None:
+    """What a browser asks over a connection of before is not answered by a page that is gone."""
+    with WaitingPage("127.0.0.1") as page:
+        connection = socket.create_connection((page.host, page.port), timeout=30)
+        with fetch(f"{page.address}/"):
+            pass
+    assert connection.recv(1) == b""
+    connection.close()
+
+
 def test_the_waiting_page_says_what_is_loading() -> None:
     with WaitingPage("127.0.0.1") as page:
         page.status = "loading <tiny> …"
