@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -81,13 +82,18 @@ def plain(
 
 UNTRAINED = ("none", "lookup", "jacobi", "recycling", "aded", "hierarchy", "stand")
 TRAINED = ("medusa", "vadusa", "hawk", "hawk-path", "amphista", "falcon", "hydra", "redrafter")
-DRAFTERS = (*UNTRAINED, *TRAINED)
+COMPOSED = ("cascade:jacobi", "rasd:hawk-path")
+DRAFTERS = (*UNTRAINED, *TRAINED, *COMPOSED)
 
 
 def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
     """A drafter by name; those with weights are random."""
     if name in UNTRAINED:
         return drafters.load(name, None, target)
+    if name in COMPOSED:
+        outer, _, inner = name.partition(":")
+        composed: Any = drafters.names()[outer].load()
+        return composed(drafter(inner, target, seed))
     stride, width = GRID.stride, target.hidden_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -6,13 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from mmspec.drafters import layouts
 from mmspec.drafters.base import Drafter, TrainedDrafter
 from mmspec.drafters.layouts import Files
-from mmspec.drafters.table import RELEASED, TABLE, Entry, check_name, folder_of, names, usable, without_weights
+from mmspec.drafters.table import (
+    RELEASED,
+    TABLE,
+    Entry,
+    check_name,
+    folder_of,
+    names,
+    parts_of,
+    usable,
+    without_weights,
+)
 from mmspec.engine.cost import measured
 from mmspec.errors import MmspecError, short
 from mmspec.targets.base import Prompts, Target
@@ -79,6 +90,8 @@ def find(name: str, folder: Path | None) -> Stored:
     Raises MmspecError for one that is not known, that has no weights, or whose layout is not read.
     """
     check_name(name, folder)
+    if parts := parts_of(name):
+        raise MmspecError(f"drafter {name!r} has no files of its own: name {parts[1]}")
     path = folder_of(name, folder)
     config = _read_config(name, path) if path else {}
     if path and "kind" not in config:
@@ -102,6 +115,10 @@ def by_name(name: str, folder: Path | None, target: Target, **options: object) -
 
     A name has its weights in the model's `folder`.
     """
+    if parts := parts_of(name):
+        check_name(name, folder)
+        outer: Any = TABLE[parts[0]].load()
+        return outer(by_name(parts[1], folder, target), **options)
     stored = find(name, folder)
     if not issubclass(stored.cls, TrainedDrafter):
         return stored.cls(**options)

@@ -23,16 +23,19 @@ if TYPE_CHECKING:
 class Entry:
     """Where a drafter's class is (`module:Class`), and whether it is trained for a target.
 
-    A drafter that comes `within` a model has its tensors among the model's own, whose names tell.
+    A drafter that comes `within` a model has its tensors among the model's own, whose names tell. A `composed` one is
+    made of another, whose name follows its own after a colon.
     """
 
     path: str
     trained: bool = False
     within: Callable[[set[str]], bool] | None = None
+    composed: bool = False
 
     def usable(self, folder: Path | None) -> bool:
         """Whether it can be had without files of its own."""
-        return not self.trained and (self.within is None or self.within(tensor_names(folder)))
+        own = not self.trained and not self.composed
+        return own and (self.within is None or self.within(tensor_names(folder)))
 
     def load(self) -> "type[Drafter]":
         """The class. Raises MmspecError if there is none."""
@@ -81,6 +84,8 @@ TABLE = {
     "msd": Entry("mmspec.drafters.msd:MsdDrafter", trained=True),
     "dflash": Entry("mmspec.drafters.dflash:DFlashDrafter", trained=True),
     "dspark": Entry("mmspec.drafters.dspark:DSparkDrafter", trained=True),
+    "cascade": Entry("mmspec.drafters.cascade:CascadeDrafter", composed=True),
+    "rasd": Entry("mmspec.drafters.cascade:RasdDrafter", composed=True),
     "mtp": Entry("mmspec.drafters.mtp:MtpDrafter", within=has_mtp),
 }
 
@@ -99,6 +104,12 @@ def names() -> dict[str, Entry]:
     """Built-in drafters and those that other packages register under `mmspec.drafters`."""
     others = entry_points(group="mmspec.drafters")
     return TABLE | {entry.name: Entry(entry.value) for entry in others if entry.name not in TABLE}
+
+
+def parts_of(name: str) -> tuple[str, str] | None:
+    """The names of a composed drafter and of the one that it is made of; None for any other drafter."""
+    outer, _, inner = name.partition(":")
+    return (outer, inner) if outer in TABLE and TABLE[outer].composed else None
 
 
 def folder_of(name: str, folder: Path | None) -> Path | None:
@@ -125,6 +136,10 @@ def check_name(name: str, folder: Path | None) -> None:
 
     It may be in a folder of its own, or have a hub id, which is not asked for yet.
     """
+    if parts := parts_of(name):
+        if not parts[1]:
+            raise MmspecError(f"drafter {name!r} is made of another one: name it too, such as {parts[0]}:jacobi")
+        return check_name(parts[1], folder)
     path = folder / "drafters" if folder else None
     in_folder = {entry.name for entry in path.iterdir()} if path and path.is_dir() else set()
     elsewhere = Path(name).expanduser()

@@ -2,14 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import accumulate, count
 from time import perf_counter
 from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mmspec.drafters.base import Drafter
@@ -40,18 +40,18 @@ class Known:
     matched: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Node:
     """A node of a tree: its token, the node above it, its depth, the chance that it is reached, and the tokens from
-    which its children were chosen, best first.
+    which its children were chosen, best first. Padding has a parent of -1 and depth 0, as the root has.
     """
 
     token: int
     parent: int
     depth: int
     chance: float
-    children: list[int]
-    matched: int
+    children: list[int] = field(default_factory=list)
+    matched: int = 0
 
 
 class TableDrafter(Drafter):
@@ -78,7 +78,6 @@ class TableDrafter(Drafter):
     def after(self, context: Sequence[int]) -> Known | None:
         """What may follow a context, nothing where it is unknown."""
 
-    @abstractmethod
     def learn(self, context: Sequence[int], tokens: list[int], log_probs: list[float]) -> None:
         """The target said of a context that these tokens are the most probable ones, best first."""
 
@@ -103,7 +102,7 @@ class TableDrafter(Drafter):
         if self._of != of:
             self._of, self._chances, self._said = of, {}, None
             self.clear()
-        self._read(None)  # what the last round of the generation before has said
+        self._read()  # what the last round of the generation before has said
         self._rows: list[list[Node]] = []
         self._followed = [0] * state.rows
 
@@ -117,36 +116,60 @@ class TableDrafter(Drafter):
 
     def draft(self, state: State, noise: Noise, limit: int) -> DraftTree:
         began, height = perf_counter(), min(limit, self.depth)
+        gumbel, _ = self.read(state, noise, height)
+        roots = [[Node(text[-1], -1, 0, 1.0)] for text in map(state.history, range(state.rows))]
+        return self.grow(state, gumbel, height, began, roots)
+
+    def read(
+        self, state: State, noise: Noise, height: int, others: Tensor | None = None
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Learn what the last round said, and give the noise and others' numbers to the host, in one read."""
         # The noise of the loop's own sampling, too, which is computed once.
         self._gumbel = None if noise.greedy else noise.gumbel(state.counts, height + 1)
-        coupled = self._gumbel is not None and not self.needs_draft_probs
-        gumbel = self._read(self._gumbel if coupled else None)
+        gumbel, numbers = self._read(None if self.needs_draft_probs else self._gumbel, others)
+        return gumbel, numbers
+
+    def grow(
+        self,
+        state: State,
+        gumbel: np.ndarray | None,
+        height: int,
+        began: float,
+        given: list[list[Node]],
+        everywhere: bool = False,
+    ) -> DraftTree:
+        """Trees of at most so many levels that begin with the nodes `given` of each row, as many in all rows, root
+        first. Nodes from tables come below their leaves, or `everywhere`, as many as pay if drafting began at `began`.
+        """
+        first = len(given[0])
         self._contexts = [self._read_text(row, state.history(row)) for row in range(state.rows)]
-        rows = [
-            self._grow(context, None if gumbel is None else gumbel[row], height)
-            for row, context in enumerate(self._contexts)
-        ]
-        width = 1 + best_width(
-            [[node.chance for node in row[1:]] or [0.0] for row in rows], self.nodes, self.cost, perf_counter() - began
-        )
-        self._rows = [row[:width] for row in rows]
+        for row, (context, nodes) in enumerate(zip(self._contexts, given, strict=True)):
+            self._grow(context, nodes, None if gumbel is None else gumbel[row], height, everywhere)
+        chances = [[node.chance for node in nodes[1:]] or [0.0] for nodes in given]
+        width = 1 + best_width(chances, self.nodes, self.cost, perf_counter() - began)
+        self._rows = [nodes[: max(first, width)] for nodes in given]
         return as_tree(self._rows, state.roots.device, 1 if self.target.chains_only else self.ranks)
 
-    def _read(self, gumbel: Float[Tensor, "row depth vocab"] | None) -> np.ndarray | None:
-        """Learn what the last round said, and give the noise to the host, in one read of the device."""
-        parts = [part for part in (self._said, gumbel) if part is not None]
-        if not parts:
-            return None
+    def _read(self, *others: Tensor | None) -> list[np.ndarray | None]:
+        """Learn what the last round said; the others on the host, after one read of the device."""
+        asked = (self._said, *others)
+        if not (parts := [part for part in asked if part is not None]):
+            return [None for _ in others]
         numbers = torch.cat([part.float().flatten() for part in parts]).numpy(force=True)
-        if self._said is not None:
-            said, numbers = numbers[: self._said.numel()].reshape(self._said.shape), numbers[self._said.numel() :]
+        ends = accumulate(0 if part is None else part.numel() for part in asked)
+        said, *found = (
+            None if part is None else numbers[end - part.numel() : end].reshape(part.shape)
+            for part, end in zip(asked, ends)
+        )
+        if said is not None:
             for row, nodes in enumerate(self._rows):
                 for node in range(min(len(nodes), said.shape[2])):
                     tokens, log_probs = said[:, row, node]
                     known = log_probs > -np.inf
-                    self.learn(self._context(row, node), tokens[known].astype(int).tolist(), log_probs[known].tolist())
+                    context = self._path(self._contexts[row], nodes, node)
+                    self.learn(context, tokens[known].astype(int).tolist(), log_probs[known].tolist())
             self._said = None
-        return None if gumbel is None else numbers.reshape(gumbel.shape)
+        return found
 
     def _read_text(self, row: int, text: list[int]) -> list[int]:
         """Follow what is new of a row's text; the context that it ends with."""
@@ -158,23 +181,39 @@ class TableDrafter(Drafter):
             self._followed[row] = len(text)
         return text[-self.order :]
 
-    def _grow(self, context: list[int], noise: np.ndarray | None, height: int) -> list[Node]:
-        """The tree of the nodes that are most probably reached, the root first."""
+    def _grow(
+        self, context: list[int], nodes: list[Node], noise: np.ndarray | None, height: int, everywhere: bool
+    ) -> None:
+        """Add to a tree the nodes that are most probably reached."""
         width = 1 if self.target.chains_only else self.ranks
-        nodes: list[Node] = []
-        # What is open, by falling chance; equals in the order in which they came.
-        heap: list[tuple[float, int, int, int, int, list[int]]] = [(-1.0, 0, context[-1], -1, 0, context)]
-        came = 0
+        # What may be added, by falling chance; equals in the order in which they came.
+        heap: list[tuple[float, int, int, int, list[int]]] = []
+        came = count()
+
+        def offer(number: int, path: list[int], present: set[int]) -> None:
+            node = nodes[number]
+            known = self.after(path) if node.depth < height else None
+            if known is None:
+                return
+            node.children, node.matched = (
+                self._ranked(known, None if noise is None else noise[node.depth]),
+                known.matched,
+            )
+            for worth, child in zip(self.chances(known.matched)[:width], node.children):
+                if child not in present:
+                    heappush(heap, (-node.chance * worth, next(came), child, number, [*path[1 - self.order :], child]))
+
+        below: dict[int, set[int]] = {}
+        for node in nodes[1:]:
+            below.setdefault(node.parent, set()).add(node.token)
+        for number, node in enumerate(list(nodes)):
+            real, leaf = number == 0 or node.parent >= 0, number not in below
+            if real and (leaf or (everywhere and not self.target.chains_only)):
+                offer(number, self._path(context, nodes, number), below.get(number, set()))
         while heap and len(nodes) <= (self.nodes or self.max_nodes):
-            chance, _, token, parent, depth, path = heappop(heap)
-            known = self.after(path) if depth < height else None
-            children = self._ranked(known, None if noise is None else noise[depth]) if known else []
-            matched = known.matched if known else 0
-            for worth, child in zip(self.chances(matched)[:width], children):
-                came += 1
-                heappush(heap, (chance * worth, came, child, len(nodes), depth + 1, [*path[1 - self.order :], child]))
-            nodes.append(Node(token, parent, depth, -chance, children, matched))
-        return nodes
+            chance, _, token, parent, path = heappop(heap)
+            nodes.append(Node(token, parent, nodes[parent].depth + 1, -chance))
+            offer(len(nodes) - 1, path, set())
 
     def _ranked(self, known: Known, noise: np.ndarray | None) -> list[int]:
         """Candidates, best first."""
@@ -194,14 +233,13 @@ class TableDrafter(Drafter):
         best = torch.log_softmax(scores, -1).topk(min(self.ranks, scores.shape[2]), dim=2)
         self._said = torch.stack([best.indices.float(), best.values.float()])
 
-    def _context(self, row: int, node: int) -> list[int]:
-        """The tokens up to a node, as many as are read."""
+    def _path(self, context: list[int], nodes: list[Node], node: int) -> list[int]:
+        """The tokens up to a node, as many as are read; `context` are those up to the root."""
         path: list[int] = []
-        nodes = self._rows[row]
         while node > 0 and len(path) < self.order:
             path.append(nodes[node].token)
             node = nodes[node].parent
-        return [*self._contexts[row], *reversed(path)][-self.order :]
+        return [*context, *reversed(path)][-self.order :]
 
     def _judge(self, node: Node, token: int) -> None:
         """Learn what candidates are worth from the one that was right."""

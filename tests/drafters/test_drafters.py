@@ -1,5 +1,7 @@
 """What drafters stand on: the cost model, leftovers, loading by name."""
 
+import json
+
 import pytest
 import torch
 from tiny import TEXTS, forest, image_target, plain, prompts, text_target
@@ -46,6 +48,20 @@ def test_measured_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cost.measured(target, texts, "tiny", 16) == first
     cost.cache_file().write_text("{")
     assert cost.measured(target, texts, "tiny", 16).sizes == first.sizes
+    (key,) = json.loads(cost.cache_file().read_text())
+    sizes, seconds = first.sizes, first.seconds
+    wrong: list[object] = [None, [], 3, {}, {"sizes": sizes}, {"sizes": [], "seconds": []}]
+    wrong += [{"sizes": sizes, "seconds": [bad, *seconds[1:]]} for bad in (float("nan"), -1.0, 0.0, "x", None)]
+    for entry in (*wrong, {"sizes": sizes[:2], "seconds": seconds[:2]}):
+        cost.cache_file().write_text(json.dumps({key: entry}))
+        assert cost.measured(target, texts, "tiny", 16).sizes == first.sizes, entry
+    for text in ("null", "[]", "3", "[" * 100000):
+        cost.cache_file().write_text(text)
+        assert cost.measured(target, texts, "tiny", 16).sizes == first.sizes, text
+    cost.cache_file().unlink()
+    cost.cache_file().mkdir()
+    assert cost.measured(target, texts, "tiny", 16).sizes == first.sizes
+    assert [path.name for path in cost.cache_file().parent.iterdir()] == [cost.cache_file().name]
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [([1.0, 1.0], range(14, 17)), ([1.0, 64.0], range(1, 2))])

@@ -9,7 +9,7 @@ from mmspec.drafters.aded import AdedDrafter
 from mmspec.drafters.hierarchy import HierarchyDrafter
 from mmspec.drafters.recycling import RecyclingDrafter
 from mmspec.drafters.stand import StandDrafter
-from mmspec.drafters.table_drafter import TableDrafter
+from mmspec.drafters.table_drafter import Node, TableDrafter
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 
@@ -120,5 +120,7 @@ def test_noise_ranks_candidates() -> None:
     table.learn([5], [1, 2, 3], [-1.0, -1.0, -1.0])
     noise = np.zeros((1, 10))
     noise[0, 2] = 3.0
-    assert [node.token for node in table._grow([5], noise, 1)][1] == 2
+    tree = [Node(5, -1, 0, 1.0)]
+    table._grow([5], tree, noise, 1, everywhere=False)
+    assert tree[1].token == 2
     assert torch.tensor(table.chances(1)).diff().lt(0).all()

@@ -9,6 +9,7 @@ from tiny import DRAFTERS, drafter, image_target, prompts, text_target
 from tiny_vlm import built
 
 from mmspec import drafters, zoo
+from mmspec.drafters.cascade import ComposedDrafter
 from mmspec.drafters.heads import HeadDrafter
 from mmspec.drafters.table_drafter import TableDrafter
 from mmspec.engine.loop import Stop
@@ -22,7 +23,7 @@ def test_tiny_drafters(name: str, rows: int) -> None:
     target = text_target() if name == "msd" else image_target()
     guesser = built() if name == "msd" else drafter(name, target)
     counts, drafting = count_reads(target, guesser, prompts([[1, 3, 2]] * rows), rows, Stop(40))
-    searches = isinstance(guesser, HeadDrafter | TableDrafter)
+    searches = isinstance(guesser, HeadDrafter | TableDrafter | ComposedDrafter)
     assert counts and max(counts) <= 2 and min(counts) >= 1 and drafting == searches * len(counts)
 
 
