@@ -125,18 +125,20 @@ def verify(
     device: str,
     length: int | None = None,
     deterministic: bool = False,
+    compiled: bool = False,
 ) -> Iterator[Finding]:
     """One finding per setting and drafter, with rule `exact`.
 
     Plain decoding decodes each row alone and serves as reference for all drafters; where it is greedy it is compared
     with the model's own `generate`, too. `prompts` are lines of the model's own list (`prompts.jsonl`); `guidances`
-    None are 1 and 2 where the model takes guidance. `deterministic` is `Pipeline.deterministic`.
+    None are 1 and 2 where the model takes guidance. `deterministic` and `compiled` are those of `Pipeline`.
+    Raises MmspecError if graphs fail, since uncompiled passes were then compared.
     """
     seeds = list(range(seed, seed + len(prompts)))
     _check(folder, dtypes, guidances, names, prompts, seeds, device)
     for dtype in dtypes:
         pipe = pipeline(task_of(folder), folder, device=device, dtype=dtype)
-        pipe.deterministic = deterministic
+        pipe.deterministic, pipe.compiled = deterministic, compiled
         target = pipe.target
         options = [
             SamplingOptions(temperature, repetition_penalty=penalty, logits_processor=pipe.processors)
@@ -185,6 +187,8 @@ def verify(
                     generate_partings,
                     skipped,
                 )
+        if compiled and not pipe.compiled:
+            raise MmspecError(f"compiled passes failed in {dtype}, see the warning: leave compile out")
         del pipe, target
         torch.cuda.empty_cache()
 

@@ -16,8 +16,6 @@ from mmspec.pipelines.image_text_to_text import ImageTextToTextPipeline
 from mmspec.pipelines.text_to_image import TextToImagePipeline
 from mmspec.pipelines.text_to_speech import TextToSpeechPipeline
 
-pytestmark = pytest.mark.slow
-
 NAMES = ["lookup", "jacobi", "medusa", "hawk", "hawk-path"]
 SPEECH = ["lookup", "jacobi", "vadusa", "medusa", "hawk-path"]
 ANSWERS = ["lookup", "jacobi", "msd", "eagle-2"]
@@ -35,6 +33,7 @@ def plain_codes(temperature: float, guidance: float) -> list[list[int]]:
     return generate(target, prompts, 2, Stop(64), sampling=SamplingOptions(temperature), seeds=5).tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("temperature", "guidance"), [(0.0, 1.0), (0.7, 2.0), (1.0, 2.0)])
 def test_same_tokens_as_plain_decoding(name: str, temperature: float, guidance: float) -> None:
@@ -45,6 +44,7 @@ def test_same_tokens_as_plain_decoding(name: str, temperature: float, guidance: 
     assert found.tokens == plain_codes(temperature, guidance)
 
 
+@pytest.mark.slow
 def test_drafting_pays() -> None:
     """Drafts are accepted: more than two and a half tokens a round with weights and without."""
     target, prompts = pipe().target, pipe().encode(["a red heart, 3d style"], 2.0)
@@ -106,6 +106,7 @@ def plainly(temperature: float, penalty: float) -> list[list[int]]:
     return said("none", temperature, penalty).tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPEECH)
 @pytest.mark.parametrize(("temperature", "penalty"), [(0.0, 1.0), (0.5, 1.0), (1.0, 1.2)])
 def test_same_speech_as_plain_decoding(name: str, temperature: float, penalty: float) -> None:
@@ -128,6 +129,7 @@ def test_greedy_speech_is_that_of_transformers() -> None:
         assert len(begun) > 3 and begun == prompts.conditional[0][2:-1][: len(begun)]
 
 
+@pytest.mark.slow
 def test_a_single_word_is_said_to_its_end() -> None:
     """The shortest texts have room for their last sound: one in nine, at most, is cut."""
     ended = [
@@ -139,6 +141,7 @@ def test_a_single_word_is_said_to_its_end() -> None:
     assert ended.count("end") >= 8
 
 
+@pytest.mark.slow
 def test_tolerance_is_lossy_and_longer() -> None:
     """The negative control: more tokens a round, other tokens, and the result says so."""
     exact, loose = said("vadusa", 1.0, 1.0), said("vadusa", 1.0, 1.0, "tolerance:5")
@@ -193,6 +196,7 @@ def plainly_answered(temperature: float) -> list[list[int]]:
     return answered("none", temperature).tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_same_answers_as_plain_decoding(name: str, temperature: float) -> None:

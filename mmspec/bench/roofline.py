@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from mmspec.cli.common import run_function
+from mmspec.errors import MmspecError
+from mmspec.files import check_output
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig
 
 NODES = (1, 4, 8, 16, 32, 64)
@@ -49,7 +52,9 @@ CARDS = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoder's sizes; `head` rows of the output matrix, `branches` of guidance, `context` positions in the cache."""
+    """A decoder's sizes; `head` rows of the output matrix, `branches` of guidance, `context` positions in the cache,
+    `itemsize` bytes of a number.
+    """
 
     name: str
     layers: int
@@ -61,9 +66,12 @@ class Shape:
     head: int
     branches: int = 1
     context: int = 512
+    itemsize: int = 2
 
     @classmethod
-    def of(cls, name: str, config: "PreTrainedConfig", head: int, branches: int, context: int) -> "Shape":
+    def of(
+        cls, name: str, config: "PreTrainedConfig", head: int, branches: int, context: int, itemsize: int = 2
+    ) -> "Shape":
         """The sizes of a model of transformers."""
         text = config.get_text_config()
         heads = text.num_attention_heads
@@ -78,6 +86,7 @@ class Shape:
             head,
             branches,
             context,
+            itemsize,
         )
 
     @property
@@ -88,9 +97,9 @@ class Shape:
         return self.layers * layer + self.head * self.width
 
     def bytes(self, nodes: int) -> int:
-        """Bytes that a pass moves at least: weights, and keys and values of the context, in 16 bits."""
+        """Bytes that a pass moves at least: weights, and keys and values of the context."""
         cached = 2 * self.layers * self.kv_heads * self.head_width * (self.context + nodes)
-        return 2 * (self.weights + self.branches * cached)
+        return self.itemsize * (self.weights + self.branches * cached)
 
     def flops(self, nodes: int) -> int:
         """Floating-point operations of a pass."""
@@ -152,14 +161,14 @@ def table(shapes: Sequence[Shape], cards: Sequence[Card], length: float) -> str:
     return "\n".join(lines)
 
 
-def measured_card(width: int = 4096) -> Card:
-    """This machine's CPU, by a product that memory binds and one that arithmetic binds, in bfloat16."""
+def measured_card(dtype: "torch.dtype", width: int = 4096) -> Card:
+    """This machine's CPU, by a product that memory binds and one that arithmetic binds."""
     import torch
 
     def best(rows: int, matrices: int) -> float:
-        weights = [torch.randn(width, width).bfloat16() for _ in range(matrices)]
+        weights = [torch.randn(width, width).to(dtype) for _ in range(matrices)]
         packed = [torch.ops.mkldnn._reorder_linear_weight(weight, rows) for weight in weights]
-        x, times = torch.randn(rows, width).bfloat16(), []
+        x, times = torch.randn(rows, width).to(dtype), []
         for _ in range(5):
             began = perf_counter()
             for weight in packed:
@@ -167,7 +176,7 @@ def measured_card(width: int = 4096) -> Card:
             times.append((perf_counter() - began) / matrices)
         return min(times)
 
-    bandwidth = 2 * width * width / best(1, 24)
+    bandwidth = dtype.itemsize * width * width / best(1, 24)
     flops = 2 * 512 * width * width / best(512, 2)
     x = torch.zeros(8)
     began = perf_counter()
@@ -178,21 +187,30 @@ def measured_card(width: int = 4096) -> Card:
 
 
 def check(name: str) -> str:
-    """Markdown: passes of a bundled model measured here, beside the least that they must cost."""
+    """Markdown: passes of a bundled model measured here, beside the least that they must cost, in bfloat16 where this
+    CPU multiplies it, else in float32.
+    """
+    import torch
+
     from mmspec.cli.verify import sample_prompts
     from mmspec.engine.cost import measure
+    from mmspec.engine.packed import can_pack
     from mmspec.pipelines import pipeline, task_of
     from mmspec.zoo import resolve
 
     folder = resolve(name)
-    pipe = pipeline(task_of(folder), folder, device="cpu", dtype="bf16")
+    dtype = torch.bfloat16 if can_pack(torch.bfloat16) else torch.float32
+    if not can_pack(dtype):
+        raise MmspecError("--check needs oneDNN and AVX2, which this machine does not have: leave it out")
+    pipe = pipeline(task_of(folder), folder, device="cpu", dtype=dtype)
     prompts, stop = pipe.encode_examples(sample_prompts(folder, 1))
     guided = prompts.select(slice(None), pipe.default_guidance)
     branches = 2 if guided.unconditional else 1
-    cost, card = measure(pipe.target, guided, min(stop.length, 256)), measured_card()
-    shape = Shape.of(name, pipe.target.model.config, pipe.target.vocabulary_size, branches, 512)
+    cost, card = measure(pipe.target, guided, min(stop.length, 256)), measured_card(dtype)
+    shape = Shape.of(name, pipe.target.model.config, pipe.target.vocabulary_size, branches, 512, dtype.itemsize)
+    short = str(dtype).removeprefix("torch.")
     lines = [
-        f"{name} on {card.name}: {card.bandwidth / 1e9:.0f} GB/s, {card.flops / 1e12:.2f} TFLOP/s and "
+        f"{name} in {short} on {card.name}: {card.bandwidth / 1e9:.0f} GB/s, {card.flops / 1e12:.2f} TFLOP/s and "
         f"{1e6 * card.launch:.1f} µs an operation, measured.",
         "",
         "| nodes | least, ms | with launches, ms | measured, ms | measured ÷ least with launches |",
@@ -222,6 +240,9 @@ def main(
         length: The acceptance length, at 16 nodes, that speed-ups are for.
         check_models: Bundled models whose passes are measured on this CPU and compared with the same arithmetic.
     """
+    check_output(out, {".md": "Markdown"})
+    if not 1 <= length <= 17:
+        raise MmspecError(f"--length {length:g} is no acceptance length of a tree of 16 nodes: give 1 to 17")
     text = f"""# What passes must cost at least: an estimate
 
 Nothing here but the part on this CPU was measured. Written by `python -m mmspec.bench.roofline`: a pass takes as long

@@ -67,7 +67,7 @@ class Bench:
     """Seed of the first prompt; each next one counts up."""
     compile: Switch = False
     """Compiled passes, and `generate` compiled by transformers too; in a suite plain decoding uncompiled as well."""
-    nodes: Annotated[list[int], tyro.conf.arg(metavar="N ...", help_behavior_hint="")] = field(default_factory=list)
+    nodes: Annotated[list[int] | None, tyro.conf.arg(metavar="N ...", help_behavior_hint="")] = None
     """Also accepted lengths with so many draft nodes for every drafter, such as 4 8 16 32 64."""
     compare: Annotated[list[Path], tyro.conf.arg(metavar="A.json B.json", help_behavior_hint="")] = field(
         default_factory=list
@@ -123,7 +123,12 @@ class Bench:
         """Raise MmspecError for numbers that cannot be."""
         from mmspec.engine.ranges import check_ranges
 
-        for name, values in (("dtype", dtypes), ("temperature", self.temperature), ("batch", self.batch)):
+        for name, values in (
+            ("dtype", dtypes),
+            ("temperature", self.temperature),
+            ("batch", self.batch),
+            ("nodes", self.nodes),
+        ):
             if values == []:
                 raise MmspecError(f"--{name} has no values: give at least one")
         if min(*self.batch, *(1 if number is None else number for number in (count, self.tokens))) < 1:
@@ -132,7 +137,7 @@ class Bench:
             check_ranges({"temperature": temperature})
         if self.suite and self.tokens:
             raise MmspecError("a suite generates whole pictures, sentences and answers: leave --tokens out")
-        if not all(1 <= nodes <= 64 for nodes in self.nodes):
+        if not all(1 <= nodes <= 64 for nodes in self.nodes or ()):
             raise MmspecError("--nodes are 1 to 64")
         if not self.suite and self.batch != [1]:
             raise MmspecError("prompts of your own are decoded one at a time: leave --batch out")
@@ -172,7 +177,7 @@ class Bench:
             measured = suite(task)
             quiet_libraries()
         choice = measured.Choice(rows, tuple(self.drafters), tuple(self.temperature or ()))
-        choice = replace(choice, compiled=self.compile, nodes=tuple(self.nodes))
+        choice = replace(choice, compiled=self.compile, nodes=tuple(self.nodes or ()))
         measured.run(model, self.out, self.quick, device, dtypes, self.seed, self.batch, count, choice)
 
     def run_own(self, folder: Path, rows: tuple[dict, ...], dtypes: list[str], device: str) -> None:
@@ -182,7 +187,7 @@ class Bench:
 
             quiet_libraries()
         chosen = (self.drafters, self.temperature or (), dtypes)
-        limits: tuple = (self.seed, self.tokens, self.compile, self.nodes)
+        limits: tuple = (self.seed, self.tokens, self.compile, self.nodes or ())
         own.run(self.model or "", folder, rows, self.out, *chosen, device, *limits)
 
     def run_comparison(self) -> int:

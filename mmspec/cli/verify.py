@@ -63,6 +63,8 @@ class Verify:
     """Compare this many tokens; the whole picture, sentence or answer if left out."""
     deterministic: Switch = False
     """Draft chains, so that passes of every width agree bit for bit in bf16 on a CPU."""
+    compile: Switch = False
+    """Compiled passes, of drafters and of plain decoding."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto is a GPU if there is one."""
     json: File = None
@@ -101,7 +103,9 @@ class Verify:
         batches = list(dict.fromkeys(min(rows, self.prompts) for rows in self.batch))
         settings = (dtypes, self.temperature, self.guidance, self.repetition_penalty, batches)
         device = torch_device(self.device)
-        search = verify(folder, *settings, names, prompts, self.seed, device, self.tokens, self.deterministic)
+        search = verify(
+            folder, *settings, names, prompts, self.seed, device, self.tokens, self.deterministic, self.compile
+        )
         with console.status("verifying"):
             for finding in search:
                 findings.append(finding)

@@ -14,7 +14,7 @@ from transformers import Cache
 from mmspec.drafters.tree_drafter import TreeDrafter
 from mmspec.engine.accept import Committed
 from mmspec.engine.cache import TreeCache, causal
-from mmspec.engine.compiled import SEQUENCES, GraphLayer, Graphs, graph_slots
+from mmspec.engine.compiled import SEQUENCES, GraphLayer, Graphs, Written, graph_slots
 from mmspec.engine.noise import Noise
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.engine.state import State
@@ -249,7 +249,8 @@ class RecurrentDrafter(TreeDrafter):
             return hidden, self.drafted_logits(hidden)
         entries = [(layer.keys, layer.values) for layer in cache.written]
         given = (vectors, hidden, seen[:, None], positions, cache.slots, entries)
-        hidden, logits = self._graphs.run((*vectors.shape[:2], cache.capacity), self._level, given)
+        shape = (*vectors.shape[:2], cache.capacity)
+        hidden, logits = self._graphs.run(shape, self._level, given, Written(entries, cache.slots))
         return hidden, logits
 
     def _level(

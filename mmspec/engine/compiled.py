@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -21,8 +22,8 @@ from mmspec.targets.hidden import LayerInputs
 # decoding where `min_query_len` allows it.
 WIDTHS = (1, 4, 8, 16, 32, 64)
 
-# A difference from an uncompiled run that rounding explains, as a share of the spread, in any dtype. Hidden states have
-# entries of twenty times their spread, so that in float32 it has reached 1.2e-3.
+# A difference from an uncompiled run that rounding explains, as a share of the spread, in float32 and shorter ones.
+# Hidden states have entries of twenty times their spread, so that in float32 it has reached 1.2e-3.
 ROUNDING = 1e-2
 
 # Sequences of a pass, at most: a prompt in both branches of guidance. Batches come in too many sizes.
@@ -70,13 +71,36 @@ class GraphLayer(CacheLayerMixin):
         return self.keys.shape[2]
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Where a pass writes keys and values: `slots` of `entries`."""
+
+    entries: list[tuple[Tensor, Tensor]]
+    slots: Int[Tensor, "sequence node"]
+
+    def take(self) -> list[Tensor]:
+        """What is there, which becomes zeros."""
+        rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
+        taken = []
+        for tensor in (tensor for each in self.entries for tensor in each):
+            taken.append(tensor[rows, :, self.slots])
+            tensor[rows, :, self.slots] = 0.0
+        return taken
+
+    def read(self) -> list[Tensor]:
+        """What is there."""
+        rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
+        return [tensor[rows, :, self.slots] for each in self.entries for tensor in each]
+
+
 class Graphs:
     """Compiled graphs of functions that give tensors, made by `torch.compile` when a shape is first needed. What the
     compiler made is kept on disk by torch.
 
-    The first run of every shape is compared with the function's own. Where they differ by more than `tolerance` (or
-    `ROUNDING`, if larger) of their spread, or the compiler fails, a warning says so of `name`, and functions run
-    uncompiled from then on (`failed`). A copy has no graphs yet.
+    The first run of every shape is compared with the function's own, what they return and the keys and values that they
+    write. Where these differ by more than `tolerance` of
+    their spread (or `ROUNDING`, if larger, but in float64), or the compiler fails, a warning says so of `name`, and
+    functions run uncompiled from then on (`failed`). A copy has no graphs yet.
     """
 
     def __init__(self, name: str, tolerance: float):
@@ -91,8 +115,9 @@ class Graphs:
         shape: tuple,
         function: Callable[..., tuple[Tensor, ...]],
         given: tuple,
+        written: Written,
         uncompiled: Callable[..., tuple[Tensor, ...]] | None = None,
-        prepare: Callable[[], object] | None = None,
+        prepare: Callable[[], object] = lambda: None,
     ) -> tuple[Tensor, ...]:
         """What `function`, a method, makes of `given`, by the graph of that shape. `uncompiled` is what is run in its
         place without a compiler, itself if None, and `prepare` is called before it is compiled.
@@ -101,20 +126,21 @@ class Graphs:
         if self.failed:
             return uncompiled(*given)
         known = shape in self.made
-        own = None if known else uncompiled(*given)
+        own = () if known else uncompiled(*given)
         try:
             if not known:
-                if prepare:
-                    prepare()
+                prepare()
+                own = (*own, *written.take())  # a graph that writes nothing finds nothing
                 self.made[shape] = self._compile(function)
             with kept_packed():
                 results = self.made[shape](*given)
         except Exception as error:  # of the compiler or the C++ compiler that it calls
             self._give_up(short(error))
             return uncompiled(*given)
-        for ours, theirs in zip(results, own or (), strict=own is not None):
-            difference = float((ours - theirs).abs().max() / theirs.float().std())
-            if not difference <= max(self.tolerance, ROUNDING):
+        for ours, theirs in zip(() if known else (*results, *written.read()), own, strict=True):
+            difference = float((ours - theirs).abs().max() / theirs.float().std().clamp(min=1e-30))
+            limit = self.tolerance if ours.dtype == torch.float64 else max(self.tolerance, ROUNDING)
+            if not difference <= limit:
                 self._give_up(f"its results differ by {difference:.1e} of their spread")
                 return uncompiled(*given)
         return results
@@ -188,7 +214,9 @@ class CompiledPass:
         if cache.size > SEQUENCES:
             return self._uncompiled(*given)
         # transformers puts its hooks for hidden states in place, which no graph can.
-        prepare = (lambda: self._pass(*given)) if numbers else None
+        prepare = (lambda: self._pass(*given)) if numbers else (lambda: None)
         shape = (*cache.slots.shape, cache.capacity, *numbers)
-        last, entered = self.graphs.run(shape, self._pass, given, self._uncompiled, prepare)
+        last, entered = self.graphs.run(
+            shape, self._pass, given, Written(entries, cache.slots), self._uncompiled, prepare
+        )
         return last, entered

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
-import os
 import platform
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, islice
+from math import inf
 from pathlib import Path
 from time import perf_counter
 
@@ -15,7 +18,8 @@ import torch
 from mmspec.engine.cache import KV_BLOCK
 from mmspec.engine.compiled import WIDTHS
 from mmspec.engine.tree import DraftTree, chain
-from mmspec.files import cache_folder
+from mmspec.errors import MmspecError
+from mmspec.files import cache_folder, write_atomically
 from mmspec.targets.base import Prompts, Target
 
 SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -77,6 +81,11 @@ def best_width(path_probs: list[list[float]], nodes: int | None, cost: Cost | No
     return max(cost.best_node_count(row, drafting) for row in path_probs) if cost else 16
 
 
+def sizes_of(target: Target) -> tuple[int, ...]:
+    """The widths of passes that are measured."""
+    return STEPS if target.compiled else SIZES
+
+
 @torch.inference_mode()
 def measure(target: Target, prompts: Prompts, length: int, repeats: int = 7) -> Cost:
     """Time passes of growing width after the given prompts, with a cache that has room for `length` new tokens.
@@ -86,7 +95,7 @@ def measure(target: Target, prompts: Prompts, length: int, repeats: int = 7) -> 
     that wakes for a moment does not count.
     """
     seconds: list[float] = []
-    rows, sizes = len(prompts.conditional), STEPS if target.compiled else SIZES
+    rows, sizes = len(prompts.conditional), sizes_of(target)
     state = target.prefill(prompts, length + max(SIZES) + 1, False)
     state.commit([[0]] * rows, [[0]] * rows, state.prefill_output.hidden)  # a first token, as the passes come after it
     for size in sizes:
@@ -125,19 +134,29 @@ def measured(target: Target, prompts: Prompts, name: str, length: int) -> Cost:
         torch.__version__,
     )
     key = hashlib.sha256(repr(setting).encode()).hexdigest()[:24]
-    path = cache_file()
+    path, compiled = cache_file(), target.compiled
     try:
         curves = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         curves = {}
-    if key not in curves:
+    if not isinstance(curves, dict):
+        curves = {}
+    if (cost := _stored(curves.get(key), sizes_of(target))) is None:
         cost = measure(target, prompts, length)
         curves[key] = {"sizes": cost.sizes, "seconds": cost.seconds}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(curves))
-            partial.replace(path)
-        except OSError:
-            return cost
-    return Cost(curves[key]["sizes"], curves[key]["seconds"])
+        if target.compiled == compiled:  # graphs may have failed in between
+            with suppress(OSError, MmspecError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, partial(Path.write_text, data=json.dumps(curves)))
+    return cost
+
+
+def _stored(entry: object, sizes: Sequence[int]) -> Cost | None:
+    """A curve as `measured` writes it; None for anything else."""
+    if not isinstance(entry, dict) or entry.get("sizes") != list(sizes):
+        return None
+    seconds = entry.get("seconds")
+    if not isinstance(seconds, list) or len(seconds) != len(sizes):
+        return None
+    fit = all(isinstance(each, float) and 0 < each < inf for each in seconds)
+    return Cost(list(sizes), seconds) if fit else None

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from threading import local
+from threading import RLock, local
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,6 +20,9 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 # Whether layers stay packed that are looked at in this thread.
 _THREAD = local()
+
+# Whoever turns a plain layer into a packed one, or back, has it.
+_LOCK = RLock()
 
 # Graphs cannot hold weights in this layout: they name a layer by its number.
 _LAYERS: "WeakValueDictionary[int, nn.Linear]" = WeakValueDictionary()
@@ -50,7 +53,8 @@ class PackedLinear(nn.Linear):
     A product of 16-bit weights sums in the same order whatever the number of rows, so that the bits of a row do not
     depend on how many others there are. Whoever looks at the weight or the parameters, moves the layer, loads weights
     into it, or computes with gradients or float32 under autocast finds a plain `nn.Linear` with the parameter that it
-    had, and it stays one. State dictionaries, copies and pickles have plain weights, and leave it packed.
+    had, and it stays one. State dictionaries, copies and pickles have copies of plain weights, and leave it packed: to
+    write to weights in place, take them from `parameters()` or from `state_dict(keep_vars=True)`.
     """
 
     _packed: Tensor
@@ -61,34 +65,38 @@ class PackedLinear(nn.Linear):
     @torch.no_grad()
     def pack(cls, linear: nn.Linear) -> None:
         """Turn a linear layer into this kind, in place."""
-        weight = linear._parameters.pop("weight")
-        assert weight is not None
-        own = linear.__dict__
-        own["_packed"] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-        # The parameter is kept without its numbers, for who holds it, such as an optimiser.
-        own["_emptied"] = weight
-        weight.data = weight.new_empty(0)
-        # Graphs know a layer that was packed before by its number; a copy of it needs another.
-        if _LAYERS.get(own.get("_number", -1)) is not linear:
-            own["_number"] = next(_NUMBERS)
-            _LAYERS[own["_number"]] = linear
-        linear.__class__ = cls
+        with _LOCK:
+            weight = linear._parameters.pop("weight")
+            assert weight is not None
+            own = linear.__dict__
+            own["_packed"] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+            # The parameter is kept without its numbers, for who holds it, such as an optimiser.
+            own["_emptied"] = weight
+            weight.data = weight.new_empty(0)
+            # Graphs know a layer that was packed before by its number; a copy of it needs another.
+            if _LAYERS.get(own.get("_number", -1)) is not linear:
+                own["_number"] = next(_NUMBERS)
+                _LAYERS[own["_number"]] = linear
+            linear.__class__ = cls
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def unpack(self) -> None:
-        """Turn it into a plain linear layer again, in place."""
-        own = self.__dict__
-        weight = own["_emptied"]
-        weight.data = own["_packed"].to_dense()
-        own["_parameters"] = {"weight": weight, **own["_parameters"]}
-        self.__class__ = nn.Linear  # type: ignore[assignment]
-        del own["_emptied"], own["_packed"]
+        """Turn it into a plain linear layer again, in place, unless another thread has done so."""
+        with _LOCK:
+            own = self.__dict__
+            if "_packed" not in own:
+                return
+            weight = own["_emptied"]
+            weight.data = own["_packed"].to_dense()
+            own["_parameters"] = {"weight": weight, **own["_parameters"]}
+            self.__class__ = nn.Linear  # type: ignore[assignment]
+            del own["_emptied"], own["_packed"]
 
     @property
     def _parameters(self) -> dict[str, nn.Parameter | None]:  # type: ignore[override]
         if not getattr(_THREAD, "keeps", False):
-            self.unpack()
+            PackedLinear.unpack(self)  # its class may have changed in another thread
         return self.__dict__["_parameters"]
 
     @property
@@ -98,12 +106,12 @@ class PackedLinear(nn.Linear):
         return weight
 
     def forward(self, input: Float[Tensor, "*shape in"]) -> Float[Tensor, "*shape out"]:
-        autocast = torch.is_autocast_enabled("cpu")
-        if torch.is_grad_enabled() or (autocast and self._packed.dtype == torch.float32):
-            self.unpack()
+        autocast, packed = torch.is_autocast_enabled("cpu"), self.__dict__.get("_packed")
+        if packed is None or torch.is_grad_enabled() or (autocast and packed.dtype == torch.float32):
+            PackedLinear.unpack(self)
             return nn.Linear.forward(self, input)
         if autocast:
-            input = input.to(self._packed.dtype)
+            input = input.to(packed.dtype)
         return torch.ops.mmspec.packed_linear(input, self._number, self.out_features)
 
     @torch.inference_mode(False)
@@ -122,6 +130,9 @@ class PackedLinear(nn.Linear):
         return _plain_linear, (self._plain().__dict__,)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        if keep_vars:
+            PackedLinear.unpack(self)
+            return nn.Linear._save_to_state_dict(self, destination, prefix, keep_vars)
         self._plain()._save_to_state_dict(destination, prefix, keep_vars)
 
 
@@ -141,19 +152,23 @@ def can_pack(dtype: torch.dtype) -> bool:
     return known._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else known._is_mkldnn_fp16_supported()
 
 
-def pack_weights(model: nn.Module) -> int:
+def pack_weights(model: nn.Module, whole: nn.Module | None = None) -> int:
     """Pack the linear layers of a model that lies on a CPU, in place; returns how many there were.
 
-    Left as they are: float64, weights that other modules share, subclasses of `nn.Linear`, and layers that are being
-    trained through hooks or parametrisations of their own.
+    Left as they are: float64, empty weights, those that other modules share (of the `whole` that the model is a part
+    of, if it is one) or that have a gradient, subclasses of `nn.Linear`, and layers whose weight is no parameter of
+    their own, such as pruned ones.
     """
-    held = [module.__dict__["_parameters"] for module in model.modules()]
+    held = [module.__dict__["_parameters"] for module in (whole or model).modules()]
     uses = Counter(id(parameter) for parameters in held for parameter in parameters.values() if parameter is not None)
     packed = 0
     for module in model.modules():
-        if type(module) is not nn.Linear or module.weight.device.type != "cpu" or uses[id(module.weight)] > 1:
+        if type(module) is not nn.Linear:
             continue
-        if can_pack(module.weight.dtype):
+        weight = module._parameters.get("weight")
+        if weight is None or weight.device.type != "cpu" or not weight.numel() or uses[id(weight)] > 1:
+            continue
+        if weight.grad is None and can_pack(weight.dtype):
             PackedLinear.pack(module)
             packed += 1
     return packed

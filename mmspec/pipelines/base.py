@@ -215,7 +215,7 @@ class Pipeline(ABC, Generic[AnyTarget]):
             weights = zoo.weights_hash(part if part.is_dir() else part.parent) if part else ""
             self._target = key, self.build_target(weights)
             if not self.placed:
-                pack_weights(self._target[1].decoder)
+                pack_weights(self._target[1].decoder, self.transformer)
             if before:
                 self.deterministic, self.compiled = before.deterministic, before.compiled
         return self._target[1]

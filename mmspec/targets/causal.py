@@ -19,7 +19,7 @@ from mmspec.engine.tree import MAX_TREE_NODES, DraftTree
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Features, Grid, Prompts
 from mmspec.targets.head import MIN_QUERY_LEN, LayeredHead, OutputHead, finish_of
-from mmspec.targets.hidden import LayerInputs, layer_inputs
+from mmspec.targets.hidden import LayerInputs, in_this_thread, layer_inputs
 from mmspec.targets.masks import masks_of, windows_of
 from mmspec.targets.own import OwnModel
 from mmspec.targets.probe import ATTENTION, branching_error, probe, refuse, refuse_other_heads
@@ -115,10 +115,10 @@ class CausalTarget(OwnModel):
 
     @property
     def compiled(self) -> bool:
-        """Whether passes run as compiled graphs (`engine.compiled`). Setting it raises MmspecError for a target that
-        cannot.
+        """Whether passes run as compiled graphs (`engine.compiled`), which have not failed. Setting it raises
+        MmspecError for a target that cannot.
         """
-        return self.passes is not None
+        return self.passes is not None and not self.passes.graphs.failed
 
     @compiled.setter
     def compiled(self, value: bool) -> None:
@@ -199,8 +199,10 @@ class CausalTarget(OwnModel):
             )
         seen: dict[str, Tensor] = {}
         hooks = [
-            self.decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True),
-            self.decoder.register_forward_hook(lambda _, args, output: seen.update(hidden=output[0])),
+            self.decoder.register_forward_pre_hook(
+                in_this_thread(lambda _, args, kwargs: seen.update(kwargs)), with_kwargs=True
+            ),
+            self.decoder.register_forward_hook(in_this_thread(lambda _, args, output: seen.update(hidden=output[0]))),
         ]
         parameters = signature(self.model.forward).parameters
         options: dict = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
@@ -377,7 +379,7 @@ class CausalTarget(OwnModel):
         """
         assert isinstance(cache, TreeCache)
         width = ids.shape[1]
-        compiled = self.passes if cache.min_visible == cache.capacity else None
+        compiled = self.passes if cache.written and cache.min_visible == cache.capacity else None
         padding = max(padded_width(width) if compiled else width, self.min_query_len) - width
         if padding:
             ids, depths, position_ids = (F.pad(values, (0, padding)) for values in (ids, depths, position_ids))

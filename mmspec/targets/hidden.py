@@ -1,7 +1,8 @@
 """Hidden states between the layers of a decoder, as drafters such as EAGLE-3 read them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,17 @@ class LayerInputs:
         return torch.cat(parts, -1)
 
 
+def in_this_thread(hook: Callable[..., object]) -> Callable[..., None]:
+    """A forward hook that is called in this thread alone: others may run the same model."""
+    own = get_ident()
+
+    def called(*arguments: object) -> None:
+        if get_ident() == own:
+            hook(*arguments)
+
+    return called
+
+
 @contextmanager
 def layer_inputs(decoder: PreTrainedModel, count: int, numbers: Sequence[int]) -> Iterator[LayerInputs]:
     """Keep what enters the layers of these numbers while the decoder of `count` layers runs.
@@ -47,9 +59,13 @@ def layer_inputs(decoder: PreTrainedModel, count: int, numbers: Sequence[int]) -
 
     def keep(number: int, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         if number == count:
-            return module.register_forward_hook(lambda _, args, output: inputs.entered.update({number: output[0]}))
+            return module.register_forward_hook(
+                in_this_thread(lambda _, args, output: inputs.entered.update({number: output[0]}))
+            )
         return module.register_forward_pre_hook(
-            lambda _, args, kwargs: inputs.entered.update({number: args[0] if args else kwargs["hidden_states"]}),
+            in_this_thread(
+                lambda _, args, kwargs: inputs.entered.update({number: args[0] if args else kwargs["hidden_states"]})
+            ),
             with_kwargs=True,
         )
 

@@ -5,14 +5,17 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import drafter, llama, prompts
 from torch._dynamo.utils import counters
+from transformers import LlamaForCausalLM
 
 from mmspec.drafters.dspark import DSparkDrafter
+from mmspec.drafters.lookup import LookupDrafter
 from mmspec.engine.compiled import padded_width
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.packed import PackedLinear, can_pack, pack_weights
@@ -127,6 +130,54 @@ def test_a_graph_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target.passes.graphs, "_compile", lambda function: graph)
     with pytest.warns(UserWarning, match="differ by"):
         assert tokens(target, "jacobi", 1.0) == tokens(CausalTarget(llama()), "jacobi", 1.0)
+
+
+def test_a_graph_that_writes_no_keys_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the decoder's own pass wrote into the same slots just before does not hide it."""
+    target = CausalTarget(llama())
+    target.compiled = True
+    assert target.passes is not None
+    own = target.passes._pass
+
+    def graph(inputs, masks, position_ids, slots, entries, numbers) -> tuple[torch.Tensor, ...]:
+        copies = [(keys.clone(), values.clone()) for keys, values in entries]
+        return own(inputs, masks, position_ids, slots, copies, numbers)
+
+    monkeypatch.setattr(target.passes.graphs, "_compile", lambda function: graph)
+    with pytest.warns(UserWarning, match="differ by"):
+        assert tokens(target, "jacobi", 1.0) == tokens(CausalTarget(llama()), "jacobi", 1.0)
+
+
+def test_limits_of_errors_are_those_of_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousandth of the spread is rounding in float32, and not in float64."""
+    for dtype, fails in ((torch.float64, True), (torch.float32, False)):
+        target = CausalTarget(llama(dtype=dtype))
+        target.compiled = True
+        assert target.passes is not None
+        own = target.passes._pass
+
+        def graph(*args: object, own=own) -> tuple[torch.Tensor, ...]:
+            return tuple(part + 1e-3 * part.std() for part in own(*args))
+
+        monkeypatch.setattr(target.passes.graphs, "_compile", lambda function, graph=graph: graph)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokens(target, "none", 1.0)
+        assert target.passes.graphs.failed == fails and target.compiled != fails
+
+
+def test_more_slots_than_ever() -> None:
+    """A cache that is wider than those before is probed uncompiled, and then read by graphs."""
+    config = copy.deepcopy(llama().config)
+    config.max_position_embeddings = 2048
+    with torch.random.fork_rng():
+        model = LlamaForCausalLM(config).double().eval()
+    target, sampling = CausalTarget(model), SamplingOptions(0.0)
+    target.compiled = True
+    assert target.passes is not None
+    wanted = generate(CausalTarget(model), prompts([[1, 3]]), 1, Stop(520), None, sampling).tokens
+    assert generate(target, prompts([[1, 3]]), 1, Stop(520), LookupDrafter(), sampling).tokens == wanted
+    assert target.passes.graphs.made and target.compiled
 
 
 def test_widths() -> None:

@@ -1,11 +1,14 @@
 """Weights in the matrix library's layout: the same products, whatever the width, from one copy."""
 
 import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from mmspec.engine.packed import PackedLinear, can_pack, pack_weights
 
@@ -125,6 +128,41 @@ def test_what_is_left_as_it_is() -> None:
 
     tied, embedding = nn.Linear(16, 40, bias=False).to(DTYPE), nn.Embedding(40, 16).to(DTYPE)
     tied.weight = embedding.weight
-    model = nn.ModuleList([tied, embedding, nn.Linear(16, 16).double(), Own(16, 16).to(DTYPE)])
-    assert pack_weights(model) == 0
+    pruned, trained, outside = (nn.Linear(16, 16).to(DTYPE) for _ in range(3))
+    prune.l1_unstructured(pruned, "weight", 0.5)
+    trained.weight.grad = torch.zeros_like(trained.weight)
+    empty = [nn.Linear(0, 5).to(DTYPE), nn.Linear(5, 0).to(DTYPE)]
+    model = nn.ModuleList([tied, embedding, nn.Linear(16, 16).double(), Own(16, 16).to(DTYPE), pruned, trained, *empty])
+    model.append(outside)
+    other = nn.Linear(16, 16).to(DTYPE)
+    other.weight = outside.weight
+    assert pack_weights(model, nn.ModuleList([model, other])) == 0
     assert not any(isinstance(module, PackedLinear) for module in model)
+
+
+def test_weights_are_written_through_their_parameters() -> None:
+    """A state dictionary that asks for the parameters has them, and not copies."""
+    layer = nn.Linear(16, 16).to(DTYPE)
+    weight = layer.weight
+    assert pack_weights(nn.ModuleList([layer])) == 1
+    held = layer.state_dict(keep_vars=True)["weight"]
+    assert held is weight and held.shape == (16, 16) and type(layer) is nn.Linear
+
+
+def test_threads_unpack_at_once() -> None:
+    """Several threads look at the parameters of layers that another one computes with."""
+    layers = nn.ModuleList(nn.Linear(16, 16).to(DTYPE) for _ in range(50))
+    wanted = [layer.weight.clone() for layer in layers]
+    x = torch.randn(3, 16, dtype=DTYPE)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            for _ in range(5):
+                pack_weights(layers)
+                compute = pool.submit(lambda: torch.inference_mode()(lambda: [layer(x) for layer in layers])())
+                looks = [pool.submit(lambda: list(layers.parameters())) for _ in range(2)]
+                assert [len(look.result()) for look in looks] == [100, 100] and len(compute.result()) == 50
+    finally:
+        sys.setswitchinterval(before)
+    assert all(torch.equal(layer.weight, own) for layer, own in zip(layers, wanted, strict=True))

@@ -20,6 +20,12 @@ PROCESSORS = {
 }
 
 
+# All that is combined; what is not quick is left to `-m slow`.
+SETTINGS = [(0, 1.0, "plain"), (0, 3.0, "plain")]
+SETTINGS += product((0.7, 1), (1.0, 3.0), ("plain", "top_k", "top_p", "mixed"))
+QUICK = [(0, 3.0, "plain"), (0.7, 1.0, "top_p"), (1, 3.0, "mixed")]
+
+
 @cache
 def case(kind: str, temperature: float, guidance: float, processors: str):
     """A target, its sampling, and what plain decoding of single prompts says."""
@@ -30,9 +36,9 @@ def case(kind: str, temperature: float, guidance: float, processors: str):
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize(
-    ("temperature", "processors"), [(0, "plain"), *product((0.7, 1), ("plain", "top_k", "top_p", "mixed"))]
+    ("temperature", "guidance", "processors"),
+    [setting if setting in QUICK else pytest.param(*setting, marks=pytest.mark.slow) for setting in SETTINGS],
 )
 def test_image_tokens_equal_plain_decoding(name: str, temperature: float, guidance: float, processors: str) -> None:
     """A ragged batch of three under any drafter says what three single plain generations say (fp64)."""
@@ -45,7 +51,7 @@ def test_image_tokens_equal_plain_decoding(name: str, temperature: float, guidan
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
-@pytest.mark.parametrize("temperature", [0, 0.7, 1])
+@pytest.mark.parametrize("temperature", [pytest.param(0, marks=pytest.mark.slow), 0.7])
 def test_single_prompt_equals_plain_decoding(name: str, temperature: float) -> None:
     """A batch of one, guided: every row of the ragged batch alone gives the same tokens (batch equals singles)."""
     target, sampling, length, wanted = case("image", temperature, 3.0, "plain")

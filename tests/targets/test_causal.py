@@ -1,13 +1,16 @@
 """Targets: plain decoding in our loop is transformers' own, for any family that we take."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import transformers as hub
 from text_families import text_family
-from tiny import TEXTS, drafter, llama, prompts, text_target
+from tiny import TEXTS, drafter, llama, plain, prompts, text_target
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.generation import logits_process as hf
 
+from mmspec.drafters.jacobi import JacobiDrafter
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
@@ -210,3 +213,16 @@ def test_long_prompts_need_no_mask(length: int) -> None:
     with LargeTensors() as large:  # the negative control
         torch.ones(length, length)
     assert large.made
+
+
+def test_threads_share_a_target() -> None:
+    """What one thread's prompt gives its decoder is not taken for another's."""
+    target = text_target()
+    texts = [[1, 3, 4, 2], [1, 5, 2], [1, 2]]
+    wanted = plain(target, 16, seed=3, texts=texts)
+
+    def generated(row: int) -> list[int]:
+        return generate(target, prompts([texts[row]]), 1, Stop(16), JacobiDrafter(), seeds=[3 + row]).tokens[0]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(generated, [0, 1, 2] * 8)) == wanted * 8
