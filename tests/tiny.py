@@ -82,13 +82,14 @@ def plain(
 
 UNTRAINED = ("none", "lookup", "jacobi", "recycling", "aded", "hierarchy", "stand")
 TRAINED = ("medusa", "vadusa", "hawk", "hawk-path", "amphista", "falcon", "hydra", "redrafter")
+ASKED = ("del",)
 COMPOSED = ("cascade:jacobi", "rasd:hawk-path")
-DRAFTERS = (*UNTRAINED, *TRAINED, *COMPOSED)
+DRAFTERS = (*UNTRAINED, *ASKED, *TRAINED, *COMPOSED)
 
 
 def drafter(name: str, target: CausalTarget, seed: int = 1) -> Drafter:
     """A drafter by name; those with weights are random."""
-    if name in UNTRAINED:
+    if name in (*UNTRAINED, *ASKED):
         return drafters.load(name, None, target)
     if name in COMPOSED:
         outer, _, inner = name.partition(":")

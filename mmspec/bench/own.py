@@ -137,6 +137,11 @@ def why_not_assisted(target: Target, prompts: Prompts) -> str:
     return ""
 
 
+def parameters_of(drafter: object) -> int:
+    """How many numbers a drafter has learnt."""
+    return sum(weight.numel() for weight in drafter.parameters()) if isinstance(drafter, torch.nn.Module) else 0
+
+
 def labels_of(names: Sequence[str]) -> dict[str, str]:
     """What tables call drafters: names as they are, folders and hub ids by their last part where that is unique."""
     last = Counter(Path(name).name for name in names)
@@ -254,6 +259,7 @@ def run_setting(
         row = own_row(
             result_row(label, title, stats, dtype, str(target.device), 1, prompts.guidance), answers, plain, sampling
         )
+        row["parameters"] = parameters_of(ready.get(label))
         equal = label in ready and nodes
         row["by_nodes"] = length_by_nodes(target, encoded, ready[label], nodes, sampling, seed=seed) if equal else None
         rows.append(row)

@@ -10,6 +10,7 @@ from mmspec.cli.common import (
     SUITES,
     Count,
     Device,
+    File,
     Name,
     Names,
     Reals,
@@ -25,6 +26,9 @@ from mmspec.cli.common import (
 )
 from mmspec.errors import MmspecError, unknown
 
+# The suite of all bundled models and all drafters.
+EVERY = "drafters"
+
 
 @dataclass
 class Bench:
@@ -39,7 +43,9 @@ class Bench:
     Example: mmspec bench --compare before/results.json after/results.json
     """
 
-    suite: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[image|speech|vlm]", help_behavior_hint="")] = ""
+    suite: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="[image|speech|vlm|drafters]", help_behavior_hint="")
+    ] = ""
     """A suite; none for --model with --prompts, or for --compare."""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("results")
     """Folder for results.json, results.md and results.png."""
@@ -73,6 +79,9 @@ class Bench:
         default_factory=list
     )
     """Two results.json side by side, row by row; nothing is measured."""
+    trained: File = None
+    """For the suite drafters: a folder for each of pictures, speech, descriptions and text, with a folder for each
+    drafter that was trained."""
 
     def run(self) -> int:
         if self.compare:
@@ -82,13 +91,21 @@ class Bench:
         from mmspec.placement import check_pair, device_of, dtype_of
         from mmspec.prompts import read_prompts
 
-        if self.suite and self.suite not in SUITES:
-            raise unknown("suite", self.suite, SUITES)
+        if self.suite and self.suite not in (*SUITES, EVERY):
+            raise unknown("suite", self.suite, (*SUITES, EVERY))
+        if self.trained and self.suite != EVERY:
+            raise MmspecError("--trained is for the suite drafters: leave it out")
+        if self.trained and not self.trained.is_dir():
+            raise MmspecError(f"no folder {self.trained}: give one that has pictures, speech, descriptions or text")
+        if self.suite == EVERY and (self.model or self.prompts or self.drafters or self.compile or self.batch != [1]):
+            raise MmspecError("the suite drafters has models, prompts, drafters and batches of its own: leave them out")
+        if self.suite == EVERY and len(self.dtype or ()) > 1:
+            raise MmspecError("the suite drafters takes one dtype")
         file, count = self.read_count()
         if not self.suite and (self.model is None or file is None):
             raise MmspecError(
-                "say what to measure: image, speech or vlm, or --model MODEL and --prompts FILE for prompts of your "
-                "own; mmspec bench --help says more"
+                "say what to measure: image, speech, vlm or drafters, or --model MODEL and --prompts FILE for prompts "
+                "of your own; mmspec bench --help says more"
             )
         if find_spec("matplotlib") is None:
             raise MmspecError("the benchmark draws a plot and needs matplotlib: pip install 'mmspec[bench]'")
@@ -105,7 +122,9 @@ class Bench:
         except OSError as error:
             raise MmspecError(f"cannot write to {self.out}: {error.strerror}; give a folder") from None
         count = count or (1 if self.quick else len(rows) or 8)
-        if self.suite:
+        if self.suite == EVERY:
+            self.run_drafters(count, dtypes, device)
+        elif self.suite:
             self.run_suite(rows, count, dtypes, device)
         else:
             self.run_own(folder, rows[:count], dtypes, device)
@@ -153,7 +172,9 @@ class Bench:
 
         for name in dtypes:
             check_names(name, self.device)
-        if self.suite:
+        if self.suite == EVERY:
+            folder = zoo.home()
+        elif self.suite:
             task = SUITES[self.suite]
             folder = check_model(self.model or TASKS[task][1], task, None, dtypes[0], self.device)
         else:
@@ -179,6 +200,16 @@ class Bench:
         choice = measured.Choice(rows, tuple(self.drafters), tuple(self.temperature or ()))
         choice = replace(choice, compiled=self.compile, nodes=tuple(self.nodes or ()))
         measured.run(model, self.out, self.quick, device, dtypes, self.seed, self.batch, count, choice)
+
+    def run_drafters(self, count: int, dtypes: list[str], device: str) -> None:
+        """Measure every drafter on every bundled model."""
+        with loading("the bundled models", quiet=False):
+            from mmspec.bench import drafters
+
+            quiet_libraries()
+        how: dict = {"temperatures": tuple(self.temperature)} if self.temperature else {}
+        how |= {"nodes": tuple(self.nodes)} if self.nodes else {}
+        drafters.run(self.out, self.trained, count, dtype=dtypes[0], device=device, seed=self.seed, **how)
 
     def run_own(self, folder: Path, rows: tuple[dict, ...], dtypes: list[str], device: str) -> None:
         """Measure a model on prompts of one's own."""

@@ -82,7 +82,8 @@ class SamplingFlags:
     drafter: Name = None
     """A drafter by name (see mmspec info), folder or hub id; none is plain AR decoding. The model's own if left out."""
     acceptance: Annotated[str | None, tyro.conf.arg(metavar="RULE", help_behavior_hint="")] = None
-    """exact (lossless, default), rejection (lossless in distribution), tolerance:N or typical:E,D (lossy, and said)."""
+    """exact (lossless, default), rejection (lossless in distribution), tolerance:N, typical:E,D or lexical:A (lossy,
+    and said)."""
 
     @property
     def sampling_kwargs(self) -> dict:

@@ -71,7 +71,8 @@ class Train:
     lr: Real = None
     """Learning rate."""
     vocabulary: Whole = None
-    """Draft from so many of the most frequent tokens; 0 is all. Large vocabularies are reduced to 8192 by msd."""
+    """Draft from so many of the most frequent tokens; 0 is all. msd, dflash and dspark reduce large vocabularies to
+    8192."""
     tv: Real = None
     """The share of total variation beside cross entropy in the loss, from 0 to 1."""
     option: Strings = ()
@@ -236,7 +237,13 @@ class Train:
             pipe = pipeline(task, folder, device=device, dtype=dtype, **spread)
             quiet_libraries()
         check_folder(self.work)
-        corpus = Corpus(pipe, rows, corpus_settings, self.work, drafter_class(self.what).calibrates_greedy)
+        cls = drafter_class(self.what)
+        corpus = Corpus(pipe, rows, corpus_settings, self.work, cls.calibrates_greedy)
+        if corpus.guidance != 1 and not getattr(cls, "guided", True):
+            raise MmspecError(
+                f"{self.what} drafts without guidance, and this model's is {corpus.guidance:g}: give --guidance 1, or "
+                "train another one, such as hawk-path"
+            )
         return Training(corpus, settings, out, device)
 
     def _options(self) -> tuple[dict, dict]:

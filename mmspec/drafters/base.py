@@ -68,7 +68,8 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter, library_name="mms
 
     `coupled` ranks candidates by log q + lambda g, with the noise that the target's sample will use, else by q alone. A
     tree grows from `beam` nodes a level and `ranks` children each. `widths` are the children per level of trees that
-    are sampled for `rejection`. `coupling[depth]` (lambda) and `beta[depth]` are calibrated: softmax(beta T (log q +
+    are sampled for `rejection`; with `paths` it is so many paths by stochastic beam search instead, by drafters that
+    read their path. `coupling[depth]` (lambda) and `beta[depth]` are calibrated: softmax(beta T (log q +
     lambda g)) is the probability that a candidate is the target's sample at temperature T. A drafter errs by so many
     nats of its logits, T log q, whatever the temperature. lambda is 1 if q is the target's p, and 0 if the target is
     certain of a token that the drafter does not know: the noise then decides nothing.
@@ -88,7 +89,7 @@ class TrainedDrafter(nn.Module, PyTorchModelHubMixin, Drafter, library_name="mms
         self.beta, self.coupling = beta or [1.0] * depth, coupling or [1.0] * depth
         self.greedy: list[float] = []
         self.coupled, self.beam, self.ranks = True, beam, ranks
-        self.widths = [3, 2, *[1] * depth]
+        self.widths, self.paths = [3, 2, *[1] * depth], 0
 
     def sharpen(
         self, log_q: Float[Tensor, "*row node vocab"], noise: Float[Tensor, "*row #node vocab"], depth: int | slice

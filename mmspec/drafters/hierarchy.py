@@ -46,10 +46,11 @@ class NGrams:
 class HierarchyDrafter(TableDrafter):
     """Training-free; works on any target. Three tables of n-grams are asked in the order of their locality until there
     are `ranks` candidates: the text at hand with its prompt, earlier texts with theirs, and a `corpus` (sequences of
-    tokens), if one is given.
+    tokens), if one is given. On grids another one comes before them, of what followed the token above and the last one.
 
     The paper keeps chains of tokens after the last one or two and verifies up to seven of them; here tables grow a
-    tree, and what a candidate is worth is learnt for each table and length of the context: our choices.
+    tree, what a candidate is worth is learnt for each table and length of the context, and grids have a table of their
+    own: our choices.
     """
 
     name = "hierarchy"
@@ -64,7 +65,7 @@ class HierarchyDrafter(TableDrafter):
         corpus: Sequence[Sequence[int]] = (),
     ):
         super().__init__(ranks, depth, nodes)
-        self.longest = longest
+        self.longest, self._stride = longest, 0
         self._corpus = NGrams(longest)
         for text in corpus:
             for end in range(1, len(text)):
@@ -72,12 +73,13 @@ class HierarchyDrafter(TableDrafter):
 
     @property
     def order(self) -> int:
-        return self.longest
+        return max(self.longest, self._stride)
 
     def clear(self) -> None:
-        self._text, self._before = NGrams(self.longest), NGrams(self.longest)
+        self._text, self._before, self._columns = NGrams(self.longest), NGrams(self.longest), NGrams(2)
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
+        self._stride = target.grid.stride if target.grid else 0
         super().start(target, state, sampling, needs_draft_probs)
         self._before.merge(self._text)
         self._text = NGrams(self.longest)
@@ -85,11 +87,11 @@ class HierarchyDrafter(TableDrafter):
     def after(self, context: Sequence[int]) -> Known | None:
         found: dict[int, float] = {}
         matched = 0
-        for place, table in enumerate((self._text, self._before, self._corpus)):
-            known = table.after(context, self.ranks)
+        for place, table in enumerate((self._columns, self._text, self._before, self._corpus)):
+            known = table.after(self._column(context) if table is self._columns else context, self.ranks)
             if known is None:
                 continue
-            matched = matched or place * self.longest + known.matched
+            matched = matched or place * max(2, self.longest) + known.matched
             # What a later table knows comes after what earlier ones know.
             worst = min(found.values(), default=0.0)
             for token, log_prob in zip(known.tokens, known.log_probs):
@@ -100,5 +102,10 @@ class HierarchyDrafter(TableDrafter):
             return None
         return Known(list(found)[: self.ranks], list(found.values())[: self.ranks], matched)
 
+    def _column(self, context: Sequence[int]) -> Sequence[int]:
+        """The token above the next one and the last one, nothing where there is no grid."""
+        return (context[-self._stride], context[-1]) if 0 < self._stride <= len(context) else ()
+
     def follow(self, context: Sequence[int], token: int) -> None:
         self._text.add(context, token)
+        self._columns.add(self._column(context), token)

@@ -1,8 +1,11 @@
 """Jacobi drafting: the target's own samples behind the accepted path, coupled by the shared noise."""
 
+from dataclasses import replace
+
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmspec.drafters.base import Drafter
 from mmspec.engine.accept import Committed
@@ -41,6 +44,10 @@ class JacobiDrafter(Drafter):
     where they would take more than half of the nodes. None is 3, and 0 on grids, where long chains accept more. The
     paper grows a full tree of three levels, four children each; that runners-up are coupled by the noise, and copy the
     chain instead of growing, were our choices.
+
+    Under `rejection` guesses are a chain that says from which law of the last round each was drawn, so that one is
+    accepted with probability min(1, p / q), as in Speculative Jacobi Decoding (Teng et al., arXiv 2410.01699). Their
+    noise is that of their position, with which nothing was decided yet, so that the law stays the target's.
     """
 
     name = "jacobi"
@@ -49,7 +56,9 @@ class JacobiDrafter(Drafter):
         self.nodes, self.max_nodes, self.branches = nodes, max(max_nodes, nodes or 1), branches
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
-        self.target = target
+        self.target, self.needs_draft_probs = target, needs_draft_probs
+        self._laws: list[Tensor | None] = [None] * state.rows
+        self._gumbel: Tensor | None = None
         self._stride = target.grid.stride if target.grid else 1
         self._growth = GRID_GROWTH if target.grid else GROWTH
         default = 0 if target.grid else BRANCHES
@@ -60,6 +69,7 @@ class JacobiDrafter(Drafter):
 
     def change_rows(self, state: State, previous: list[int | None]) -> None:
         self._guesses = [[] if row is None else self._guesses[row] for row in previous]
+        self._laws = [None if row is None else self._laws[row] for row in previous]
         self._runners_up = None
 
     def length(self) -> int:
@@ -72,7 +82,7 @@ class JacobiDrafter(Drafter):
 
     def breadth(self, nodes: int, limit: int) -> int:
         """How many branches a tree of so many nodes and levels has."""
-        if self._runners_up is None or self.target.chains_only:
+        if self._runners_up is None or self.target.chains_only or self.needs_draft_probs:
             return 0
         most = min(self._runners_up.shape[1], limit)
         return max(count for count in range(most + 1) if count * (count + 1) <= nodes)
@@ -90,16 +100,33 @@ class JacobiDrafter(Drafter):
             rows.append(row)
         guessed = torch.tensor(rows, dtype=torch.long, device=state.roots.device).view(state.rows, height)
         self._lengths = list(range(branches, 0, -1))
+        self._gumbel = None
+        if self.needs_draft_probs and not noise.greedy:
+            self._gumbel = noise.gumbel(state.counts, height + 1)
+            return replace(chain(state.roots, guessed), probs=self._drawn_from(guessed))
         if not branches:
             return chain(state.roots, guessed)
         assert self._runners_up is not None
         return branching(state.roots, guessed, self._runners_up, self._lengths)
 
+    def _drawn_from(self, guessed: Int[Tensor, "row depth"]) -> Float[Tensor, "row node vocab"]:
+        """The law that each guess was drawn from; copies of other tokens are point masses."""
+        probs = F.one_hot(F.pad(guessed, (1, 0)), self.target.vocabulary_size).double()
+        for row, laws in enumerate(self._laws):
+            if laws is not None:
+                known = min(len(laws), guessed.shape[1])
+                probs[row, 1 : 1 + known] = laws[:known]
+        return probs
+
     def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
         paths = committed.paths
         behind = [nodes_behind(path[-1], tree.height, self._lengths) if path else [] for path in paths]
         self._guesses = [[row[node] for node in nodes] for row, nodes in zip(committed.samples, behind, strict=True)]
-        if self._most_branches and not self.target.chains_only:
+        if self._gumbel is not None:
+            index = tree.depths[:, :, None].expand(-1, -1, gumbel_scores.shape[2])
+            laws = (gumbel_scores - self._gumbel.to(gumbel_scores.dtype).gather(1, index)).softmax(2).double()
+            self._laws = [laws[row, nodes] for row, nodes in enumerate(behind)]
+        elif self._most_branches and not self.target.chains_only:
             # Where nothing is behind the path, runners-up of its last token are as good as any.
             first = [[nodes[0] if nodes else path[-1] if path else 0] for nodes, path in zip(behind, paths)]
             index = torch.tensor(first, device=gumbel_scores.device)[:, :, None]

@@ -133,7 +133,7 @@ class PathDrafter(TrainedDrafter):
             return self.candidates(values)
 
         if self.needs_draft_probs:
-            return sample_tree(state, noise, scores, self.widths, height, self.max_nodes)
+            return sample_tree(state, noise, scores, self.widths, height, self.max_nodes, self.paths)
         tree = build_tree(state.roots, expand, height, self.beam, self.max_nodes)
         self._plan.took(perf_counter() - began, height)
         return tree

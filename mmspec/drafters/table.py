@@ -24,13 +24,15 @@ class Entry:
     """Where a drafter's class is (`module:Class`), and whether it is trained for a target.
 
     A drafter that comes `within` a model has its tensors among the model's own, whose names tell. A `composed` one is
-    made of another, whose name follows its own after a colon.
+    made of another, whose name follows its own after a colon. One that not every target can have is not tried unless it
+    is `asked` for.
     """
 
     path: str
     trained: bool = False
     within: Callable[[set[str]], bool] | None = None
     composed: bool = False
+    asked: bool = False
 
     def usable(self, folder: Path | None) -> bool:
         """Whether it can be had without files of its own."""
@@ -73,6 +75,7 @@ TABLE = {
     "aded": Entry("mmspec.drafters.aded:AdedDrafter"),
     "hierarchy": Entry("mmspec.drafters.hierarchy:HierarchyDrafter"),
     "stand": Entry("mmspec.drafters.stand:StandDrafter"),
+    "del": Entry("mmspec.drafters.early_exit:EarlyExitDrafter", asked=True),
     "medusa": Entry("mmspec.drafters.medusa:MedusaDrafter", trained=True),
     "vadusa": Entry("mmspec.drafters.vadusa:VadusaDrafter", trained=True),
     "hawk": Entry("mmspec.drafters.hawk:HawkDrafter", trained=True),
@@ -128,7 +131,8 @@ def folder_of(name: str, folder: Path | None) -> Path | None:
 def usable(folder: Path | None) -> list[str]:
     """Names that load for a model: drafters that need no weights, and those that its folder has weights for."""
     trained = zoo.drafters(folder) if folder else []
-    return [name for name, entry in names().items() if entry.usable(folder) and name not in trained] + trained
+    own = [name for name, entry in names().items() if entry.usable(folder) and not entry.asked]
+    return [name for name in own if name not in trained] + trained
 
 
 def check_name(name: str, folder: Path | None) -> None:
@@ -165,8 +169,8 @@ def without_weights(name: str, folder: Path | None) -> MmspecError:
             f"drafter {name!r} comes within models, and the files of this one hold none that mmspec reads: use one of "
             f"{', '.join(sorted(usable(folder)))}"
         )
-    recipe = "train it with `mmspec train`, or " if folder and (folder / "recipe.yaml").is_file() else ""
+    model = folder.name if folder else "MODEL"
     return MmspecError(
-        f"drafter {name!r} has no weights for this model: {recipe}use one of {', '.join(sorted(usable(folder)))}; "
-        "docs/adding-a-drafter.md says how drafters are trained"
+        f"drafter {name!r} has no weights for this model: use one of {', '.join(sorted(usable(folder)))}, or train it "
+        f"with `mmspec train {name} --model {model} --prompts FILE --out FOLDER` (docs/train-a-drafter.md)"
     )

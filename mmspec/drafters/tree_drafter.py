@@ -128,7 +128,7 @@ class TreeDrafter(TrainedDrafter):
             return Candidates(self.tokens[proposed.tokens], proposed.probs)
 
         if self.needs_draft_probs:
-            return sample_tree(state, noise, all_scores, self.widths, height, self.max_nodes)
+            return sample_tree(state, noise, all_scores, self.widths, height, self.max_nodes, self.paths)
         return build_tree(state.roots, expand, height, self.beam, self.max_nodes)
 
     def _over_vocabulary(self, scores: Float[Tensor, "row beam drafted"]) -> Float[Tensor, "row beam vocab"]:

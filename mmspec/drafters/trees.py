@@ -65,12 +65,16 @@ def sample_tree(
     widths: list[int],
     height: int,
     max_nodes: int,
+    paths: int = 0,
 ) -> DraftTree:
-    """Siblings sampled without replacement from q, by Gumbel top-m with noise of their own, `widths[depth]` a node.
+    """Siblings sampled without replacement from q, by Gumbel top-m with noise of their own, `widths[depth]` a node, or
+    as many as `paths` by `sample_beams` have.
 
     `scores(depth, tokens, parent_index)` are those that follow the nodes of a level, whose parents were at
     `parent_index` of the level before.
     """
+    if paths and not noise.greedy:
+        return sample_beams(state, noise, scores, paths, height, max_nodes)
     rows, device = state.rows, state.roots.device
     level, parent_index = state.roots[:, None], torch.zeros(rows, 1, dtype=torch.long, device=device)
     head = state.roots[:, None]
@@ -103,4 +107,57 @@ def sample_tree(
         probs=torch.cat(all_probs, 1),
         with_replacement=False,
         max_children=max(widths[: len(tokens) - 1]),
+    )
+
+
+def sample_beams(
+    state: State,
+    noise: Noise,
+    scores: Callable[[int, Int[Tensor, "row beam"], Int[Tensor, "row beam"]], Float[Tensor, "row beam vocab"]],
+    width: int,
+    height: int,
+    max_nodes: int,
+) -> DraftTree:
+    """The `width` paths of each length that stochastic beam search samples without replacement (RSD-S: Jeon et al.,
+    arXiv 2402.14160; Kool et al., arXiv 1903.06059); see `sample_tree`.
+
+    A path has the value log q + Gumbel noise, under the condition that no path below another has a larger one than
+    that. Siblings come by falling value, and how many there are depends on values, which say nothing of which token has
+    them: each is a draw from what its siblings before left of q.
+    """
+    rows, device = state.rows, state.roots.device
+    head = state.roots[:, None]
+    level, parent_index = head, torch.zeros_like(head)
+    values = paths = torch.zeros(rows, 1, dtype=torch.float64, device=device)
+    tokens, parents, depths = [head], [torch.full_like(head, -1)], [torch.zeros_like(head)]
+    all_probs: list[Tensor] = []
+    first, count = 0, 1
+    for depth in range(height):
+        log_q = scores(depth, level, parent_index).double().log_softmax(2)
+        all_probs = all_probs or [torch.zeros_like(log_q[:, :1])]
+        fresh = noise.fresh([[position + depth] for position in state.counts], Noise.DRAFT, level.shape[1])[:, 0]
+        log_probs = paths[:, :, None] + log_q
+        drawn = log_probs + fresh.to(log_probs)
+        over = values[:, :, None] - drawn + torch.log1p(-(drawn - drawn.amax(2, keepdim=True)).exp())
+        below = values[:, :, None] - over.clamp(min=0) - torch.log1p((-over.abs()).exp())
+        below = below.masked_fill(~drawn.isfinite(), -torch.inf)
+        values, best = below.flatten(1).topk(min(width, below[0].numel()), dim=1)
+        parent_index, level = best // log_q.shape[2], best % log_q.shape[2]
+        real = values.isfinite()
+        paths = log_probs.flatten(1).gather(1, best)
+        tokens.append(level)
+        parents.append((parent_index + first).masked_fill(~real, -1))
+        depths.append(real.long() * (depth + 1))
+        all_probs.append(log_q.exp().gather(1, parent_index[:, :, None].expand(-1, -1, log_q.shape[2])))
+        first, count = count, count + level.shape[1]
+        if count + width > max_nodes:
+            break
+    return DraftTree(
+        torch.cat(tokens, 1),
+        torch.cat(parents, 1),
+        torch.cat(depths, 1),
+        len(tokens) - 1,
+        probs=torch.cat(all_probs, 1),
+        with_replacement=False,
+        max_children=width,
     )

@@ -43,8 +43,8 @@ class GenerateOptions(TypedDict, total=False):
     logits_processor: applied after those that the model's `generation_config.json` asks for.
     drafter: a name or an instance; "none" is plain autoregressive decoding, None the model's default. The same seed
         gives the same output with any drafter.
-    acceptance: exact, rejection (lossless in distribution); tolerance:τ with τ > 1 and typical are LOSSY, and the
-        statistics say so.
+    acceptance: exact, rejection (lossless in distribution); tolerance:τ with τ > 1, typical and lexical are LOSSY, and
+        the statistics say so.
     """
 
     temperature: float | None

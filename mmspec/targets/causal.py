@@ -1,5 +1,6 @@
 """Decoder-only transformers models as targets, without changes to the model."""
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from inspect import signature
@@ -8,7 +9,7 @@ from typing import ClassVar
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -125,17 +126,40 @@ class CausalTarget(OwnModel):
         if not value:
             self.passes = None
             return
-        own = all(
-            getattr(type(self), name) is getattr(CausalTarget, name) for name in ("run", "pass_inputs", "tree_cache")
-        )
         spread = getattr(self.model, "hf_device_map", None) or getattr(self.model, "hf_quantizer", None)
         shared = getattr(self.decoder.config, "num_kv_shared_layers", None)
-        if not own or spread or shared:
+        if not self._runs_plainly() or spread or shared:
             raise MmspecError(
                 f"passes of {type(self.model).__name__} cannot be compiled here: leave compile out (models that are "
                 "quantised, on several devices, recurrent, or whose layers share keys run uncompiled)"
             )
         self.passes = self.passes or CompiledPass(self.decoder, self.tolerance, self.layer_inputs)
+
+    def _runs_plainly(self) -> bool:
+        """Whether passes of this kind of target are those of any decoder with attention."""
+        names = ("run", "pass_inputs", "tree_cache")
+        return all(getattr(type(self), name) is getattr(CausalTarget, name) for name in names)
+
+    def first_layers(self, count: int) -> "CausalTarget":
+        """This target with its first `count` layers alone, and its own norm and head behind them.
+
+        It shares the weights, and reads and writes the same caches, of whose other layers it knows nothing. Raises
+        MmspecError for a decoder that is no stack of attention layers.
+        """
+        layers = getattr(self.decoder, "layers", None)
+        if not self._runs_plainly() or not isinstance(layers, nn.ModuleList) or not hasattr(self.decoder, "norm"):
+            raise MmspecError(
+                f"{type(self.model).__name__} is no stack of attention layers with a norm behind it, of which a part "
+                "could draft: use another drafter than del, such as lookup"
+            )
+        first, decoder = copy.copy(self), copy.copy(self.decoder)
+        decoder._modules = {**decoder._modules, "layers": layers[:count]}
+        decoder.config = copy.deepcopy(decoder.config)
+        decoder.config.num_hidden_layers = count
+        if getattr(decoder.config, "layer_types", None):
+            decoder.config.layer_types = decoder.config.layer_types[:count]
+        first.decoder, first.passes = decoder, None
+        return first
 
     @property
     def max_positions(self) -> int:

@@ -80,8 +80,8 @@ def test_quick_and_numbers(run, prompts: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vido"], "unknown suite 'vido': known are image, speech, vlm"),
-        ([], "say what to measure: image, speech or vlm, or --model MODEL and --prompts FILE"),
+        (["vido"], "unknown suite 'vido': known are drafters, image, speech, vlm"),
+        ([], "say what to measure: image, speech, vlm or drafters, or --model MODEL and --prompts FILE"),
         (["--prompts", "6"], "say what to measure"),
         (["--prompts", "gone.txt"], "cannot read gone.txt: No such file or directory"),
         (["--prompts-file", "prompts.txt"], "no option --prompts-file: did you mean --prompts"),

@@ -33,8 +33,11 @@ GIVEN = {
         (["bench", "image", "--batch", "0", "--device", "cpu"], "must be 1 or more"),
         (["bench", "image", "--dtype", "fp61", "--device", "cpu"], "unknown dtype 'fp61'"),
         (["bench", "image", "--out", __file__, "--device", "cpu"], "cannot write to"),
-        (["bench"], "say what to measure: image, speech or vlm, or --model MODEL and --prompts FILE for prompts of"),
-        (["bench", "--quick"], "say what to measure: image, speech or vlm"),
+        (
+            ["bench"],
+            "say what to measure: image, speech, vlm or drafters, or --model MODEL and --prompts FILE for prompts of",
+        ),
+        (["bench", "--quick"], "say what to measure: image, speech, vlm or drafters"),
         (["train", "nowhere.yaml"], "no recipe at nowhere.yaml"),
         (["train", str(Path(__file__).parent)], "recipe.yaml: give the path of a recipe.yaml"),
         (["image", PROMPT, "--model", "~nobody-of-this-name/x"], "no folder ~nobody-of-this-name/x"),

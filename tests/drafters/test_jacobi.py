@@ -95,3 +95,26 @@ def test_branches_read_nothing_more() -> None:
         for branches in (0, 2)
     )
     assert few.operations["draft"] < many.operations["draft"] <= few.operations["draft"] + 8
+
+
+def test_rejection_knows_what_guesses_were_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their laws more guesses are accepted than as point masses; fresh positions are point masses."""
+
+    def length() -> float:
+        target = image_target()
+        out = generate(target, prompts(), 3, Stop(60), JacobiDrafter(8), rule="rejection", seeds=3)
+        return out.stats.mean_acceptance_length
+
+    drawn = length()
+    own = JacobiDrafter._drawn_from
+
+    def points(self: JacobiDrafter, guessed: torch.Tensor) -> torch.Tensor:
+        probs = own(self, guessed)
+        assert probs.shape == (len(guessed), 1 + guessed.shape[1], self.target.vocabulary_size)
+        assert torch.allclose(probs.sum(2), torch.ones_like(probs.sum(2)))
+        assert (probs[:, 1:].gather(2, guessed[:, :, None]) > 0).all()
+        self._laws = [None] * len(guessed)
+        return own(self, guessed)
+
+    monkeypatch.setattr(JacobiDrafter, "_drawn_from", points)
+    assert length() < drawn

@@ -76,11 +76,22 @@ def test_stand_takes_the_mean_after_the_longest_context() -> None:
 def test_hierarchy_asks_in_order() -> None:
     """This text, then earlier ones, then a corpus; later ones fill what is left."""
     table = ready(HierarchyDrafter, ranks=3, corpus=[[5, 1, 5, 2, 5, 1, 5, 3]])
-    assert table.after([5]).tokens == [1, 3, 2] and table.after([5]).matched == 2 * 3 + 1
+    assert table.after([5]).tokens == [1, 3, 2] and table.after([5]).matched == 3 * 3 + 1
     table.follow([5], 9)
     known = table.after([5])
-    assert known.tokens == [9, 1, 3] and known.matched == 1
+    assert known.tokens == [9, 1, 3] and known.matched == 3 + 1
     assert len(known.log_probs) == 3 and known.log_probs == sorted(known.log_probs)[::-1]
+
+
+def test_hierarchy_reads_columns_of_grids() -> None:
+    """Where the target has a grid, what followed the token above and the last one comes before all else."""
+    table = ready(HierarchyDrafter, ranks=3)
+    table._stride = 4
+    for context, token in (([7, 0, 0, 5], 1), ([7, 9, 9, 5], 1), ([8, 0, 0, 5], 2)):
+        table.follow(context, token)
+    assert table.order == 4
+    assert table.after([7, 3, 3, 5]).tokens[0] == 1 and table.after([8, 3, 3, 5]).tokens[0] == 2
+    assert table.after([7, 3, 3, 5]).matched == 2 and table.after([3, 3, 3, 5]).matched == 1
 
 
 def test_hierarchy_reads_the_prompt() -> None:

@@ -17,7 +17,7 @@ NAMES = [
     ("tolerance:3", False, False),
     ("tolerance", False, False),
 ]
-NAMES += [("typical", False, False), ("typical:0.2,0.05", False, False)]
+NAMES += [("typical", False, False), ("typical:0.2,0.05", False, False), ("lexical:0.5", False, False)]
 
 
 @pytest.mark.parametrize(("name", "lossless", "needs_draft_probs"), NAMES)
@@ -39,8 +39,10 @@ def test_names_carry_their_options() -> None:
 
 
 ERRORS = {
-    "exakt": "unknown acceptance 'exakt': did you mean 'exact'? known are exact, rejection, tolerance, typical",
-    "": "unknown acceptance '': known are exact, rejection, tolerance, typical",
+    "exakt": (
+        "unknown acceptance 'exakt': did you mean 'exact'? known are exact, lexical, rejection, tolerance, typical"
+    ),
+    "": "unknown acceptance '': known are exact, lexical, rejection, tolerance, typical",
     "tolerance:two": (
         "acceptance 'tolerance:two': what follows the colon must be numbers, as in 'tolerance:3' or 'typical:0.3,0.09'"
     ),
@@ -53,6 +55,8 @@ ERRORS = {
     "tolerance:nan": "acceptance 'tolerance:nan': tolerance takes one whole number from 1 to 64, as in 'tolerance:3'",
     "typical:0.3": "acceptance 'typical:0.3': typical takes epsilon and delta in (0, 1], as in 'typical:0.3,0.09'",
     "typical:0,0.5": "acceptance 'typical:0,0.5': typical takes epsilon and delta in (0, 1], as in 'typical:0.3,0.09'",
+    "lexical:0": "acceptance 'lexical:0': lexical takes one number in (0, 1], as in 'lexical:0.9'",
+    "lexical:1.5": "acceptance 'lexical:1.5': lexical takes one number in (0, 1], as in 'lexical:0.9'",
     "typical:2,0.5": "acceptance 'typical:2,0.5': typical takes epsilon and delta in (0, 1], as in 'typical:0.3,0.09'",
 }
 
@@ -108,7 +112,7 @@ def test_tolerance_refuses_forbidden_tokens() -> None:
     assert accepted.read().paths == [[0], [0]]
 
 
-@pytest.mark.parametrize("name", ["tolerance:8", "typical:1,1"])
+@pytest.mark.parametrize("name", ["tolerance:8", "typical:1,1", "lexical:0.05"])
 def test_lossy_rules_keep_protected_tokens(name: str) -> None:
     """Where the target's own sample is a protected token, or a child is one, only the sample is accepted; elsewhere
     nothing changes.
@@ -138,11 +142,23 @@ def test_typical_threshold() -> None:
     assert acceptance("typical")(tree, scores, *rest).read().paths == [[0], [0]]
 
 
+def test_lexical_threshold() -> None:
+    """A child is accepted that has at least the probability alpha, the most probable first."""
+    tree, scores, _, noise, counts, _ = bench()
+    scores[:] = 0.0
+    rest = (add_gumbel(tree, scores, noise, counts), noise, counts, frozenset())
+    even = 1 / scores.shape[2]
+    assert acceptance(f"lexical:{even * 0.99}")(tree, scores, *rest).read().paths[1] == [0, 1, 2, 3]
+    assert acceptance(f"lexical:{even * 1.01}")(tree, scores, *rest).read().paths == [[0], [0]]
+    scores[0, 0, 2] = 1.0
+    assert acceptance(f"lexical:{even * 0.5}")(tree, scores, *rest).read().paths[0][1] == 2
+
+
 def test_accepted_paths_are_paths() -> None:
     """Every rule gives, per row, a path from the root down and one token for each of its nodes; accepted ones are the
     children's.
     """
-    for name in ("exact", "rejection", "tolerance:4", "typical"):
+    for name in ("exact", "rejection", "tolerance:4", "typical", "lexical:0.1"):
         for seed in range(20):
             tree, *rest = bench(seed)
             accepted = acceptance(name)(tree, *rest).read()

@@ -167,7 +167,7 @@ def test_exact_keeps_the_law(rule: str, scheme) -> None:
     assert pvalue(sample(rule, scheme)) > 1e-4
 
 
-@pytest.mark.parametrize("rule", ["tolerance:3", "typical"])
+@pytest.mark.parametrize("rule", ["tolerance:3", "typical", "lexical:0.1"])
 def test_lossy_rules_are_caught(rule: str) -> None:
     """Negative control: the rules that say they are lossy are."""
     assert not acceptance(rule).lossless
@@ -193,7 +193,7 @@ def joint_law(target: CausalTarget, sampling: SamplingOptions) -> np.ndarray:
 
 
 def loop_pvalue(
-    name: str, rule: str, sampling: SamplingOptions, careless: bool = False, chains_only: bool = False
+    name: str, rule: str, sampling: SamplingOptions, careless: bool = False, chains_only: bool = False, paths: int = 0
 ) -> float:
     """Chi-square of tokens two and three of the whole loop, over 400 seeds in one batch, against the model's
     own law.
@@ -203,6 +203,8 @@ def loop_pvalue(
     guesser = built() if name == "msd" else drafter(name, target)
     if careless:
         guesser.nodes, guesser.coupled = 3, False
+    if paths:
+        guesser.paths = paths
     options = dict(sampling=sampling, seeds=list(range(rows)), rule=rule)
     result = generate(target, prompts([[1, 2]] * rows), rows, Stop(6), guesser, **options)
     expected = joint_law(target, sampling)
@@ -233,6 +235,14 @@ def test_whole_loop_keeps_the_law(name: str, rule: str, sampling: SamplingOption
 def test_drawn_trees_may_be_cut_to_chains(name: str) -> None:
     """The first child of each node is a draw from the distribution that the tree names: the law is kept."""
     assert loop_pvalue(name, "rejection", SamplingOptions(1.0), chains_only=True) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hawk-path", "redrafter", "msd"])
+@pytest.mark.parametrize("sampling", [SamplingOptions(1.0), SamplingOptions(1.0, top_k=2)], ids=["plain", "top_k"])
+def test_beams_that_are_drawn_keep_the_law(name: str, sampling: SamplingOptions) -> None:
+    """Paths by stochastic beam search: siblings without replacement, as many as the beam has."""
+    assert loop_pvalue(name, "rejection", sampling, paths=4) > 1e-4
 
 
 @pytest.mark.parametrize("name", ["jacobi", "vadusa", "msd"])

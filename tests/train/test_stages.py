@@ -240,6 +240,7 @@ def test_two_processes_learn_as_one(kind: str, model_folder: Path, vision_folder
         (["train", "medusa", "--model", "emoji-64"], "--model, the target, and --prompts"),
         (["train", "jacobi", "--model", "emoji-64", "--prompts", "PROMPTS"], "drafter that is trained"),
         (["train", "hawk", "--model", "wren-86", "--prompts", "PROMPTS"], "fill no grid"),
+        (["train", "dspark", "--model", "emoji-64", "--prompts", "PROMPTS"], "drafts without guidance, and this"),
         (["train", "medusa", "--model", "emoji-64", "--prompts", "FEW"], "are too few to train on"),
         (["train", "medusa", "--model", "emoji-64", "--prompts", "PROMPTS", "--steps", "0"], "steps must be 1 or more"),
         (["train", "medusa", "--model", "emoji-64", "--prompts", "PROMPTS", "--option", "x"], "is not NAME=VALUE"),

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 from mmspec.engine.accept.base import AcceptanceRule, Accepted, Committed, add_gumbel
 from mmspec.engine.accept.exact import Exact
+from mmspec.engine.accept.lexical import Lexical
 from mmspec.engine.accept.rejection import Rejection
 from mmspec.engine.accept.tolerance import Tolerance
 from mmspec.engine.accept.typical import Typical
@@ -11,11 +12,12 @@ from mmspec.errors import MmspecError, unknown
 
 __all__ = ["RULES", "Accepted", "AcceptanceRule", "Committed", "acceptance", "add_gumbel"]
 
-RULES: dict[str, type[Exact | Rejection | Tolerance | Typical]] = {
+RULES: dict[str, type[Exact | Lexical | Rejection | Tolerance | Typical]] = {
     "exact": Exact,
     "rejection": Rejection,
     "tolerance": Tolerance,
     "typical": Typical,
+    "lexical": Lexical,
 }
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmspec.engine.largest import argmax
 from mmspec.engine.noise import Noise
 from mmspec.engine.tree import DraftTree
 
@@ -133,3 +134,25 @@ class Acceptable:
             tokens.append([*(drafted[node] for node in path[1:]), own[path[-1]]])
             samples.append(own)
         return Committed(paths, tokens, samples)
+
+
+def above(
+    tree: DraftTree,
+    p: Float[Tensor, "row node vocab"],
+    floor: Float[Tensor, "row node"],
+    gumbel_scores: Float[Tensor, "row node vocab"],
+    protected: frozenset[int],
+    strictly: bool = False,
+) -> Acceptable:
+    """Children may be accepted that have at least (or more than) the probability `floor` of their parent, the most
+    probable first; where tokens are `protected`, the target's own sample alone.
+    """
+    samples = argmax(gumbel_scores)
+    parents = tree.parents.clamp(min=0)
+    expected, least = samples.gather(1, parents), floor.gather(1, parents)
+    child_p = p.flatten(1).gather(1, parents * p.shape[2] + tree.tokens.clamp(min=0))
+    exchanged = is_protected(tree.tokens, protected) | is_protected(expected, protected)
+    acceptable = (child_p > least if strictly else child_p >= least) & ((tree.tokens == expected) | ~exchanged)
+    # The rank of each node by falling probability, the last of equals first.
+    order = child_p.flip(1).argsort(dim=1, descending=True, stable=True).argsort(1).flip(1)
+    return Acceptable(tree, order.where(acceptable, -1), samples)

@@ -6,8 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmspec.engine.accept.base import Acceptable, is_protected
-from mmspec.engine.largest import argmax
+from mmspec.engine.accept.base import Acceptable, above
 from mmspec.engine.noise import Noise
 from mmspec.engine.tree import DraftTree
 from mmspec.errors import MmspecError
@@ -48,12 +47,4 @@ class Typical:
         p = log_p.exp()
         entropy = -(p * log_p.clamp(min=-1e4)).sum(2)
         floor = torch.minimum(torch.full_like(entropy, self.epsilon), self.delta * (-entropy).exp())
-        samples = argmax(gumbel_scores)
-        parents = tree.parents.clamp(min=0)
-        expected = samples.gather(1, parents)
-        child_p = p.flatten(1).gather(1, parents * p.shape[2] + tree.tokens.clamp(min=0))
-        exchanged = is_protected(tree.tokens, protected) | is_protected(expected, protected)
-        acceptable = (child_p > floor.gather(1, parents)) & ((tree.tokens == expected) | ~exchanged)
-        # The rank of each node by falling probability, the last of equals first.
-        order = child_p.flip(1).argsort(dim=1, descending=True, stable=True).argsort(1).flip(1)
-        return Acceptable(tree, order.where(acceptable, -1), samples)
+        return above(tree, p, floor, gumbel_scores, protected, strictly=True)
