@@ -66,7 +66,7 @@ def test_quick_and_numbers(run, prompts: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(image, "run", record("suite"))
     assert run("bench", "--prompts", prompts, "--quick", "--seed", 3)[0] == 0
     assert run("bench", "--prompts", prompts)[0] == 0
-    assert [len(call[3]) for call in asked] == [1, 3] and asked[0][5:] == ([], (), ["bf16"], "cpu", 3, None, False, [])
+    assert [len(call[3]) for call in asked] == [1, 3] and asked[0][5:] == ([], (), ["bf16"], "cpu", 3, None, False, ())
     code, _, err = run("bench", "image", "--prompts", 6)
     assert code == 0 and "--prompts 6 is read as --count 6: --prompts takes a file" in err
     assert run("bench", "image", "--prompts", prompts, "--temperature", 0, 1, "--drafters", "jacobi")[0] == 0
