@@ -36,8 +36,8 @@ DRAFTERS: dict[str, tuple[str, ...]] = {
     "dspark": ("dspark",),
 }
 
-# Kinds that learn from one branch alone, and so are not for guided pictures.
-UNGUIDED = ("msd", "dspark")
+# Kinds that draft without guidance alone, and so are not for pictures.
+UNGUIDED = ("dspark",)
 
 DESCRIBE = ("Describe this picture.", "What can you see here?", "Tell me about this image.")
 

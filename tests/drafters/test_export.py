@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import GRID, image_target, llama, plain, prompts, text_target
 from tiny import drafter as tiny_drafter
-from tiny import image_target, llama, plain, prompts, text_target
 from tiny_layouts import LAYER_CONFIG, D, V, check_equal, layer_shapes, write
 from tiny_released import (
     AUX,
@@ -33,6 +33,7 @@ from torch import Tensor
 from mmspec.drafters.base import TrainedDrafter
 from mmspec.drafters.export import check_folder, check_format, export, verifier_of
 from mmspec.drafters.facts import drafter_facts
+from mmspec.drafters.medusa import MedusaDrafter
 from mmspec.drafters.registry import by_name, find
 from mmspec.drafters.release import Release, layer_settings
 from mmspec.drafters.shapes import layer_shape
@@ -225,13 +226,17 @@ def test_msd(tmp_path: Path) -> None:
     assert all(f"- {phrase}\n" in text for phrase in lost) and "base_model: some/model" in text
 
 
-def test_medusa(tmp_path: Path) -> None:
-    """Heads that share the target's output matrix get one each; the ids are the model's."""
+@pytest.mark.parametrize("layers", [1, 2])
+def test_medusa(layers: int, tmp_path: Path) -> None:
+    """Heads that share the target's output matrix get one each, behind their layers; the ids are the model's."""
     target = image_target()
-    tiny_drafter("medusa", target).float().save_pretrained(tmp_path / "ours")  # type: ignore[attr-defined]
+    heads = MedusaDrafter(target.hidden_size, GRID.stride, [(0, 2), (0, 3), (0, 4)], layers=layers)
+    for weight in heads.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    heads.save_pretrained(tmp_path / "ours")
     assert exported(str(tmp_path / "ours"), target, tmp_path / "out", "medusa").lost == []
     file = load_file(tmp_path / "out" / "medusa_lm_head.safetensors")
-    assert len(file) == 9 and file["2.1.weight"].shape == (40, 32)
+    assert len(file) == 3 * (1 + 2 * layers) and file[f"2.{layers}.weight"].shape == (40, 32)
     runs = []
     for name in ("ours", "out"):
         drafter = by_name(str(tmp_path / name), None, target)
