@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 
 from mmspec import zoo
-from mmspec.bench.drafters import FIELDS, Field
+from mmspec.bench.drafters import FIELDS, MEASURED, Field
 from mmspec.bench.vlm import questions
 from mmspec.errors import MmspecError, unknown
 from recipes.magpie_135.text import ABOUT_PLACES, AT_LARGE, PLACES, WORDS
@@ -43,9 +43,6 @@ DESCRIBE = ("Describe this picture.", "What can you see here?", "Tell me about t
 
 # Prompts of each field, those that choose the best checkpoint and those for the report included.
 PROMPTS = 200
-
-# No drafter learns from so many prompts of those that the benchmark takes.
-MEASURED = 16
 
 console = Console(stderr=True)
 

@@ -12,11 +12,15 @@ from mmspec.bench import own, report
 from mmspec.bench.own import labels_of
 from mmspec.bench.report import formatted, joined
 from mmspec.bench.vlm import questions
+from mmspec.errors import MmspecError
 from mmspec.files import write_atomically
 from mmspec.versions import provenance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+# No drafter of `recipes.drafters` learns from so many prompts of each field.
+MEASURED = 16
 
 # Budgets of draft nodes that all are compared at.
 NODES = (8, 16, 32)
@@ -42,7 +46,9 @@ class Field:
     model: str
 
     def rows(self, folder: Path, count: int) -> list[dict]:
-        """The last `count` of the model's prompts that are held out, or fewer where there are not so many."""
+        """`count` of the model's prompts that are held out, the last ones, or questions; fewer where there are not so
+        many.
+        """
         if self.name == "text":
             return [{"prompt": question} for question in QUESTIONS[:count]]
         held_out = [row for row in questions(folder) if row["held_out"]]
@@ -172,6 +178,8 @@ def run(
     `trained` has a folder for each field with drafters that were trained, each in a folder of its own. `tokens` limits
     the length of answers.
     """
+    if count > MEASURED:
+        raise MmspecError(f"--count {count}: {MEASURED} prompts of each field are kept from training, give no more")
     origin = {"suite": "drafters", "model": "the bundled ones", "provenance": provenance(device), "seed": seed}
     results: dict = origin | {"nodes": list(nodes), "rows": []}
     for field in fields:

@@ -21,14 +21,16 @@ from mmspec.engine.tree import MAX_TREE_NODES, DraftTree
 from mmspec.errors import MmspecError
 from mmspec.targets.base import Target
 
-# The chance that a guess is right, where the drafter that made it says nothing of it.
-PRIOR = 0.8
+# The chance that a guess is right, where the drafter that made it says nothing of it, and how many levels a table may
+# add.
+PRIOR, BELOW = 0.8, 4
 
 
 class ComposedDrafter(Drafter):
     """The tree of an `inner` drafter, as wide as it pays or three quarters of `nodes`, to which a `table` adds nodes
     that pay. Trees that are sampled for `rejection` stay as the inner drafter sampled them. The inner drafter is told
-    of the part of a path that lies in its own tree. Drafting reads the device once more than the inner drafter does.
+    of all tokens, and of the part of a path that lies in its own tree. Drafting reads the device once more than the
+    inner drafter does.
     """
 
     # Whether the table adds children to all nodes, or to those that have none.
@@ -41,7 +43,8 @@ class ComposedDrafter(Drafter):
                 f"{self.name}:jacobi"
             )
         self.name = f"{self.name}:{inner.name}"
-        self.inner, self.table, self.nodes, self.max_nodes = inner, table, nodes, MAX_TREE_NODES
+        self.inner, self.table, self.nodes = inner, table, nodes
+        self.max_nodes = max(MAX_TREE_NODES, nodes or 0, inner.max_nodes)
         self.needs_features, self.feature_layers = inner.needs_features, inner.feature_layers
         self._inner_nodes = inner.nodes
 
@@ -67,25 +70,31 @@ class ComposedDrafter(Drafter):
             return tree
         chances = PRIOR**tree.depths if tree.path_probs is None else tree.path_probs
         numbers = torch.stack([part.float() for part in (tree.tokens, tree.parents, tree.depths, chances)], 2)
-        height = min(limit, tree.height + self.table.depth)
+        height = min(limit, tree.height + BELOW)
         gumbel, read = self.table.read(state, noise, height, numbers)
         assert read is not None
         if tree.path_probs is not None:
             width = best_width(read[:, 1:, 3].tolist(), self.inner.nodes, self.cost, perf_counter() - began)
             read = read[:, : 1 + width]
-            self._tree = tree.first(1 + width, int(read[:, :, 2].max()))
         given = [
-            [Node(int(token), int(parent), int(depth), chance) for token, parent, depth, chance in row]
+            [
+                Node(int(token), int(parent), int(depth), chance)
+                for number, (token, parent, depth, chance) in enumerate(row)
+                if number == 0 or parent >= 0  # padding comes last
+            ]
             for row in read.tolist()
         ]
+        self._own = [len(row) for row in given]
+        self._tree = tree.first(max(self._own), int(read[:, :, 2].max()))
         return self.table.grow(state, gumbel, height, began, given, self.everywhere)
 
     def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
-        own = self._tree.size
-        paths = [[node for node in path if node < own] for path in committed.paths]
-        self.inner.observe(state, self._tree, replace(committed, paths=paths), gumbel_scores[:, :own])
-        if not self.needs_draft_probs:
-            self.table.observe(state, tree, committed, gumbel_scores)
+        if self.needs_draft_probs:
+            return self.inner.observe(state, tree, committed, gumbel_scores)
+        paths = [[node for node in path if node < own] for path, own in zip(committed.paths, self._own, strict=True)]
+        own_scores = gumbel_scores[:, : self._tree.size]
+        self.inner.observe(state, self._tree, replace(committed, paths=paths), own_scores)
+        self.table.observe(state, tree, committed, gumbel_scores)
 
 
 class CascadeDrafter(ComposedDrafter):

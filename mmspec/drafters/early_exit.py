@@ -19,8 +19,9 @@ from mmspec.errors import MmspecError
 from mmspec.targets.base import Target
 from mmspec.targets.causal import CausalTarget
 
-# The share of right guesses of an exit before any was seen, which lets each be tried, and how fast it follows.
-FIRST, RATE = 0.8, 0.1
+# The share of right guesses of an exit before any was seen, which lets each be tried, how fast it follows, and how fast
+# it goes back to that while nothing is drafted.
+FIRST, RATE, DRIFT = 0.8, 0.1, 0.01
 
 
 class EarlyExitDrafter(Drafter):
@@ -33,8 +34,8 @@ class EarlyExitDrafter(Drafter):
     (1 - a^(d + 1)) / (1 - a) / (d e + all layers), where a is how often guesses from e were right; for d = 0 it drafts
     nothing. The paper learns a of all exits from hidden states that its cache keeps (shadow tokens), and its models
     were trained with layers left out (LayerSkip), so that early layers speak; others' hardly do, and it then stops
-    drafting. That a is learnt from the exit which was used, from a hopeful beginning, was our choice, as were the
-    second choices.
+    drafting for some time. That a is learnt from the exit which was used, from a hopeful beginning, was our choice,
+    as were second choices, which count as right. Every level reads the chain so far once more.
     """
 
     name = "del"
@@ -48,17 +49,17 @@ class EarlyExitDrafter(Drafter):
             )
         self.exits, self.depth, self.ranks, self.nodes = tuple(exits), depth, ranks, nodes
         self.max_nodes = max(MAX_TREE_NODES, nodes or 0)
-        self._of: Target | None = None
+        self._of: tuple[Target, SamplingOptions] | None = None
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         super().start(target, state, sampling, needs_draft_probs)
-        if target is not self._of:
+        if self._of != (target, self.sampling):
             if not isinstance(target, CausalTarget):
                 raise MmspecError("drafter 'del' reads the layers of a decoder, which this target is not: use lookup")
             self._layers = target.model.config.get_text_config().num_hidden_layers
-            self._counts = sorted({min(self._layers - 1, max(1, round(share * self._layers))) for share in self.exits})
+            self._counts = sorted({max(1, min(self._layers - 1, round(share * self._layers))) for share in self.exits})
             self._parts = [target.first_layers(count) for count in self._counts]
-            self._of, self._rates = target, [FIRST] * len(self._counts)
+            self._of, self._rates = (target, self.sampling), [FIRST] * len(self._counts)
         self._used: tuple[int, int] | None = None
 
     def change_rows(self, state: State, previous: list[int | None]) -> None:
@@ -84,6 +85,7 @@ class EarlyExitDrafter(Drafter):
         height, target = min(limit, depth), self._parts[exit]
         self._used = (exit, height) if height > 0 else None
         if height < 1:
+            self._rates = [rate + DRIFT * (FIRST - rate) for rate in self._rates]
             return root(state.roots)
         gumbel = None if noise.greedy else noise.gumbel(state.counts, height)
         drafted: list[Tensor] = []
@@ -109,6 +111,7 @@ class EarlyExitDrafter(Drafter):
         if self._used is None:
             return
         exit, height = self._used
+        height = min(height, tree.height)  # of what was verified
         for path in committed.paths:
             accepted = min(len(path) - 1, height)
             for guess in range(min(accepted + 1, height) if path else 0):

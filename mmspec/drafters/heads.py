@@ -129,8 +129,8 @@ class HeadDrafter(TrainedDrafter):
 
     def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
         """Store the vertical proposals of the features just committed."""
-        for row, (path, count) in enumerate(zip(committed.paths, state.counts, strict=True)):
-            self._store(state, row, max(1, count - len(path)), count)
+        for row, (tokens, count) in enumerate(zip(committed.tokens, state.counts, strict=True)):
+            self._store(state, row, max(1, count - len(tokens)), count)
 
     def _store(self, state: State, row: int, first: int, count: int) -> None:
         """What vertical heads propose after the features of the positions `first` to `count`."""

@@ -12,15 +12,15 @@ from mmspec.targets.base import Target
 
 
 class NGrams:
-    """How often each token came after contexts of 1 to `longest` tokens."""
+    """How often each token came after contexts of `shortest` to `longest` tokens."""
 
-    def __init__(self, longest: int):
-        self.longest = longest
+    def __init__(self, longest: int, shortest: int = 1):
+        self.longest, self.shortest = longest, shortest
         self.counts: dict[tuple[int, ...], dict[int, int]] = {}
 
     def add(self, context: Sequence[int], token: int) -> None:
         """A token came after a context."""
-        for length in range(1, min(self.longest, len(context)) + 1):
+        for length in range(self.shortest, min(self.longest, len(context)) + 1):
             row = self.counts.setdefault(tuple(context[-length:]), {})
             row[token] = row.pop(token, 0) + 1  # the latest last
         make_room(self.counts)
@@ -35,7 +35,7 @@ class NGrams:
 
     def after(self, context: Sequence[int], ranks: int) -> Known | None:
         """What came after the longest context that is known, most often first, and of equals the latest."""
-        for length in range(min(self.longest, len(context)), 0, -1):
+        for length in range(min(self.longest, len(context)), self.shortest - 1, -1):
             if row := self.counts.get(tuple(context[-length:])):
                 total = sum(row.values())
                 best = sorted(reversed(row), key=row.__getitem__, reverse=True)[:ranks]
@@ -76,7 +76,7 @@ class HierarchyDrafter(TableDrafter):
         return max(self.longest, self._stride)
 
     def clear(self) -> None:
-        self._text, self._before, self._columns = NGrams(self.longest), NGrams(self.longest), NGrams(2)
+        self._text, self._before, self._columns = NGrams(self.longest), NGrams(self.longest), NGrams(2, 2)
 
     def start(self, target: Target, state: State, sampling: SamplingOptions, needs_draft_probs: bool) -> None:
         self._stride = target.grid.stride if target.grid else 0

@@ -103,30 +103,46 @@ class JacobiDrafter(Drafter):
         self._gumbel = None
         if self.needs_draft_probs and not noise.greedy:
             self._gumbel = noise.gumbel(state.counts, height + 1)
-            return replace(chain(state.roots, guessed), probs=self._drawn_from(guessed))
+            return replace(chain(state.roots, guessed), probs=self._drawn_from(guessed, self._gumbel.dtype))
         if not branches:
             return chain(state.roots, guessed)
         assert self._runners_up is not None
         return branching(state.roots, guessed, self._runners_up, self._lengths)
 
-    def _drawn_from(self, guessed: Int[Tensor, "row depth"]) -> Float[Tensor, "row node vocab"]:
+    def _drawn_from(self, guessed: Int[Tensor, "row depth"], dtype: torch.dtype) -> Float[Tensor, "row node vocab"]:
         """The law that each guess was drawn from; copies of other tokens are point masses."""
-        probs = F.one_hot(F.pad(guessed, (1, 0)), self.target.vocabulary_size).double()
+        tokens = F.pad(guessed, (1, 0))[:, :, None]
+        probs = torch.zeros(*tokens.shape[:2], self.target.vocabulary_size, dtype=dtype, device=tokens.device)
+        probs.scatter_(2, tokens, 1.0)
         for row, laws in enumerate(self._laws):
             if laws is not None:
                 known = min(len(laws), guessed.shape[1])
                 probs[row, 1 : 1 + known] = laws[:known]
         return probs
 
+    def _law(
+        self, tree: DraftTree, row: int, nodes: list[int], gumbel_scores: Float[Tensor, "row node vocab"]
+    ) -> Float[Tensor, "guess vocab"]:
+        """The laws of the samples at some nodes. What was drawn at padding has the noise of the root: a point mass."""
+        assert self._gumbel is not None
+        index = torch.tensor(nodes, dtype=torch.long, device=gumbel_scores.device)
+        drawn, depths = gumbel_scores[row, index], tree.depths[row, index]
+        laws = (drawn - self._gumbel[row, depths].to(drawn.dtype)).softmax(1)
+        points = F.one_hot(drawn.argmax(1), drawn.shape[1]).to(drawn.dtype)
+        return torch.where((depths == 0)[:, None], points, laws)
+
     def observe(self, state: State, tree: DraftTree, committed: Committed, gumbel_scores: Tensor) -> None:
         paths = committed.paths
-        behind = [nodes_behind(path[-1], tree.height, self._lengths) if path else [] for path in paths]
+        # Tokens may go on beyond the path, where this tree is a part of another one.
+        beyond = [max(0, len(tokens) - len(path)) for path, tokens in zip(paths, committed.tokens, strict=True)]
+        behind = [
+            nodes_behind(path[-1], tree.height, self._lengths)[more:] if path else []
+            for path, more in zip(paths, beyond, strict=True)
+        ]
         self._guesses = [[row[node] for node in nodes] for row, nodes in zip(committed.samples, behind, strict=True)]
         if self._gumbel is not None:
-            index = tree.depths[:, :, None].expand(-1, -1, gumbel_scores.shape[2])
-            laws = (gumbel_scores - self._gumbel.to(gumbel_scores.dtype).gather(1, index)).softmax(2).double()
-            self._laws = [laws[row, nodes] for row, nodes in enumerate(behind)]
-        elif self._most_branches and not self.target.chains_only:
+            self._laws = [self._law(tree, row, nodes, gumbel_scores) for row, nodes in enumerate(behind)]
+        elif self._most_branches and not self.target.chains_only and not self.needs_draft_probs:
             # Where nothing is behind the path, runners-up of its last token are as good as any.
             first = [[nodes[0] if nodes else path[-1] if path else 0] for nodes, path in zip(behind, paths)]
             index = torch.tensor(first, device=gumbel_scores.device)[:, :, None]

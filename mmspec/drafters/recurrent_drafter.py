@@ -109,7 +109,7 @@ class RecurrentDrafter(TreeDrafter):
     @torch.inference_mode()
     def _read_rows(self, state: State, rows: list[int]) -> None:
         device, sequences = self.target.device, self.sequences(state, rows)
-        slots = state.cache.capacity + self.longer + self.beam * self.depth
+        slots = state.cache.capacity + self.longer + max(self.beam, self.paths) * self.depth
         slots = graph_slots(slots) if self.target.compiled else slots
         cache = TreeCache(self.cached_layers, len(sequences), slots, device)
         parts, position_ids, shifts = [], [], []

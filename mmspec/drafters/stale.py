@@ -43,7 +43,7 @@ class StaleScores:
     def observe(self, tree: DraftTree, committed: Committed, gumbel_scores: Float[Tensor, "row node vocab"]) -> None:
         """Keep what a round said of positions that it did not commit."""
         device = gumbel_scores.device
-        lengths = [len(path) or tree.height + 1 for path in committed.paths]
+        lengths = [len(tokens) or tree.height + 1 for tokens in committed.tokens]
         levels = torch.arange(tree.height + 1, device=device)
         real = (tree.parents >= 0) | (torch.arange(tree.size, device=device) == 0)
         at_level = (tree.depths[:, :, None] == levels) & real[:, :, None]

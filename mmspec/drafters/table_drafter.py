@@ -138,17 +138,18 @@ class TableDrafter(Drafter):
         given: list[list[Node]],
         everywhere: bool = False,
     ) -> DraftTree:
-        """Trees of at most so many levels that begin with the nodes `given` of each row, as many in all rows, root
-        first. Nodes from tables come below their leaves, or `everywhere`, as many as pay if drafting began at `began`.
+        """Trees of at most so many levels that begin with the nodes `given` of each row, root first. Nodes from tables
+        come below their leaves, or `everywhere`, as many as pay if drafting began at `began`.
         """
-        first = len(given[0])
+        firsts = [len(nodes) for nodes in given]
         self._contexts = [self._read_text(row, state.history(row)) for row in range(state.rows)]
         for row, (context, nodes) in enumerate(zip(self._contexts, given, strict=True)):
             self._grow(context, nodes, None if gumbel is None else gumbel[row], height, everywhere)
         chances = [[node.chance for node in nodes[1:]] or [0.0] for nodes in given]
         width = 1 + best_width(chances, self.nodes, self.cost, perf_counter() - began)
-        self._rows = [nodes[: max(first, width)] for nodes in given]
-        return as_tree(self._rows, state.roots.device, 1 if self.target.chains_only else self.ranks)
+        self._rows = [nodes[: max(first, width)] for nodes, first in zip(given, firsts, strict=True)]
+        most = 1 if self.target.chains_only else self.ranks if max(firsts) == 1 else None
+        return as_tree(self._rows, state.roots.device, most)
 
     def _read(self, *others: Tensor | None) -> list[np.ndarray | None]:
         """Learn what the last round said; the others on the host, after one read of the device."""
@@ -176,8 +177,10 @@ class TableDrafter(Drafter):
         if self.reads_text:
             for end in range(max(1, self._followed[row]), len(text)):
                 context = text[max(0, end - self.order) : end]
-                if min(context) >= 0 and text[end] >= 0:
-                    self.follow(context, text[end])
+                # Tokens that the target reads and never says are negative.
+                unsaid = max((place + 1 for place, token in enumerate(context) if token < 0), default=0)
+                if text[end] >= 0 and unsaid < len(context):
+                    self.follow(context[unsaid:], text[end])
             self._followed[row] = len(text)
         return text[-self.order :]
 
@@ -206,9 +209,8 @@ class TableDrafter(Drafter):
         below: dict[int, set[int]] = {}
         for node in nodes[1:]:
             below.setdefault(node.parent, set()).add(node.token)
-        for number, node in enumerate(list(nodes)):
-            real, leaf = number == 0 or node.parent >= 0, number not in below
-            if real and (leaf or (everywhere and not self.target.chains_only)):
+        for number in range(len(nodes)):
+            if number not in below or (everywhere and not self.target.chains_only):
                 offer(number, self._path(context, nodes, number), below.get(number, set()))
         while heap and len(nodes) <= (self.nodes or self.max_nodes):
             chance, _, token, parent, path = heappop(heap)
@@ -256,7 +258,7 @@ def make_room(table: dict) -> None:
         del table[next(iter(table))]
 
 
-def as_tree(rows: list[list[Node]], device: torch.device, max_children: int) -> DraftTree:
+def as_tree(rows: list[list[Node]], device: torch.device, max_children: int | None) -> DraftTree:
     """Trees of the host as one."""
     size, height = max(map(len, rows)), max(node.depth for row in rows for node in row)
     table = [

@@ -73,8 +73,8 @@ def sample_tree(
     `scores(depth, tokens, parent_index)` are those that follow the nodes of a level, whose parents were at
     `parent_index` of the level before.
     """
-    if paths and not noise.greedy:
-        return sample_beams(state, noise, scores, paths, height, max_nodes)
+    if paths > 0 and not noise.greedy:
+        return sample_beams(state, noise, scores, min(paths, max_nodes), height, max_nodes)
     rows, device = state.rows, state.roots.device
     level, parent_index = state.roots[:, None], torch.zeros(rows, 1, dtype=torch.long, device=device)
     head = state.roots[:, None]

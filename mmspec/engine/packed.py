@@ -177,11 +177,12 @@ def pack_weights(model: nn.Module, whole: nn.Module | None = None) -> int:
 @contextmanager
 def kept_packed() -> Iterator[None]:
     """For compilers, which look at all that a layer has: their graphs call packed layers by number."""
+    before = getattr(_THREAD, "keeps", False)
     _THREAD.keeps = True
     try:
         yield
     finally:
-        _THREAD.keeps = False
+        _THREAD.keeps = before
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from inspect import signature
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -146,8 +146,13 @@ class CausalTarget(OwnModel):
         It shares the weights, and reads and writes the same caches, of whose other layers it knows nothing. Raises
         MmspecError for a decoder that is no stack of attention layers.
         """
-        layers = getattr(self.decoder, "layers", None)
-        if not self._runs_plainly() or not isinstance(layers, nn.ModuleList) or not hasattr(self.decoder, "norm"):
+        layers: Any = getattr(self.decoder, "layers", None)
+        config = self.decoder.config
+        stack = self._runs_plainly() and isinstance(layers, nn.ModuleList) and hasattr(self.decoder, "norm")
+        # Layers with inputs or keys of others; a forward of its own, such as accelerate's, would run all layers.
+        tangled = ("hidden_size_per_layer_input", "num_kv_shared_layers")
+        own = "forward" in vars(self.decoder) or any(getattr(config, name, None) for name in tangled)
+        if not stack or own or not 0 < count < len(layers):
             raise MmspecError(
                 f"{type(self.model).__name__} is no stack of attention layers with a norm behind it, of which a part "
                 "could draft: use another drafter than del, such as lookup"

@@ -152,6 +152,10 @@ class CsmTarget(CausalTarget):
         )
 
     @torch.inference_mode()
+    def first_layers(self, count: int) -> CausalTarget:
+        """Raises MmspecError: most of a frame's codes are another decoder's."""
+        raise MmspecError("the codes of a frame are drafted by no part of CSM's backbone: use jacobi")
+
     def forward(self, state: State, tree: DraftTree) -> Output:
         """One pass over chains that `readable` has cut; nothing is committed."""
         cache, places = cast(FrameCache, state.cache), self._places(state)

@@ -8,7 +8,8 @@ from text_families import text_family
 from tiny import TEXTS, image_target, llama, plain, prompts, text_target
 
 from mmspec import drafters
-from mmspec.drafters.early_exit import EarlyExitDrafter
+from mmspec.drafters.early_exit import FIRST, EarlyExitDrafter
+from mmspec.engine.cost import Cost
 from mmspec.engine.loop import Stop, generate
 from mmspec.engine.sampling import SamplingOptions
 from mmspec.errors import MmspecError
@@ -36,25 +37,45 @@ def test_first_layers_that_say_all(temperature: float) -> None:
     assert out.stats.mean_acceptance_length > 4 and guesser.choice() == (0, 5)
 
 
-def test_first_layers_that_say_nothing() -> None:
-    """It stops drafting, but where the number of nodes is fixed."""
+def test_first_layers_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops drafting by itself, tries again later, and drafts where the number of nodes is fixed."""
     target = text_target()
-    guesser = EarlyExitDrafter(depth=3)
-    out = generate(target, prompts(TEXTS[:1]), 1, Stop(200), guesser, seeds=2)
-    assert out.tokens == plain(target, 200, seed=2, texts=TEXTS[:1])
+    monkeypatch.setattr("mmspec.drafters.early_exit.CausalTarget.first_layers", lambda self, count: foreign())
+    guesser, sizes = EarlyExitDrafter(depth=3), []
+
+    def seen(state, tree, gumbel_scores, accepted) -> None:
+        sizes.append(tree.size)
+
+    out = generate(target, prompts(TEXTS[:1]), 1, Stop(300), guesser, seeds=2, on_accept=seen)
+    assert out.tokens == plain(target, 300, seed=2, texts=TEXTS[:1])
+    silent = [size == 1 for size in sizes]
+    assert any(silent[:100]) and not all(silent[silent.index(True) :])
     guesser._rates = [0.0 for _ in guesser._rates]
-    assert guesser.choice()[1] == 0
     guesser.nodes = 4
     assert guesser.choice()[1] == 1
+
+
+def foreign() -> CausalTarget:
+    """Another model's layers."""
+    return CausalTarget(llama(seed=9))
+
+
+def test_a_tree_that_is_cut_is_no_miss() -> None:
+    """Where fewer nodes are verified than were drafted, what was not verified says nothing."""
+    target, guesser = skipping(), EarlyExitDrafter()
+    guesser.cost = Cost([1, 2, 3, 64], [1.0, 1.0, 9.0, 99.0])
+    generate(target, prompts(TEXTS[:1]), 1, Stop(LENGTH), guesser, sampling=SamplingOptions(0.0), seeds=2)
+    assert guesser._rates[0] > FIRST
 
 
 def test_the_target_is_left_as_it_is() -> None:
     """No hooks, layers or configuration of it change."""
     target = text_target()
     layers, config = len(target.decoder.layers), copy.deepcopy(target.decoder.config)
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in target.decoder.modules()]
     generate(target, prompts(), 3, Stop(8), EarlyExitDrafter(), seeds=2)
     assert len(target.decoder.layers) == layers and target.decoder.config.to_dict() == config.to_dict()
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in target.decoder.modules())
+    assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in target.decoder.modules()] == hooks
 
 
 def test_chains_and_samples() -> None:
@@ -76,6 +97,9 @@ def test_families(family: str) -> None:
 def test_what_has_no_such_layers_is_refused() -> None:
     with pytest.raises(MmspecError, match="no stack of attention layers"):
         generate(target_of(text_family("Falcon-H1")), prompts(), 3, Stop(8), EarlyExitDrafter())
+    for family in ("Gemma 3n", "Gemma 4"):
+        with pytest.raises(MmspecError, match="no stack of attention layers"):
+            generate(target_of(text_family(family)), prompts(), 3, Stop(8), EarlyExitDrafter())
     with pytest.raises(MmspecError, match="shares of the layers"):
         EarlyExitDrafter(exits=(0.5, 1.0))
     assert "del" not in drafters.usable(None) and drafters.load("del", None, text_target()).name == "del"

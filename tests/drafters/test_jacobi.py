@@ -108,13 +108,13 @@ def test_rejection_knows_what_guesses_were_drawn_from(monkeypatch: pytest.Monkey
     drawn = length()
     own = JacobiDrafter._drawn_from
 
-    def points(self: JacobiDrafter, guessed: torch.Tensor) -> torch.Tensor:
-        probs = own(self, guessed)
+    def points(self: JacobiDrafter, guessed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        probs = own(self, guessed, dtype)
         assert probs.shape == (len(guessed), 1 + guessed.shape[1], self.target.vocabulary_size)
         assert torch.allclose(probs.sum(2), torch.ones_like(probs.sum(2)))
         assert (probs[:, 1:].gather(2, guessed[:, :, None]) > 0).all()
         self._laws = [None] * len(guessed)
-        return own(self, guessed)
+        return own(self, guessed, dtype)
 
     monkeypatch.setattr(JacobiDrafter, "_drawn_from", points)
     assert length() < drawn

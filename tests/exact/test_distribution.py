@@ -3,6 +3,7 @@ same test.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,6 +244,23 @@ def test_drawn_trees_may_be_cut_to_chains(name: str) -> None:
 def test_beams_that_are_drawn_keep_the_law(name: str, sampling: SamplingOptions) -> None:
     """Paths by stochastic beam search: siblings without replacement, as many as the beam has."""
     assert loop_pvalue(name, "rejection", sampling, paths=4) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["hawk-path", "redrafter"])
+def test_beams_have_their_width(name: str) -> None:
+    """Each level has as many nodes as there are paths, siblings of it in different numbers."""
+    target, levels, families = image_target(), set(), set()
+    guesser: Any = drafter(name, target)
+    guesser.paths = 3
+
+    def seen(state, tree, gumbel_scores, accepted) -> None:
+        for row in range(len(tree.tokens)):
+            depths, parents = tree.depths[row, 1:], tree.parents[row, 1:]
+            levels.update(depths.bincount()[1:].tolist())
+            families.update(parents[parents >= 0].bincount().tolist())
+
+    generate(target, prompts(), 3, Stop(20), guesser, rule="rejection", on_accept=seen)
+    assert 3 in levels and max(levels) == 3 and {1, 2} <= families  # a single node where a token is forced
 
 
 @pytest.mark.parametrize("name", ["jacobi", "vadusa", "msd"])

@@ -143,16 +143,18 @@ def above(
     gumbel_scores: Float[Tensor, "row node vocab"],
     protected: frozenset[int],
     strictly: bool = False,
+    samples_too: bool = False,
 ) -> Acceptable:
-    """Children may be accepted that have at least (or more than) the probability `floor` of their parent, the most
-    probable first; where tokens are `protected`, the target's own sample alone.
+    """Children may be accepted that have at least (or more than) the probability `floor` of their parent, or that are
+    the target's own sample if `samples_too`, the most probable first; where tokens are `protected`, the sample alone.
     """
     samples = argmax(gumbel_scores)
     parents = tree.parents.clamp(min=0)
     expected, least = samples.gather(1, parents), floor.gather(1, parents)
     child_p = p.flatten(1).gather(1, parents * p.shape[2] + tree.tokens.clamp(min=0))
     exchanged = is_protected(tree.tokens, protected) | is_protected(expected, protected)
-    acceptable = (child_p > least if strictly else child_p >= least) & ((tree.tokens == expected) | ~exchanged)
+    sampled = tree.tokens == expected
+    acceptable = (child_p > least if strictly else child_p >= least) & (sampled | ~exchanged) | (sampled & samples_too)
     # The rank of each node by falling probability, the last of equals first.
     order = child_p.flip(1).argsort(dim=1, descending=True, stable=True).argsort(1).flip(1)
     return Acceptable(tree, order.where(acceptable, -1), samples)

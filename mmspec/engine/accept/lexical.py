@@ -14,8 +14,8 @@ from mmspec.errors import MmspecError
 
 @dataclass(frozen=True)
 class Lexical:
-    """LOSSY. Accept a child x with p(x) >= alpha, the most probable such child at every node: tokens that follow each
-    other with so much certainty are a lexical unit, and come at once.
+    """LOSSY. Accept a child x with p(x) >= alpha, the most probable such child at every node, else the target's own
+    sample: tokens that follow each other with so much certainty are a lexical unit, and come at once.
 
     The paper fine-tunes the model to emit a unit in parallel, and verifies nothing; here any drafter proposes it, and
     the target's own probabilities say whether it is one. That, and that protected tokens are not exchanged, is our
@@ -34,7 +34,7 @@ class Lexical:
 
     @property
     def name(self) -> str:
-        return f"lexical:{self.alpha:g}"
+        return f"lexical:{self.alpha}"
 
     def __call__(
         self,
@@ -46,4 +46,4 @@ class Lexical:
         protected: frozenset[int] = frozenset(),
     ) -> Acceptable:
         p = torch.softmax(scores, dim=2)
-        return above(tree, p, torch.full_like(p[..., 0], self.alpha), gumbel_scores, protected)
+        return above(tree, p, torch.full_like(p[..., 0], self.alpha), gumbel_scores, protected, samples_too=True)
