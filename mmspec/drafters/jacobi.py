@@ -62,7 +62,7 @@ class JacobiDrafter(Drafter):
         self._stride = target.grid.stride if target.grid else 1
         self._growth = GRID_GROWTH if target.grid else GROWTH
         default = 0 if target.grid else BRANCHES
-        self._most_branches = default if self.branches is None else self.branches
+        self._most_branches = 0 if needs_draft_probs else default if self.branches is None else self.branches
         self._guesses: list[list[int]] = [[] for _ in range(state.rows)]
         self._runners_up: Tensor | None = None
         self._scale = 0.5
@@ -82,7 +82,7 @@ class JacobiDrafter(Drafter):
 
     def breadth(self, nodes: int, limit: int) -> int:
         """How many branches a tree of so many nodes and levels has."""
-        if self._runners_up is None or self.target.chains_only or self.needs_draft_probs:
+        if self._runners_up is None or self.target.chains_only:
             return 0
         most = min(self._runners_up.shape[1], limit)
         return max(count for count in range(most + 1) if count * (count + 1) <= nodes)
@@ -142,7 +142,7 @@ class JacobiDrafter(Drafter):
         self._guesses = [[row[node] for node in nodes] for row, nodes in zip(committed.samples, behind, strict=True)]
         if self._gumbel is not None:
             self._laws = [self._law(tree, row, nodes, gumbel_scores) for row, nodes in enumerate(behind)]
-        elif self._most_branches and not self.target.chains_only and not self.needs_draft_probs:
+        elif self._most_branches and not self.target.chains_only:
             # Where nothing is behind the path, runners-up of its last token are as good as any.
             first = [[nodes[0] if nodes else path[-1] if path else 0] for nodes, path in zip(behind, paths)]
             index = torch.tensor(first, device=gumbel_scores.device)[:, :, None]

@@ -198,10 +198,8 @@ class TableDrafter(Drafter):
             known = self.after(path) if node.depth < height else None
             if known is None:
                 return
-            node.children, node.matched = (
-                self._ranked(known, None if noise is None else noise[node.depth]),
-                known.matched,
-            )
+            node.matched = known.matched
+            node.children = self._ranked(known, None if noise is None else noise[node.depth])
             for worth, child in zip(self.chances(known.matched)[:width], node.children):
                 if child not in present:
                     heappush(heap, (-node.chance * worth, next(came), child, number, [*path[1 - self.order :], child]))

@@ -99,15 +99,7 @@ def sample_tree(
         first, count = count, count + level.shape[1]
         if depth + 1 < height and count + level.shape[1] * widths[depth + 1] > max_nodes:
             break
-    return DraftTree(
-        torch.cat(tokens, 1),
-        torch.cat(parents, 1),
-        torch.cat(depths, 1),
-        len(tokens) - 1,
-        probs=torch.cat(all_probs, 1),
-        with_replacement=False,
-        max_children=max(widths[: len(tokens) - 1]),
-    )
+    return drawn_tree(tokens, parents, depths, all_probs, max(widths[: len(tokens) - 1]))
 
 
 def sample_beams(
@@ -152,12 +144,19 @@ def sample_beams(
         first, count = count, count + level.shape[1]
         if count + width > max_nodes:
             break
+    return drawn_tree(tokens, parents, depths, all_probs, width)
+
+
+def drawn_tree(
+    tokens: list[Tensor], parents: list[Tensor], depths: list[Tensor], probs: list[Tensor], max_children: int
+) -> DraftTree:
+    """The tree of levels, the root's first, whose siblings were sampled without replacement."""
     return DraftTree(
         torch.cat(tokens, 1),
         torch.cat(parents, 1),
         torch.cat(depths, 1),
         len(tokens) - 1,
-        probs=torch.cat(all_probs, 1),
+        probs=torch.cat(probs, 1),
         with_replacement=False,
-        max_children=width,
+        max_children=max_children,
     )

@@ -80,10 +80,8 @@ class Written:
 
     def take(self) -> list[Tensor]:
         """What is there, which becomes zeros."""
-        rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
-        taken = []
+        taken, rows = self.read(), torch.arange(len(self.slots), device=self.slots.device)[:, None]
         for tensor in (tensor for each in self.entries for tensor in each):
-            taken.append(tensor[rows, :, self.slots])
             tensor[rows, :, self.slots] = 0.0
         return taken
 
